@@ -1,0 +1,81 @@
+"""What is served: agents, tools and the policy that the operator sets for them.
+
+Leans on the domain's base. Refuses to know the Agents SDK: these are descriptions, not objects.
+"""
+
+from enum import Enum
+from typing import Literal
+
+from pydantic import Field
+
+from agent_server.domain.base import Frozen, JsonObject
+
+
+class ToolEffect(str, Enum):
+    """What calling a tool twice would do; decides what a crash in mid-call leads to."""
+
+    NONE = "none"
+    """Only reads: may be repeated freely."""
+    IDEMPOTENT = "idempotent"
+    """May be repeated with the same arguments."""
+    ONCE = "once"
+    """Must not be repeated silently: in doubt after a crash, the run waits for a decision."""
+
+    @property
+    def repeatable(self) -> bool:
+        return self is not ToolEffect.ONCE
+
+
+class ToolPolicy(Frozen):
+    """One tool's entry in ``agent-server.toml``."""
+
+    effect: ToolEffect | None = None
+    approval: bool | None = None
+    timeout_s: float | None = Field(default=None, gt=0)
+
+
+class AgentPolicy(Frozen):
+    """One agent's entry in ``agent-server.toml``."""
+
+    approach: str | None = None
+    budget: JsonObject | None = None
+    description: str | None = None
+
+
+class ToolInfo(Frozen):
+    """A tool as the API lists it."""
+
+    name: str
+    description: str = ""
+    parameters: JsonObject = Field(default_factory=dict)
+    effect: ToolEffect = ToolEffect.ONCE
+    approval: bool = False
+    timeout_s: float | None = None
+    source: Literal["builtin", "file", "mcp"] = "file"
+
+
+class AgentInfo(Frozen):
+    """An agent as the API lists it."""
+
+    name: str
+    """The slug by which runs name it."""
+    title: str
+    """The SDK name, unchanged."""
+    description: str = ""
+    model: str | None = None
+    tools: tuple[str, ...] = ()
+    handoffs: tuple[str, ...] = ()
+    mcp_servers: tuple[str, ...] = ()
+    output_schema: JsonObject | None = None
+    approach: str | None = None
+    source: str = ""
+    """``file:line``-less place: the path or module the agent came from."""
+
+
+class LoadError(Frozen):
+    """Why a file's agents are not served, or why an older version still is."""
+
+    source: str
+    line: int | None = None
+    message: str
+    serving_last_good: bool = False

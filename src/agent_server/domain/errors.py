@@ -1,0 +1,330 @@
+"""The error tree. Every error knows its HTTP status and its stable ``code``.
+
+Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`` and ``hint``.
+
+    AgentServerError
+    ├── InvalidRequest            422  invalid_request
+    │   ├── UnknownAgent          422  unknown_agent
+    │   ├── UnknownTool           422  unknown_tool
+    │   ├── UnknownModel          422  unknown_model
+    │   ├── UnknownApproach       422  unknown_approach
+    │   ├── InvalidWorkflow       422  invalid_workflow
+    │   ├── InvalidCursor         422  invalid_cursor
+    │   └── IdempotencyMismatch   422  idempotency_mismatch
+    ├── MalformedBody             400  malformed_body
+    ├── Unauthorized              401  unauthorized
+    ├── Forbidden                 403  forbidden
+    ├── NotFound                  404  not_found
+    ├── Conflict                  409  conflict
+    │   ├── IdempotencyInFlight   409  idempotency_in_flight
+    │   └── RunEnded              409  run_ended
+    ├── BodyTooLarge              413  body_too_large
+    ├── RateLimited               429  rate_limited
+    ├── Unavailable               503  unavailable
+    ├── StorageFull               507  storage_full
+    ├── ConfigurationError        500  configuration
+    │   ├── DatabaseUnavailable   500  database_unavailable
+    │   ├── DataDirLocked         500  data_dir_locked
+    │   └── AgentsFileError       500  agents_file
+    └── RunError                  (recorded in the run, never an HTTP answer)
+        ├── ModelError                 model_error
+        │   ├── ModelUnauthorized      model_unauthorized
+        │   ├── ModelRateLimited       model_rate_limited
+        │   ├── ModelTimeout           model_timeout
+        │   └── ModelMalformed         model_malformed
+        ├── ToolError                  tool_error
+        ├── GuardrailTripped           guardrail_tripped
+        ├── MaxTurnsExceeded           max_turns
+        ├── PlanInvalid                plan_invalid
+        ├── OutputInvalid              output_invalid
+        ├── TaskFailed                 task_failed
+        ├── ExpressionError            expression_error
+        ├── BudgetExceeded             budget_exceeded
+        ├── RunCancelled               cancelled
+        ├── ApprovalUnsupported        approval_unsupported
+        ├── TooManyAttempts            too_many_attempts
+        └── InternalError              internal
+"""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from agent_server.domain.base import Frozen
+
+
+class FieldError(Frozen):
+    """One thing that is wrong: where (a JSON-pointer-like path), what, and a suggestion."""
+
+    path: str
+    message: str
+    hint: str | None = None
+    line: int | None = None
+
+
+class ErrorInfo(Frozen):
+    """An error as it is recorded in a run, a task, a step or an event."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    errors: tuple[FieldError, ...] = Field(default=())
+
+
+class AgentServerError(Exception):
+    """The root. ``detail`` says what happened with which value; ``hint`` what to do next."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        hint: str | None = None,
+        errors: tuple[FieldError, ...] | list[FieldError] = (),
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.errors = tuple(errors)
+        self.headers = headers or {}
+
+    def info(self) -> ErrorInfo:
+        return ErrorInfo(code=self.code, message=self.detail, hint=self.hint, errors=self.errors)
+
+
+class InvalidRequest(AgentServerError):
+    status = 422
+    code = "invalid_request"
+    title = "The request is not valid"
+
+
+class UnknownAgent(InvalidRequest):
+    code = "unknown_agent"
+    title = "No such agent"
+
+
+class UnknownTool(InvalidRequest):
+    code = "unknown_tool"
+    title = "No such tool"
+
+
+class UnknownModel(InvalidRequest):
+    code = "unknown_model"
+    title = "No such model"
+
+
+class UnknownApproach(InvalidRequest):
+    code = "unknown_approach"
+    title = "No such approach"
+
+
+class InvalidWorkflow(InvalidRequest):
+    code = "invalid_workflow"
+    title = "The workflow is not valid"
+
+
+class InvalidCursor(InvalidRequest):
+    code = "invalid_cursor"
+    title = "The cursor is not valid"
+
+
+class IdempotencyMismatch(InvalidRequest):
+    code = "idempotency_mismatch"
+    title = "The idempotency key was used with another body"
+
+
+class MalformedBody(AgentServerError):
+    status = 400
+    code = "malformed_body"
+    title = "The body cannot be read"
+
+
+class Unauthorized(AgentServerError):
+    status = 401
+    code = "unauthorized"
+    title = "Authentication is required"
+
+
+class Forbidden(AgentServerError):
+    status = 403
+    code = "forbidden"
+    title = "Not allowed"
+
+
+class NotFound(AgentServerError):
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+
+class Conflict(AgentServerError):
+    status = 409
+    code = "conflict"
+    title = "Conflict"
+
+
+class IdempotencyInFlight(Conflict):
+    code = "idempotency_in_flight"
+    title = "A request with this idempotency key is still in flight"
+
+
+class RunEnded(Conflict):
+    code = "run_ended"
+    title = "The run has ended"
+
+
+class BodyTooLarge(AgentServerError):
+    status = 413
+    code = "body_too_large"
+    title = "The body is too large"
+
+
+class RateLimited(AgentServerError):
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests"
+
+
+class Unavailable(AgentServerError):
+    status = 503
+    code = "unavailable"
+    title = "Not available now"
+
+
+class StorageFull(AgentServerError):
+    status = 507
+    code = "storage_full"
+    title = "The disk is full"
+
+
+class ConfigurationError(AgentServerError):
+    code = "configuration"
+    title = "The configuration is not valid"
+
+
+class DatabaseUnavailable(ConfigurationError):
+    status = 503
+    code = "database_unavailable"
+    title = "The database cannot be reached"
+
+
+class DataDirLocked(ConfigurationError):
+    code = "data_dir_locked"
+    title = "Another process uses this data directory"
+
+
+class AgentsFileError(ConfigurationError):
+    code = "agents_file"
+    title = "The agents file cannot be loaded"
+
+
+class RunError(AgentServerError):
+    """What ends a run or a task; recorded, and told to the reader as ``ErrorInfo``."""
+
+    code = "run_error"
+    title = "The run failed"
+
+
+class ModelError(RunError):
+    """The model's answer was an error. ``retryable`` and ``retry_after_s`` steer the retry."""
+
+    code = "model_error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        hint: str | None = None,
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(detail, hint=hint)
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+
+
+class ModelUnauthorized(ModelError):
+    code = "model_unauthorized"
+
+
+class ModelRateLimited(ModelError):
+    code = "model_rate_limited"
+
+
+class ModelTimeout(ModelError):
+    code = "model_timeout"
+
+
+class ModelMalformed(ModelError):
+    code = "model_malformed"
+
+
+class ToolError(RunError):
+    code = "tool_error"
+
+
+class GuardrailTripped(RunError):
+    code = "guardrail_tripped"
+
+
+class MaxTurnsExceeded(RunError):
+    code = "max_turns"
+
+
+class PlanInvalid(RunError):
+    code = "plan_invalid"
+
+
+class OutputInvalid(RunError):
+    code = "output_invalid"
+
+
+class TaskFailed(RunError):
+    code = "task_failed"
+
+
+class ExpressionError(RunError):
+    code = "expression_error"
+
+
+class BudgetExceeded(RunError):
+    code = "budget_exceeded"
+
+
+class RunCancelled(RunError):
+    code = "cancelled"
+
+
+class ApprovalUnsupported(RunError):
+    code = "approval_unsupported"
+
+
+class TooManyAttempts(RunError):
+    code = "too_many_attempts"
+
+
+class InternalError(RunError):
+    code = "internal"
+
+
+def error_info(error: BaseException) -> ErrorInfo:
+    """``error`` as it is recorded; an error that is not ours is named by its type."""
+    if isinstance(error, AgentServerError):
+        return error.info()
+    text = str(error) or type(error).__name__
+    return ErrorInfo(code=InternalError.code, message=f"{type(error).__name__}: {text}")
+
+
+def error_codes() -> dict[str, type[AgentServerError]]:
+    """Every stable code and its class, walked from the tree."""
+    found: dict[str, type[AgentServerError]] = {}
+    todo: list[type[Any]] = [AgentServerError]
+    while todo:
+        cls = todo.pop()
+        found.setdefault(cls.code, cls)
+        todo.extend(cls.__subclasses__())
+    return found

@@ -1,0 +1,194 @@
+"""Runs: what a caller submits, what a run is, what its tasks and steps are.
+
+Leans on the domain's base, ids and errors. Refuses to know how a run is stored or carried out.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from agent_server.domain.base import Frozen, JsonObject
+from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.plans import TaskStatus
+
+RunKind = Literal["goal", "agent", "workflow"]
+
+
+class RunStatus(str, Enum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    BUDGET_EXCEEDED = "budget_exceeded"
+
+    @property
+    def ended(self) -> bool:
+        return self in ENDED
+
+
+ENDED = frozenset(
+    {RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.BUDGET_EXCEEDED}
+)
+
+
+class Budget(Frozen):
+    """Ceilings over the whole tree of a run. None is no ceiling."""
+
+    max_cost_usd: Decimal | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+    max_model_calls: int | None = Field(default=None, gt=0)
+    max_tool_calls: int | None = Field(default=None, gt=0)
+    deadline_s: float | None = Field(default=None, gt=0)
+    """Wall time from creation to end, in seconds."""
+
+
+class Usage(Frozen):
+    """What a step, a task or a run consumed. ``cost_usd`` is None where a price is unknown."""
+
+    model_calls: int = 0
+    tool_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal | None = None
+
+
+class RunRequest(Frozen):
+    """The body of ``POST /api/v1/runs``: exactly one of goal, agent, workflow."""
+
+    goal: str | None = Field(default=None, min_length=1, max_length=100_000)
+    role: str | None = Field(default=None, max_length=10_000)
+    task: str | None = Field(default=None, max_length=100_000)
+    expected_output: str | JsonObject | None = None
+    tools: tuple[str, ...] | None = Field(default=None, max_length=200)
+    agents: tuple[str, ...] | None = Field(default=None, max_length=200)
+
+    agent: str | None = Field(default=None, min_length=1, max_length=200)
+    input: str | list[JsonObject] | None = None
+
+    workflow: str | JsonObject | None = None
+    variables: JsonObject | None = None
+
+    session_id: str | None = Field(default=None, min_length=1, max_length=200)
+    approach: str | None = Field(default=None, max_length=100)
+    model: str | None = Field(default=None, min_length=1, max_length=200)
+    context: JsonObject = Field(default_factory=dict)
+    review: Literal["none", "plan"] = "none"
+    budget: Budget | None = None
+    subject: str | None = Field(default=None, max_length=200)
+    metadata: JsonObject = Field(default_factory=dict)
+    start_after: datetime | None = None
+    stream: bool = False
+    store: bool = True
+    """False: nothing is stored and nothing survives a crash; only for an agent, and only with
+    ``stream`` or ``?wait=``, since there is nothing to come back to."""
+
+    @property
+    def kind(self) -> RunKind:
+        if self.goal is not None:
+            return "goal"
+        return "agent" if self.agent is not None else "workflow"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RunRequest:
+        given = [name for name in ("goal", "agent", "workflow") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(repr(name) for name in given) or "none of them"
+            raise ValueError(f"give exactly one of 'goal', 'agent' and 'workflow'; found {found}")
+        only: dict[str, tuple[str, ...]] = {
+            "goal": ("role", "task", "expected_output", "tools", "agents"),
+            "agent": ("input",),
+            "workflow": ("variables",),
+        }
+        for kind, names in only.items():
+            wrong = [n for n in names if kind != given[0] and getattr(self, n) is not None]
+            if wrong:
+                raise ValueError(f"{wrong[0]!r} goes with {kind!r}, not with {given[0]!r}")
+        if self.agent is not None and self.input is None:
+            raise ValueError("'agent' needs 'input': a text or a list of input items")
+        return self
+
+
+class WaitingFor(Frozen):
+    """Why a run stands still, where a person can see it."""
+
+    kind: Literal["approval", "signal", "timer", "review", "reconciliation"]
+    detail: str = ""
+    task_id: str | None = None
+    step: str | None = None
+    until: datetime | None = None
+
+
+class Run(Frozen):
+    """A run as the API answers it."""
+
+    id: str
+    kind: RunKind
+    status: RunStatus
+    goal: str | None = None
+    agent: str | None = None
+    workflow: str | None = None
+    input: Any = None
+    output: Any = None
+    error: ErrorInfo | None = None
+    usage: Usage = Usage()
+    budget: Budget | None = None
+    session_id: str | None = None
+    approach: str | None = None
+    model: str | None = None
+    parent_id: str | None = None
+    forked_from: str | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    waiting_for: WaitingFor | None = None
+    metadata: JsonObject = Field(default_factory=dict)
+
+
+class Task(Frozen):
+    """A task of a run as the API answers it."""
+
+    id: str
+    run_id: str
+    path: str
+    """Where the task stands in its run's tree; a retry adds ``@2``, ``@3``, …"""
+    node: str
+    """The id that the plan or the workflow gave it."""
+    kind: str
+    description: str = ""
+    agent: str | None = None
+    status: TaskStatus
+    output: Any = None
+    error: ErrorInfo | None = None
+    attempts: int = 0
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+StepKind = Literal["model", "tool", "value"]
+StepStatus = Literal["started", "done", "failed", "in_doubt"]
+
+
+class Step(Frozen):
+    """One ledgered effect: a model call, a tool call, or a value that must replay the same."""
+
+    key: str
+    run_id: str
+    task_id: str | None = None
+    kind: StepKind
+    name: str
+    status: StepStatus
+    input: Any = None
+    output: Any = None
+    error: ErrorInfo | None = None
+    attempts: int = 1
+    usage: Usage = Usage()
+    started_at: datetime
+    ended_at: datetime | None = None

@@ -1,0 +1,193 @@
+"""What durable code sees: the journal of its effects, its children, and how it may stand still.
+
+Leans on the domain alone. This module is the contract between the engine below and the
+floors above (inference, actions, reasoning, workflow, planning); it refuses to know language
+models, databases and HTTP.
+
+A handler is durable when everything it learns from the world comes through its ``TaskContext``:
+after a crash it is called again from the start, finds each finished step in the journal under
+the same key, and goes on from the first one that is missing.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.events import EventBase
+from agent_server.domain.ids import RunId, TaskId, Tenant
+from agent_server.domain.runs import (
+    Budget,
+    RunRequest,
+    StepKind,
+    StepStatus,
+    Usage,
+    WaitingFor,
+)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One effect in the ledger.
+
+    ``key`` is the whole path in the run (``2.1/model/3``). ``input`` and ``output`` are JSON
+    values. ``input_hash`` is compared on replay by whoever wrote it.
+    """
+
+    key: str
+    kind: StepKind
+    name: str
+    status: StepStatus = "started"
+    agent: str | None = None
+    input: Any = None
+    input_hash: str | None = None
+    output: Any = None
+    error: ErrorInfo | None = None
+    usage: Usage = Usage()
+    attempts: int = 1
+    started_at: datetime = field(default_factory=utcnow)
+    ended_at: datetime | None = None
+
+    def done(self, output: Any, usage: Usage = Usage(), **changes: Any) -> "StepRecord":
+        return replace(
+            self, status="done", output=output, usage=usage, ended_at=utcnow(), **changes
+        )
+
+    def failed(self, error: ErrorInfo, usage: Usage = Usage(), **changes: Any) -> "StepRecord":
+        return replace(
+            self, status="failed", error=error, usage=usage, ended_at=utcnow(), **changes
+        )
+
+
+class Journal(Protocol):
+    """The ledger and the event log, as one task of one run may write them.
+
+    Every write is fenced: when another worker has taken the task over, it raises ``LostLease``
+    and nothing of this attempt is stored from then on.
+    """
+
+    run_id: RunId
+    task_id: TaskId | None
+    scope: str
+    """The prefix of this task's step keys: ``""`` for a run's root, else the task's path."""
+
+    def key(self, *parts: str) -> str:
+        """``scope/part/part``; the scope of a run's root adds nothing."""
+
+    def recorded(self, prefix: str = "") -> Mapping[str, StepRecord]:
+        """The steps of this task from earlier attempts and this one, by key, in ledger order."""
+
+    def emit(self, event: EventBase) -> None:
+        """Add a fact to the run's events; ``run_id`` and ``task_id`` are filled in.
+
+        Buffered, and stored with the next commit or within a few milliseconds, in order.
+        """
+
+    def delta(self, step: str, agent: str | None, text: str) -> None:
+        """Hand a piece of a message to live readers. Transient: never stored, never waits."""
+
+    async def begin(self, step: StepRecord, *, commit: bool) -> None:
+        """The step starts: ``step.started``, and with ``commit`` the ledger holds it as
+        ``started`` when this returns, together with everything recorded before it.
+
+        ``commit=True`` for what must not be repeated silently. ``commit=False`` for what may be
+        repeated (a model call, a reading tool): nothing but the event is written, in passing.
+        """
+
+    async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
+        """The step ended (``done`` or ``failed``): recorded with its event and its usage.
+
+        With ``commit`` it is stored when this returns. ``commit=False`` lets it join the next
+        commit (at most a few milliseconds later): for a model call, whose result is not acted
+        upon before the next ``begin(commit=True)`` or the end of the task, both of which wait.
+        """
+
+    async def in_doubt(self, step: StepRecord, detail: str) -> None:
+        """Mark a step found ``started`` after a crash; the caller then raises ``Suspend``."""
+
+    async def flush(self) -> None:
+        """Return when everything handed in so far is stored."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A child task to run. ``path`` is its identity in the run: the same path is the same task."""
+
+    path: str
+    node: str
+    kind: str
+    """The name of the handler that runs it."""
+    payload: JsonObject
+    """What the handler needs, JSON only."""
+    description: str = ""
+    agent: str | None = None
+    hidden: bool = False
+    """True for plumbing (an action's delivery): no ``task.*`` events, not listed."""
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """How a child task ended."""
+
+    status: Literal["succeeded", "failed", "skipped", "cancelled"]
+    output: Any = None
+    error: ErrorInfo | None = None
+
+
+@dataclass(frozen=True)
+class RunSnapshot:
+    """The run a task belongs to, as it was submitted. Does not change under a running task."""
+
+    id: RunId
+    tenant: Tenant
+    request: RunRequest
+    created_at: datetime
+    parent_id: RunId | None = None
+    budget: Budget | None = None
+    principal: str = "anonymous"
+
+
+class TaskContext(Protocol):
+    """What a handler is given."""
+
+    run: RunSnapshot
+    path: str
+    node: str
+    payload: JsonObject
+    attempt: int
+    """1 at first; more when a worker died or let go of the task."""
+    journal: Journal
+
+    async def child(self, spec: TaskSpec) -> TaskOutcome:
+        """Run ``spec`` as a task of its own, perhaps on another worker, and wait for its end.
+
+        Idempotent by ``spec.path``: after a crash, or called twice, it is the same task, and a
+        finished one answers at once. Never raises for a failed child: the outcome says so.
+        Any number may be awaited side by side. While only children are awaited, the parent
+        takes no worker slot.
+        """
+
+    async def skip(self, spec: TaskSpec, reason: str) -> None:
+        """Record, once, that ``spec`` will not run: a task with status ``skipped`` and its event."""
+
+    async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+        """``make()``'s JSON value, ledgered under ``key``: computed once, replayed ever after."""
+
+
+Handler = Callable[[TaskContext], Awaitable[Any]]
+"""Carries a task out and returns its JSON output. Raises ``RunError`` to fail it,
+``Suspend`` to stand still, and lets cancellation pass."""
+
+
+class Suspend(Exception):
+    """Raised by a handler to stand still until a decision: the task keeps no worker."""
+
+    def __init__(self, waiting_for: WaitingFor) -> None:
+        super().__init__(waiting_for.detail)
+        self.waiting_for = waiting_for
+
+
+class LostLease(Exception):
+    """Another worker owns the task now; this attempt must stop and has stored nothing more."""
