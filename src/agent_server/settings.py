@@ -1,6 +1,225 @@
 """Every knob, with its unit and default, in one place.
 
-Read from ``AGENT_SERVER_*`` environment variables (and ``.env``), built once in ``server.py``
-or the command line and passed down. Leans on pydantic-settings; refuses to know what the
-knobs turn. ``X_FILE`` names a file to read the secret ``X`` from.
+Read from ``AGENT_SERVER_*`` environment variables and ``.env``, built once (``load_settings``)
+and passed down. ``AGENT_SERVER_X_FILE`` names a file that holds the secret ``X``. Leans on
+pydantic-settings; refuses to know what the knobs turn.
 """
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from agent_server.domain.errors import ConfigurationError, FieldError
+
+PREFIX = "AGENT_SERVER_"
+CLIENT_VARIABLES = frozenset({"AGENT_SERVER_URL"})
+"""Read by the command line, not by the server."""
+
+
+class Settings(BaseSettings):
+    """The server's configuration. Every field is ``AGENT_SERVER_<FIELD>`` in the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+    )
+
+    # Where it listens
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks one.")
+    env: Literal["development", "production"] = Field(
+        default="development", description="Production refuses to start without an API key."
+    )
+    reload: bool = Field(
+        default=False, description="Reload agents and code when files change; development only."
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="Host headers answered besides loopback names, comma-separated; `*` for any.",
+    )
+    allowed_origins: str = Field(
+        default="", description="Origins that browsers may call from, comma-separated."
+    )
+
+    # Who may call
+    api_key: SecretStr | None = Field(
+        default=None, min_length=8, description="Key that every call but the probes must carry."
+    )
+
+    # Where it keeps things
+    data_dir: Path = Field(
+        default=Path(".agent-server"), description="Folder of the embedded database."
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="`sqlite:///path` or `postgresql://…`; default: a SQLite file in DATA_DIR.",
+    )
+    database_pool_size: int = Field(
+        default=10, ge=1, description="PostgreSQL connections of this process."
+    )
+
+    # What it serves
+    agents: str | None = Field(
+        default=None,
+        description="Files, folders or modules with agents, comma-separated; default: `agents.py` "
+        "or `agents/` in the working folder, if there.",
+    )
+    model: str | None = Field(
+        default=None,
+        description="Model of every agent that names none; default: gpt-5.2 when OPENAI_API_KEY or "
+        "OPENAI_BASE_URL is set, else the built-in demo model.",
+    )
+    openai_api: Literal["responses", "chat_completions"] = Field(
+        default="responses", description="Which of OpenAI's two APIs the provider speaks."
+    )
+    openai_api_key: SecretStr | None = Field(
+        default=None, validation_alias="OPENAI_API_KEY", description="The provider's key."
+    )
+    openai_base_url: str | None = Field(
+        default=None,
+        validation_alias="OPENAI_BASE_URL",
+        description="The provider's address; any OpenAI-compatible server works.",
+    )
+
+    # How it works
+    role: Literal["all", "api", "worker"] = Field(
+        default="all", description="Answer calls, carry out runs, or both."
+    )
+    worker_concurrency: int = Field(
+        default=100, ge=1, description="Tasks this process carries out at once."
+    )
+    shutdown_grace_s: float = Field(
+        default=5.0, ge=0, le=300, description="Seconds tasks get to finish on SIGTERM."
+    )
+    lease_s: float = Field(
+        default=8.0, ge=1, description="Seconds without a heartbeat until a worker counts as dead."
+    )
+    max_attempts: int = Field(
+        default=10, ge=1, description="Times a task may be taken up before its run is failed."
+    )
+    model_timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds without a byte until a model call is given up."
+    )
+    model_retries: int = Field(
+        default=3, ge=0, description="Repeats of a model call that failed in passing."
+    )
+    tool_timeout_s: float = Field(
+        default=300.0, gt=0, description="Seconds a tool call may take, unless its policy says."
+    )
+    tool_threads: int = Field(
+        default=40, ge=1, description="Threads for tools that are not coroutines."
+    )
+    mcp_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds to connect to an MCP server or call its tool."
+    )
+    http_action_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds for the HTTP action."
+    )
+    http_allow_private: bool = Field(
+        default=False, description="Let the HTTP action reach private and loopback addresses."
+    )
+    max_turns: int = Field(default=50, ge=1, description="Model calls in one agent's loop.")
+    max_plan_tasks: int = Field(default=50, ge=1, description="Tasks in one plan.")
+    max_plan_repairs: int = Field(
+        default=2, ge=0, description="Times a faulty plan goes back to the model."
+    )
+    max_plan_revisions: int = Field(
+        default=2, ge=0, description="Times what is left of a plan may be revised."
+    )
+    max_task_retries: int = Field(
+        default=2, ge=0, description="Repeats of a planned task that failed."
+    )
+    max_parallel_tasks: int = Field(
+        default=100, ge=1, description="Tasks of one run at the same time."
+    )
+
+    # What it accepts
+    max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Size of a request body.")
+    max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
+    max_streams: int = Field(default=10_000, ge=1, description="Event streams open at once.")
+    stream_queue_size: int = Field(
+        default=1_000, ge=10, description="Events held for a slow reader before it is cut off."
+    )
+    stream_ping_s: float = Field(default=15.0, gt=0, description="Seconds between pings.")
+
+    # What it says
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`auto`: coloured on a terminal, JSON elsewhere."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least level that is logged."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings
+
+    @property
+    def database(self) -> str:
+        """The effective database URL, credentials included."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'agent-server.db'}"
+
+    @property
+    def effective_model(self) -> str:
+        """The model of every agent that names none."""
+        if self.model:
+            return self.model
+        return "gpt-5.2" if self.openai_api_key or self.openai_base_url else "demo"
+
+
+def load_settings(
+    overrides: Mapping[str, Any] | None = None, env_file: str | None = ".env"
+) -> Settings:
+    """The settings of this process. Raises ``ConfigurationError`` that names each bad value."""
+    values = dict(overrides or {})
+    for name in Settings.model_fields:
+        path = os.environ.get(f"{PREFIX}{name.upper()}_FILE")
+        if path and name not in values:
+            try:
+                values[name] = Path(path).read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise ConfigurationError(
+                    f"{PREFIX}{name.upper()}_FILE names {path!r}, which cannot be read: "
+                    f"{error.strerror}."
+                ) from error
+    try:
+        return Settings(_env_file=env_file, **values)
+    except ValidationError as error:
+        problems = [
+            FieldError(path=PREFIX + "__".join(str(p) for p in e["loc"]).upper(), message=e["msg"])
+            for e in error.errors()
+        ]
+        lines = "; ".join(f"{p.path}: {p.message}" for p in problems)
+        raise ConfigurationError(
+            f"The configuration is not valid. {lines}",
+            hint="`agent-server config` lists every setting with its unit and default.",
+            errors=problems,
+        ) from error
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Each ``AGENT_SERVER_`` variable that no knob reads, and the nearest name that one does."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {name + "_FILE" for name in known} | CLIENT_VARIABLES
+    unknown = [name for name in environ if name.startswith(PREFIX) and name not in known]
+    return {
+        name: next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
+        for name in sorted(unknown)
+    }
