@@ -1,0 +1,198 @@
+"""Runs, seen from a client: submit, read, wait, follow, cancel.
+
+Leans on the domain and on one exchange at a time. Refuses to keep state: whatever it is told
+about a run, another client may be told too.
+"""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, get_args
+from uuid import uuid4
+
+import anyio
+import httpx2
+from pydantic import ValidationError
+
+from agent_server.client.http import exchange, failed, transport_error
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import FieldError, InvalidRequest, Unavailable
+from agent_server.domain.events import EVENT, Event
+from agent_server.domain.plans import PlanState
+from agent_server.domain.runs import Run, RunRequest, Step, Task
+
+T = TypeVar("T")
+
+LONG_POLL_S = 60
+"""The longest wait the server grants to one request, in seconds."""
+SILENCE_S = 60.0
+"""Seconds without a byte, pings included, after which a stream counts as cut."""
+EVENT_TYPES = frozenset(
+    member.model_fields["type"].default for member in get_args(get_args(Event)[0])
+)
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """One page of a list; ``next_cursor`` asks for the next, None is the end."""
+
+    data: Sequence[T]
+    next_cursor: str | None = None
+
+
+class RunsClient:
+    """``/api/v1/runs``. Got as ``AgentServerClient.runs``."""
+
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http = http
+
+    async def create(
+        self,
+        request: RunRequest | None = None,
+        *,
+        idempotency_key: str | None = None,
+        wait_s: float | None = None,
+        **fields: Any,
+    ) -> Run:
+        """Submit a run, given as a ``RunRequest`` or by its fields, and answer it as accepted.
+
+        With ``wait_s`` (at most 60) the answer may be the ended run. Without a key of yours, one
+        is made for this call, so that a request repeated by the network makes one run.
+        """
+        body = request if request is not None else _request(fields)
+        answer = await exchange(
+            self._http,
+            "POST",
+            "/api/v1/runs",
+            params={"wait": wait_s},
+            json=body.model_dump(mode="json", exclude_unset=True),
+            headers={"Idempotency-Key": idempotency_key or uuid4().hex},
+            timeout_s=None if wait_s is None else wait_s + 30,
+        )
+        return Run.model_validate(answer)
+
+    async def get(self, run_id: str, *, wait_s: float | None = None) -> Run:
+        """The run as it is; with ``wait_s`` as it is when it ends, or after so many seconds."""
+        answer = await exchange(
+            self._http,
+            "GET",
+            f"/api/v1/runs/{run_id}",
+            params={"wait": wait_s},
+            timeout_s=None if wait_s is None else wait_s + 30,
+        )
+        return Run.model_validate(answer)
+
+    async def wait(self, run_id: str, *, timeout_s: float | None = None) -> Run:
+        """The run when it has ended. Raises ``TimeoutError`` when ``timeout_s`` passes first."""
+        deadline = None if timeout_s is None else anyio.current_time() + timeout_s
+        while True:
+            left = LONG_POLL_S if deadline is None else deadline - anyio.current_time()
+            if left <= 0:
+                raise TimeoutError(f"Run {run_id!r} did not end within {timeout_s} s.")
+            run = await self.get(run_id, wait_s=min(left, LONG_POLL_S))
+            if run.status.ended:
+                return run
+
+    async def list(
+        self, *, limit: int | None = None, cursor: str | None = None, **filters: Any
+    ) -> Page[Run]:
+        """One page of runs, the newest first; ``filters`` are those of the HTTP contract."""
+        answer = await exchange(
+            self._http,
+            "GET",
+            "/api/v1/runs",
+            params={"limit": limit, "cursor": cursor, **filters},
+        )
+        return Page([Run.model_validate(r) for r in answer["data"]], answer.get("next_cursor"))
+
+    async def cancel(self, run_id: str) -> Run:
+        """Ask the run to stop; what is in flight is stopped too. Answers the run as it is then."""
+        return Run.model_validate(
+            await exchange(self._http, "POST", f"/api/v1/runs/{run_id}/cancel")
+        )
+
+    async def plan(self, run_id: str) -> PlanState:
+        """The plan of a goal's run and how far each task is."""
+        answer = await exchange(self._http, "GET", f"/api/v1/runs/{run_id}/plan")
+        return PlanState.model_validate(answer)
+
+    async def tasks(self, run_id: str) -> Sequence[Task]:
+        """The tasks of the run, in the order they were made."""
+        return [Task.model_validate(t) for t in await self._all(f"/api/v1/runs/{run_id}/tasks")]
+
+    async def steps(self, run_id: str) -> Sequence[Step]:
+        """The ledger of the run: each model and tool call."""
+        return [Step.model_validate(s) for s in await self._all(f"/api/v1/runs/{run_id}/steps")]
+
+    async def _all(self, path: str) -> Sequence[JsonObject]:
+        rows: tuple[JsonObject, ...] = ()
+        cursor: str | None = None
+        while True:
+            answer = await exchange(
+                self._http, "GET", path, params={"limit": 200, "cursor": cursor}
+            )
+            rows += tuple(answer["data"])
+            cursor = answer.get("next_cursor")
+            if cursor is None:
+                return rows
+
+    async def events(
+        self, run_id: str, *, after: int = 0, reconnect_s: float = 60.0
+    ) -> AsyncIterator[Event]:
+        """Each event of the run after number ``after``, and the live ones until it ends.
+
+        Stored events come exactly once and in order; a connection that breaks is made anew where
+        it broke. ``message.delta`` comes only while connected. Raises ``Unavailable`` when no
+        connection could be made for ``reconnect_s`` seconds; the first one is not tried twice.
+        """
+        last, connected, pause_s = after, False, 0.2
+        deadline = anyio.current_time() + reconnect_s
+        while True:
+            progress = False
+            try:
+                async with self._http.stream(
+                    "GET",
+                    f"/api/v1/runs/{run_id}/events",
+                    headers={"Accept": "text/event-stream", "Last-Event-ID": str(last)},
+                    timeout=httpx2.Timeout(30.0, read=SILENCE_S),
+                ) as response:
+                    if response.status_code >= 400:
+                        problem = await failed(response)
+                        if not (connected and isinstance(problem, Unavailable)):
+                            raise problem
+                        raise httpx2.ReadError(problem.detail)
+                    connected, pause_s = True, 0.2
+                    deadline = anyio.current_time() + reconnect_s
+                    async for sent in httpx2.EventSource(response, max_event_size=None):
+                        if sent.retry is not None:
+                            pause_s = sent.retry / 1000
+                        if sent.event not in EVENT_TYPES:
+                            continue
+                        event = EVENT.validate_json(sent.data)
+                        if event.seq is not None:
+                            if event.seq <= last:
+                                continue
+                            last = event.seq
+                        progress = True
+                        yield event
+                        if event.ends_run:
+                            return
+                if not progress and (await self.get(run_id)).status.ended:
+                    return
+            except httpx2.HTTPError as error:
+                if not connected or anyio.current_time() > deadline:
+                    raise transport_error(self._http.base_url, error) from error
+            await anyio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, 5.0)
+
+
+def _request(fields: JsonObject) -> RunRequest:
+    try:
+        return RunRequest.model_validate(fields)
+    except ValidationError as error:
+        errors = [
+            FieldError(path="/".join(str(p) for p in e["loc"]), message=e["msg"])
+            for e in error.errors()
+        ]
+        told = "; ".join(f"{e.path}: {e.message}" if e.path else e.message for e in errors)
+        raise InvalidRequest(f"The run is not valid. {told}", errors=errors) from error
