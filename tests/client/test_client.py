@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -50,14 +51,12 @@ class Server:
         self.asked: list[str] = []
         self.bodies: list[Any] = []
         self.keys: list[str | None] = []
-        self.left = anyio.Event()
         self.stopped = False
         self.app = Starlette(
             routes=[
                 Route("/api/v1/runs", self.create, methods=["POST"]),
                 Route("/api/v1/runs/{id}", self.get),
                 Route("/api/v1/runs/{id}/events", self.events),
-                Route("/endless", self.endless),
                 Route("/api/v1/agents", self.agents),
                 Route("/api/v1/tools", lambda _: PlainTextResponse("<html>", 502)),
             ],
@@ -106,17 +105,6 @@ class Server:
             yield self.last_words
 
         return StreamingResponse(body(), media_type="text/event-stream")
-
-    async def endless(self, request: Request) -> Response:
-        async def body() -> AsyncIterator[str]:
-            try:
-                while True:
-                    yield "x" * 1000
-                    await anyio.lowlevel.checkpoint()
-            finally:
-                self.left.set()
-
-        return StreamingResponse(body())
 
 
 @asynccontextmanager
@@ -213,16 +201,25 @@ async def test_an_error_inside_the_block_comes_out_unwrapped() -> None:
             raise KeyError("mine")
 
 
-async def test_a_reader_that_leaves_ends_the_request_in_the_application() -> None:
-    server = Server()
-    async with in_process(server.app) as transport:
-        async with AgentServerClient("http://localhost", transport=transport) as client:
-            async with client._http.stream("GET", "/endless") as response:
-                async for chunk in response.aiter_bytes():
-                    assert chunk
-                    break
+async def test_a_reader_that_leaves_is_a_disconnect_to_the_application() -> None:
+    left = anyio.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await send({"type": "lifespan.startup.complete"})
+            return
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+        left.set()
+
+    async with in_process(endless) as transport:
+        async with httpx2.AsyncClient(base_url="http://localhost", transport=transport) as http:
+            async with http.stream("GET", "/") as response:
+                assert await anext(response.aiter_bytes()) == b"x"
             with anyio.fail_after(5):
-                await server.left.wait()
+                await left.wait()
 
 
 def test_every_event_type_can_be_read() -> None:
