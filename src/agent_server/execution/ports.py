@@ -176,8 +176,21 @@ class TaskContext(Protocol):
         """``make()``'s JSON value, ledgered under ``key``: computed once, replayed ever after."""
 
 
+@dataclass(frozen=True)
+class FinalOutput:
+    """A root handler's output together with what must be committed with the run's end.
+
+    ``session_items`` (SDK input items) are appended to the session's history in the same
+    transaction that ends the run, so that history and outcome agree after any crash.
+    """
+
+    value: Any
+    session_id: str | None = None
+    session_items: tuple[JsonObject, ...] = ()
+
+
 Handler = Callable[[TaskContext], Awaitable[Any]]
-"""Carries a task out and returns its JSON output. Raises ``RunError`` to fail it,
+"""Carries a task out and returns its JSON output (a root handler may return ``FinalOutput``). Raises ``RunError`` to fail it,
 ``Suspend`` to stand still, and lets cancellation pass."""
 
 

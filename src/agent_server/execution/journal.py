@@ -1,0 +1,384 @@
+"""The durable journal: one task's ledger steps and events, committed in order and fenced.
+
+Leans on the store's SQL and the database's transactions. Refuses to know what a step does.
+
+What is handed in is kept in order and written in one transaction: the events take the run's
+next numbers, the steps are upserted, the run's totals grow by what finished. A commit that
+somebody waits for takes everything before it along; what nobody waits for follows within
+``LINGER_S``. Live readers hear of an event only after it is stored.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from agent_server.domain.base import utcnow
+from agent_server.domain.errors import BudgetExceeded
+from agent_server.domain.events import (
+    BudgetWarning,
+    EventBase,
+    StepCompleted,
+    StepFailed,
+    StepInDoubt,
+    StepStarted,
+)
+from agent_server.domain.ids import RunId, TaskId, Tenant
+from agent_server.domain.runs import Budget, Usage
+from agent_server.execution import store
+from agent_server.execution.crash import crash_point
+from agent_server.execution.events import DELTA, EventHub, StoredEvent, splice_seq
+from agent_server.execution.ports import LostLease, StepRecord
+from agent_server.storage.database import Database
+
+LINGER_S = 0.02
+SHOWN_OUTPUT = 2_000
+"""Characters of a tool's result that its event repeats; the whole is in the ledger."""
+WARN_SHARE = Decimal("0.8")
+
+
+@dataclass
+class Meter:
+    """What a run has used and reserved, shared by its tasks in this process.
+
+    Reserved before each call and settled by the totals each commit returns, so that parallel
+    calls cannot pass a ceiling together.
+    """
+
+    budget: Budget | None
+    model_calls: int = 0
+    tool_calls: int = 0
+    tokens: int = 0
+    cost_pico: int = 0
+    unpriced_calls: int = 0
+    reserved_model_calls: int = 0
+    reserved_tool_calls: int = 0
+    warned: set[str] = field(default_factory=set)
+
+    def reserve(self, kind: str) -> BudgetWarning | None:
+        """Make room for one call of ``kind``; raises ``BudgetExceeded`` when there is none."""
+        budget = self.budget
+        if budget is None or kind == "value":
+            return None
+        model_calls = self.model_calls + self.reserved_model_calls
+        tool_calls = self.tool_calls + self.reserved_tool_calls
+        if budget.max_cost_usd is not None and self.unpriced_calls:
+            raise BudgetExceeded(
+                "The run has a money budget, but its model has no known price.",
+                hint="Use a model with a known price, or limit tokens or calls instead.",
+            )
+        cost = Decimal(self.cost_pico) / store.PICO
+        used: list[tuple[str, Any, Any]] = [
+            ("max_cost_usd", cost, budget.max_cost_usd),
+            ("max_tokens", self.tokens, budget.max_tokens),
+        ]
+        if kind == "model":
+            used.append(("max_model_calls", model_calls, budget.max_model_calls))
+        if kind == "tool":
+            used.append(("max_tool_calls", tool_calls, budget.max_tool_calls))
+        warning: BudgetWarning | None = None
+        for name, amount, maximum in used:
+            if maximum is None:
+                continue
+            if amount >= maximum:
+                raise BudgetExceeded(
+                    f"The run's budget {name}={maximum} is used up ({amount}).",
+                    hint=f"Submit the run again with a larger {name}.",
+                )
+            if amount >= WARN_SHARE * maximum and name not in self.warned:
+                self.warned.add(name)
+                warning = BudgetWarning(limit=name, used=str(amount), maximum=str(maximum))
+        if kind == "model":
+            self.reserved_model_calls += 1
+        else:
+            self.reserved_tool_calls += 1
+        return warning
+
+    def release(self, kind: str) -> None:
+        """The call of ``kind`` ended; its usage is in the totals from the next commit on."""
+        if kind == "model":
+            self.reserved_model_calls = max(0, self.reserved_model_calls - 1)
+        elif kind == "tool":
+            self.reserved_tool_calls = max(0, self.reserved_tool_calls - 1)
+
+    def settle(self, totals: Row[Any]) -> None:
+        self.model_calls = totals.model_calls
+        self.tool_calls = totals.tool_calls
+        self.tokens = totals.input_tokens + totals.output_tokens
+        self.cost_pico = totals.cost_pico
+        self.unpriced_calls = totals.unpriced_calls
+
+
+@dataclass
+class _Batch:
+    """What goes into one transaction."""
+
+    events: list[tuple[str, str]] = field(default_factory=list)
+    observed: list[EventBase] = field(default_factory=list)
+    steps: dict[str, StepRecord] = field(default_factory=dict)
+    used: list[Usage] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.steps)
+
+
+LastWrite = Callable[[Connection, Row[Any], datetime], list[EventBase]]
+"""Writes the end of a task in its last transaction, given the run's totals; returns its events."""
+
+
+class DurableJournal:
+    """See ``ports.Journal``; one per attempt at a task."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        hub: EventHub,
+        run_id: RunId,
+        tenant: Tenant,
+        path: str,
+        task_id: TaskId | None,
+        owner: str,
+        epoch: int,
+        meter: Meter,
+        recorded: list[StepRecord],
+        observe: Callable[[list[EventBase]], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.run_id = run_id
+        self.task_id = task_id
+        self.scope = path
+        self._database = database
+        self._hub = hub
+        self._tenant = tenant
+        self._path = path
+        self._owner = owner
+        self._epoch = epoch
+        self._meter = meter
+        self._observe = observe
+        self._on_lost = on_lost
+        self._recorded = {record.key: record for record in recorded}
+        self._pending = _Batch()
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        self._closed = False
+
+    def key(self, *parts: str) -> str:
+        return "/".join((self.scope, *parts) if self.scope else parts)
+
+    def recorded(self, prefix: str = "") -> dict[str, StepRecord]:
+        if not prefix:
+            return dict(self._recorded)
+        return {k: r for k, r in self._recorded.items() if k.startswith(prefix)}
+
+    def emit(self, event: EventBase) -> None:
+        self._take(event)
+        self._linger()
+
+    def delta(self, step: str, agent: str | None, text: str) -> None:
+        if not self._hub.listened(self.run_id):
+            return
+        body = {"type": DELTA, "v": 1, "run_id": self.run_id, "task_id": self.task_id}
+        body |= {"step": step, "agent": agent, "text": text}
+        data = json.dumps(body, separators=(",", ":")).encode()
+        self._hub.publish(self.run_id, [StoredEvent(None, DELTA, data)])
+
+    async def begin(self, step: StepRecord, *, commit: bool) -> None:
+        self._check()
+        warning = self._meter.reserve(step.kind)
+        if warning is not None:
+            self._take(warning)
+        self._recorded[step.key] = step
+        if step.kind != "value":
+            shown = step.input if step.kind == "tool" else None
+            self._take(
+                StepStarted(
+                    step=step.key, kind=step.kind, name=step.name, agent=step.agent, input=shown
+                )
+            )
+        if not commit:
+            self._linger()
+            return
+        self._pending.steps[step.key] = step
+        crash_point("step.before_begin")
+        await self.flush()
+        crash_point("step.after_begin")
+
+    async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
+        self._check()
+        self._recorded[step.key] = step
+        pending = self._pending
+        pending.steps[step.key] = step
+        pending.used.append(step.usage)
+        pending.released.append(step.kind)
+        if step.kind != "value":
+            self._take(_ended(step))
+        if not commit:
+            self._linger()
+            return
+        crash_point("step.before_finish")
+        await self.flush()
+        crash_point("step.after_finish")
+
+    async def in_doubt(self, step: StepRecord, detail: str) -> None:
+        self._check()
+        marked = replace(step, status="in_doubt")
+        self._recorded[step.key] = marked
+        self._pending.steps[step.key] = marked
+        if step.status != "in_doubt":
+            self._take(
+                StepInDoubt(step=step.key, kind=step.kind, name=step.name, detail=detail)
+            )
+        await self.flush()
+
+    async def flush(self) -> None:
+        while self._pending or self._writing is not None:
+            self._check()
+            self._start_writing()
+            assert self._writing is not None
+            await asyncio.shield(self._writing)
+        self._check()
+
+    async def end(self, last: LastWrite) -> None:
+        """Commit everything still pending together with ``last``; nothing may follow."""
+        await self.flush_writing()
+        self._check()
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        batch, self._pending = self._pending, _Batch()
+        await self._write(batch, last)
+        if self._failure is not None:
+            raise self._failure
+
+    async def flush_writing(self) -> None:
+        """Wait for the write that is under way, if any, without starting another."""
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+
+    async def abandon(self) -> None:
+        """Write nothing more; wait for what is already on its way."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._pending = _Batch()
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise LostLease(f"task {self._path!r} of {self.run_id} has ended here")
+
+    def _take(self, event: EventBase) -> None:
+        self._pending.events.append(store.encode_event(event, self.run_id, self.task_id))
+        self._pending.observed.append(event)
+
+    def _linger(self) -> None:
+        if self._timer is None and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        if self._pending and not self._closed and self._failure is None:
+            self._start_writing()
+
+    def _start_writing(self) -> None:
+        if self._writing is not None or not self._pending:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch, self._pending = self._pending, _Batch()
+        self._writing = asyncio.get_running_loop().create_task(self._write(batch, None))
+        self._writing.add_done_callback(self._written)
+
+    def _written(self, _task: "asyncio.Task[None]") -> None:
+        self._writing = None
+        if self._pending and not self._closed and self._failure is None:
+            self._linger()
+
+    async def _write(self, batch: _Batch, last: LastWrite | None) -> None:
+        """One transaction. Never raises: the failure is kept and raised to whoever waits."""
+        try:
+            published, totals, observed = await self._database.write(
+                lambda connection: self._transact(connection, batch, last)
+            )
+        except LostLease as error:
+            self._failure = error
+            self._on_lost()
+        except Exception as error:
+            self._failure = error
+        else:
+            for kind in batch.released:
+                self._meter.release(kind)
+            self._meter.settle(totals)
+            self._hub.publish(self.run_id, published)
+            self._observe(observed)
+
+    def _transact(
+        self, connection: Connection, batch: _Batch, last: LastWrite | None
+    ) -> tuple[list[StoredEvent], Row[Any], list[EventBase]]:
+        if not store.holds(connection, self.run_id, self._path, self._owner, self._epoch):
+            raise LostLease(
+                f"task {self._path!r} of {self.run_id} is no longer carried out by {self._owner}"
+            )
+        used = dict(store.NO_USAGE)
+        for usage in batch.used:
+            for name, amount in store.usage_columns(usage).items():
+                used[name] += amount
+        events = list(batch.events)
+        observed = list(batch.observed)
+        first, totals = store.advance(connection, self.run_id, len(events), used)
+        if last is not None:
+            closing = last(connection, totals, utcnow())
+            if closing:
+                store.advance(connection, self.run_id, len(closing), store.NO_USAGE)
+                events += [store.encode_event(e, self.run_id, self.task_id) for e in closing]
+                observed += closing
+        if events:
+            store.insert_events(connection, self._tenant, self.run_id, first, events)
+        if batch.steps:
+            store.upsert_steps(
+                connection, self._tenant, self.run_id, self._path, list(batch.steps.values())
+            )
+        published = [
+            StoredEvent(first + i, kind, splice_seq(first + i, data))
+            for i, (kind, data) in enumerate(events)
+        ]
+        return published, totals, observed
+
+
+def _ended(step: StepRecord) -> EventBase:
+    """The event of a step that ended."""
+    ended_at = step.ended_at or utcnow()
+    duration_ms = int((ended_at - step.started_at).total_seconds() * 1000)
+    if step.error is not None:
+        return StepFailed(
+            step=step.key,
+            kind=step.kind,
+            name=step.name,
+            agent=step.agent,
+            error=step.error,
+            duration_ms=duration_ms,
+        )
+    output = step.output if step.kind == "tool" else None
+    if isinstance(output, str) and len(output) > SHOWN_OUTPUT:
+        output = output[:SHOWN_OUTPUT] + "…"
+    return StepCompleted(
+        step=step.key,
+        kind=step.kind,
+        name=step.name,
+        agent=step.agent,
+        usage=step.usage,
+        duration_ms=duration_ms,
+        output=output,
+    )

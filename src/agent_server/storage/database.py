@@ -1,0 +1,426 @@
+"""The database: whole transactions as functions, on SQLite or PostgreSQL.
+
+``write(fn)`` and ``read(fn)`` run ``fn(connection)`` as one transaction and return its result;
+``fn`` is ordinary synchronous SQLAlchemy, so each statement is written once for both. Leans on
+SQLAlchemy; refuses to know any table.
+
+On SQLite there is one writer thread: it takes every transaction that waits, runs each inside a
+savepoint of one ``BEGIN IMMEDIATE``, commits once, and only then answers, so that many callers
+share one sync to disk. Nothing is acknowledged before it is durable (WAL, ``synchronous=FULL``).
+"""
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, pool, text
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from agent_server.domain.errors import (
+    AgentServerError,
+    ConfigurationError,
+    DatabaseUnavailable,
+    DataDirLocked,
+    StorageFull,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind; SQLite's own still hold there.
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+Transaction = Callable[[Connection], T]
+Observer = Callable[[str, float, bool], None]
+"""Told of each transaction: ``"read"`` or ``"write"``, its seconds, and whether it succeeded."""
+
+MAX_BATCH = 256
+READERS = 2
+BUSY_TIMEOUT_MS = 10_000
+JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"})
+
+
+class Database(Protocol):
+    """Two implementations: ``SqliteDatabase`` and ``PostgresDatabase``."""
+
+    dialect: str
+
+    async def write(self, fn: Transaction[T]) -> T:
+        """Run ``fn`` in a transaction that may write; it is durable when this returns.
+
+        Cancelling the caller does not undo it. Raises ``StorageFull``, ``DatabaseUnavailable``,
+        or whatever ``fn`` raised, after rolling back.
+        """
+
+    async def read(self, fn: Transaction[T]) -> T:
+        """Run ``fn`` in a transaction that only reads, beside writers."""
+
+    async def close(self) -> None:
+        """Finish what is queued and let go of the database."""
+
+
+def translate(error: Exception) -> Exception:
+    """A driver's error as one of ours, where it is about the database and not the statement."""
+    if isinstance(error, AgentServerError) or not isinstance(
+        error, (SQLAlchemyError, OSError, sqlite3.Error)
+    ):
+        return error
+    message = str(getattr(error, "orig", None) or error)
+    lowered = message.lower()
+    if "disk is full" in lowered or "no space left" in lowered or "disk full" in lowered:
+        return StorageFull(
+            f"The disk that holds the database is full ({message}).",
+            hint="Free some space; what was stored before is intact.",
+        )
+    lost = isinstance(error, OSError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
+    if lost or isinstance(error, OperationalError) or "connection" in lowered:
+        return DatabaseUnavailable(
+            f"The database cannot be used: {message}.",
+            hint="Check that it runs and that AGENT_SERVER_DATABASE_URL is right.",
+        )
+    return error
+
+
+def open_database(url: str, *, pool_size: int = 10, observer: Observer | None = None) -> Database:
+    """The database at ``url`` (``sqlite:///path`` or ``postgresql://…``), not yet migrated.
+
+    Raises ``ConfigurationError`` for another kind of URL, ``DataDirLocked`` when another
+    process has the SQLite file open, ``DatabaseUnavailable`` when it cannot be opened.
+    """
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as error:
+        raise ConfigurationError(
+            "The database URL cannot be parsed.",
+            hint="Use sqlite:///path/to/file.db or postgresql://user:password@host:5432/name.",
+        ) from error
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise ConfigurationError(
+                "An in-memory SQLite database would lose every run.",
+                hint="Name a file: sqlite:///path/to/file.db.",
+            )
+        return SqliteDatabase(Path(parsed.database), observer=observer)
+    if backend in {"postgresql", "postgres"}:
+        async_url = parsed.set(drivername="postgresql+asyncpg").render_as_string(
+            hide_password=False
+        )
+        return PostgresDatabase(async_url, pool_size=pool_size, observer=observer)
+    raise ConfigurationError(
+        f"The database kind {backend!r} is not supported.",
+        hint="Use sqlite:///path/to/file.db or postgresql://user:password@host:5432/name.",
+    )
+
+
+class FileLock:
+    """One process per SQLite file, said clearly to the second. Released by the kernel on death."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._fd, 32).decode(errors="replace").strip() or "unknown"
+            os.close(self._fd)
+            raise DataDirLocked(
+                f"Another Agent Server (process {holder}) uses {str(path.parent)!r}.",
+                hint="Stop it, talk to it with --server, set AGENT_SERVER_DATA_DIR to another "
+                "folder, or use PostgreSQL for several processes.",
+            ) from error
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+def network_file_system(path: Path) -> str | None:
+    """The kind of network file system that holds ``path``, or None on a local disk."""
+    best, kind = "", None
+    try:
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    resolved = str(path.resolve())
+    for line in mounts.splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = fields[1].replace("\\040", " ")
+        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, fields[2]
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+class SqliteDatabase:
+    """One writer thread that commits in groups, a few reader threads, one process per file."""
+
+    dialect = "sqlite"
+
+    def __init__(self, path: Path, *, observer: Observer | None = None) -> None:
+        self._observer = observer
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            kind = network_file_system(path.parent)
+            if kind is not None:
+                raise ConfigurationError(
+                    f"{str(path.parent)!r} is on a network file system ({kind}), where SQLite's "
+                    "write-ahead log can lose data.",
+                    hint="Put AGENT_SERVER_DATA_DIR on a local disk, or use PostgreSQL.",
+                )
+            self._lock = FileLock(path.with_name(path.name + ".lock"))
+        except OSError as error:
+            raise DatabaseUnavailable(
+                f"The folder {str(path.parent)!r} cannot be used: {error.strerror or error}.",
+                hint="Set AGENT_SERVER_DATA_DIR to a folder this user may write.",
+            ) from error
+        self._writer = _sqlite_engine(path, writer=True)
+        self._reader = _sqlite_engine(path, writer=False)
+        try:
+            with self._writer.begin() as connection:
+                connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema")
+        except Exception as error:
+            self._writer.dispose()
+            self._lock.release()
+            raise DatabaseUnavailable(
+                f"The database file {str(path)!r} cannot be opened: "
+                f"{getattr(error, 'orig', error)}.",
+                hint="Check its permissions and that it is an SQLite file of this server.",
+            ) from error
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_loop, name="sqlite-writer", daemon=True)
+        self._thread.start()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
+        self._local = threading.local()
+        self._reader_connections: list[Connection] = []
+
+    async def write(self, fn: Transaction[T]) -> T:
+        if self._closed:
+            raise DatabaseUnavailable("The database is closed.", hint="The server is stopping.")
+        loop = asyncio.get_running_loop()
+        job = _Job(fn, loop, loop.create_future())
+        self._jobs.put(job)
+        # Shielded: the writer answers the future even when this caller has been cancelled.
+        result: T = await asyncio.shield(job.future)
+        return result
+
+    async def read(self, fn: Transaction[T]) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._readers, self._read, fn)
+        except Exception as error:
+            raise translate(error) from error
+
+    def _read(self, fn: Transaction[T]) -> T:
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._reader.connect()
+            self._reader_connections.append(connection)
+        started = perf_counter()
+        with connection.begin():
+            result = fn(connection)
+        if self._observer is not None:
+            self._observer("read", perf_counter() - started, True)
+        return result
+
+    def _write_loop(self) -> None:
+        connection = self._writer.connect()
+        while True:
+            job = self._jobs.get()
+            batch: list[_Job] = []
+            while job is not None:
+                batch.append(job)
+                if len(batch) >= MAX_BATCH:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            if batch:
+                self._commit(connection, batch)
+            if job is None:
+                connection.close()
+                return
+
+    def _commit(self, connection: Connection, batch: "list[_Job]") -> None:
+        started = perf_counter()
+        succeeded = True
+        try:
+            with connection.begin():
+                for job in batch:
+                    job.run(connection, alone=len(batch) == 1)
+        except Exception as error:
+            succeeded = False
+            for job in batch:
+                if job.error is None:
+                    job.error = translate(error)
+        if self._observer is not None:
+            self._observer("write", perf_counter() - started, succeeded)
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+        for job in batch:
+            by_loop.setdefault(job.loop, []).append(job)
+        for loop, jobs in by_loop.items():
+            with suppress(RuntimeError):  # The loop is gone, and with it whoever waited.
+                loop.call_soon_threadsafe(_answer, jobs)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._jobs.put(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        self._readers.shutdown(wait=True)
+        for connection in self._reader_connections:
+            connection.close()
+        self._reader.dispose()
+        self._writer.dispose()
+        self._lock.release()
+
+
+class _Job:
+    """One transaction on its way through the writer thread."""
+
+    __slots__ = ("fn", "loop", "future", "result", "error")
+
+    def __init__(
+        self,
+        fn: Transaction[Any],
+        loop: asyncio.AbstractEventLoop,
+        future: "asyncio.Future[Any]",
+    ) -> None:
+        self.fn = fn
+        self.loop = loop
+        self.future = future
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def run(self, connection: Connection, *, alone: bool) -> None:
+        """Run inside the batch; alone, a failure rolls everything back, else a savepoint."""
+        if alone:
+            try:
+                self.result = self.fn(connection)
+            except Exception as error:
+                self.error = translate(error)
+                raise
+            return
+        savepoint = connection.begin_nested()
+        try:
+            self.result = self.fn(connection)
+        except Exception as error:
+            self.error = translate(error)
+            savepoint.rollback()
+        else:
+            savepoint.commit()
+
+
+def _answer(jobs: list[_Job]) -> None:
+    for job in jobs:
+        if job.future.cancelled():
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+            job.future.exception()  # Retrieved, in case whoever waited was cancelled.
+        else:
+            job.future.set_result(job.result)
+
+
+def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        poolclass=pool.NullPool,
+        connect_args={"check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connect(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        if writer:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute(f"PRAGMA journal_size_limit={JOURNAL_SIZE_LIMIT}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA temp_store=MEMORY")
+        if not writer:
+            cursor.execute("PRAGMA query_only=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+
+    return engine
+
+
+class PostgresDatabase:
+    """asyncpg behind a small pool; each transaction runs in the caller's task."""
+
+    dialect = "postgresql"
+
+    def __init__(
+        self, url: str, *, pool_size: int = 10, observer: Observer | None = None
+    ) -> None:
+        self.url = url
+        self._observer = observer
+        self._engine: AsyncEngine = create_async_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=30,
+            pool_pre_ping=False,
+            connect_args={"timeout": 10, "command_timeout": 60},
+        )
+
+    async def write(self, fn: Transaction[T]) -> T:
+        # Shielded, so that a cancelled caller cannot leave a commit half-known.
+        task: asyncio.Future[T] = asyncio.ensure_future(self._run("write", fn))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await asyncio.shield(task)
+            raise
+
+    async def read(self, fn: Transaction[T]) -> T:
+        return await self._run("read", fn)
+
+    async def _run(self, mode: str, fn: Transaction[T]) -> T:
+        started = perf_counter()
+        succeeded = False
+        try:
+            async with self._engine.begin() as connection:
+                result = await connection.run_sync(fn)
+            succeeded = True
+            return result
+        except Exception as error:
+            raise translate(error) from error
+        finally:
+            if self._observer is not None:
+                self._observer(mode, perf_counter() - started, succeeded)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def ping(connection: Connection) -> None:
+    """The least a database must be able to answer."""
+    connection.execute(text("SELECT 1"))

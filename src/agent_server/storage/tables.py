@@ -1,0 +1,204 @@
+"""All tables on one page: one schema for SQLite and PostgreSQL.
+
+Leans on SQLAlchemy Core. Refuses to know who reads them: each package's own store module does.
+Payloads are JSON text (ASCII, so that NUL and lone surrogates survive on every database) and
+are never queried inside. Times are microseconds since the epoch, money is pico-dollars: both
+sort, sum and compare exactly on both databases.
+"""
+
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.engine import Dialect
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+
+class JsonText(TypeDecorator[Any]):
+    """A JSON value as text; SQL NULL is Python's None."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware moment as whole microseconds since 1970-01-01T00:00:00Z."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - EPOCH) // MICROSECOND
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        return None if value is None else EPOCH + timedelta(microseconds=value)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _usage() -> list[Column[Any]]:
+    return [
+        Column("model_calls", Integer, nullable=False, server_default="0"),
+        Column("tool_calls", Integer, nullable=False, server_default="0"),
+        Column("input_tokens", BigInteger, nullable=False, server_default="0"),
+        Column("output_tokens", BigInteger, nullable=False, server_default="0"),
+        Column("cost_pico", BigInteger, nullable=False, server_default="0"),
+        Column("unpriced_calls", Integer, nullable=False, server_default="0"),
+    ]
+
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("request", JsonText, nullable=False),
+    Column("output", JsonText),
+    Column("error", JsonText),
+    Column("waiting_for", JsonText),
+    Column("agent", Text),
+    Column("workflow", Text),
+    Column("session_id", Text),
+    Column("parent_id", Text),
+    Column("forked_from", Text),
+    Column("principal", Text, nullable=False),
+    Column("cancel_reason", Text),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("started_at", Moment),
+    Column("ended_at", Moment),
+    *_usage(),
+    Index(None, "tenant", "created_at", "id"),
+    Index(None, "tenant", "session_id"),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("path", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("node", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("agent", Text),
+    Column("payload", JsonText, nullable=False),
+    Column("hidden", Boolean, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("output", JsonText),
+    Column("error", JsonText),
+    Column("waiting_for", JsonText),
+    Column("owner", Text),
+    Column("epoch", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("wake_at", Moment),
+    Column("lane", Text),
+    Column("created_at", Moment, nullable=False),
+    Column("started_at", Moment),
+    Column("ended_at", Moment),
+    Index(None, "status", "created_at"),
+    Index(None, "owner"),
+    Index(None, "lane", "created_at"),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("task_path", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("agent", Text),
+    Column("status", Text, nullable=False),
+    Column("input", JsonText),
+    Column("input_hash", Text),
+    Column("output", JsonText),
+    Column("error", JsonText),
+    Column("attempts", Integer, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    *_usage(),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("data", Text, nullable=False),
+)
+"""``data`` is the event's JSON without its ``seq``, which is spliced in on the way out."""
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("item_count", Integer, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+)
+
+session_items = Table(
+    "session_items",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("session_id", Text, primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("run_id", Text, nullable=False),
+    Column("data", JsonText, nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("response", JsonText, nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("beat_at", Moment, nullable=False),
+)
