@@ -1,0 +1,288 @@
+"""The graph that people write and planners make: a workflow's definition and its nodes.
+
+Leans on the domain's base and on plans (for their triggers). Refuses to know how a graph is
+checked, what an expression means and how nodes are carried out: those live in ``workflow/``.
+
+Nodes of a list run one after another. When any node of the list names ``depends_on`` (an empty
+list counts), the list is a graph: each node waits for what it names, and one that names nothing
+waits only for the nodes whose results it uses. Strings may hold ``{{ … }}`` templates where a
+field says *template*; ``when``, ``while``, ``until`` and ``over`` are expressions themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+
+from agent_server.domain.base import Frozen, JsonObject
+from agent_server.domain.plans import PlanAction
+
+MAX_DEPTH = 12
+"""How deep nodes may stand inside nodes."""
+MAX_NODES = 5_000
+"""How many nodes one definition may hold, inner ones included."""
+MAX_ITERATIONS = 10_000
+"""The highest bound a loop may name."""
+MAX_JSON_DEPTH = 64
+
+NodeId = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)]
+Text = Annotated[str, Field(max_length=200)]
+
+
+class Retry(Frozen):
+    """How often a node that failed is tried, and how long to wait in between."""
+
+    max_attempts: int = Field(default=3, ge=1, le=20)
+    """The first attempt included."""
+    backoff_s: float = Field(default=0.0, ge=0, le=3600)
+    """Seconds before the second attempt."""
+    factor: float = Field(default=2.0, ge=1, le=10)
+    """Each further wait is this many times the one before."""
+    max_backoff_s: float = Field(default=300.0, ge=0, le=3600)
+    on: tuple[Text, ...] = ()
+    """Error codes worth another attempt; none named means every code that a repeat may mend."""
+
+    def delay_s(self, attempt: int) -> float:
+        """Seconds to wait before ``attempt`` (the second is 2)."""
+        return float(min(self.backoff_s * self.factor ** max(attempt - 2, 0), self.max_backoff_s))
+
+
+class NodeFields(Frozen):
+    """What every node has."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True
+    )
+
+    id: NodeId
+    description: str = Field(default="", max_length=10_000)
+    depends_on: tuple[str, ...] | None = None
+    """Ids of nodes of the same list; None follows the list's rule."""
+    when: str | None = None
+    """Expression; false skips the node. Nodes that depend on it run nevertheless."""
+    retry: Retry | None = None
+    on_error: Literal["fail", "continue"] = "fail"
+    """``continue``: the node counts as ended, with ``.status == "failed"`` and output null."""
+
+
+class LeafFields(NodeFields):
+    """What every node has that does something in the world."""
+
+    timeout_s: float | None = Field(default=None, gt=0, le=7 * 86_400)
+    """Seconds one attempt may take, from the moment a worker takes it up."""
+
+
+class AgentNode(LeafFields):
+    """One agent works on ``input``."""
+
+    type: Literal["agent"] = "agent"
+    agent: str
+    input: Any
+    """Template: a text, a list of input items, or any JSON, which becomes text."""
+    output_schema: JsonObject | None = None
+    """JSON Schema that the result must satisfy; it is then JSON, not text."""
+    approach: str | None = None
+    model: str | None = None
+    tools: tuple[str, ...] | None = None
+    """Names of further tools for this task; None adds nothing."""
+    context: JsonObject = Field(default_factory=dict)
+    """Template: what the agent should know besides its input."""
+
+
+class ApproachNode(LeafFields):
+    """A reasoning approach works on ``input``, with no agent of the user's, or with one."""
+
+    type: Literal["approach"] = "approach"
+    approach: str
+    input: Any
+    agent: str | None = None
+    output_schema: JsonObject | None = None
+    model: str | None = None
+    tools: tuple[str, ...] | None = None
+    context: JsonObject = Field(default_factory=dict)
+
+
+class ToolNode(LeafFields):
+    """One call of a tool."""
+
+    type: Literal["tool"] = "tool"
+    tool: str
+    arguments: JsonObject = Field(default_factory=dict)
+    """Template."""
+
+
+class ActionNode(LeafFields):
+    """One action touches the world."""
+
+    type: Literal["action"] = "action"
+    action: str
+    parameters: JsonObject = Field(default_factory=dict)
+    """Template."""
+
+
+class SetNode(NodeFields):
+    """Writes variables, all at once, from the values they had before. Output: what it wrote.
+
+    A node sees what was written by the nodes it comes after, never what runs beside it. Where
+    branches that ran side by side wrote the same variable, the later one in the list counts.
+    """
+
+    type: Literal["set"] = "set"
+    variables: dict[Name, Any] = Field(min_length=1)
+    """Template."""
+
+
+class ParallelNode(NodeFields):
+    """Branches side by side. Output: the outputs of the branches' last nodes, in order."""
+
+    type: Literal["parallel"] = "parallel"
+    branches: tuple[Annotated[tuple[Node, ...], Field(min_length=1)], ...] = Field(min_length=1)
+    max_parallel: int | None = Field(default=None, ge=1)
+
+
+class Case(Frozen):
+    """One way of a branch."""
+
+    when: str
+    nodes: tuple[Node, ...] = Field(min_length=1)
+
+
+class BranchNode(NodeFields):
+    """The first case whose ``when`` is true, or ``else``. Output: that of its last node."""
+
+    type: Literal["branch"] = "branch"
+    cases: tuple[Case, ...] = Field(min_length=1)
+    otherwise: tuple[Node, ...] = Field(default=(), alias="else")
+
+
+class MapNode(NodeFields):
+    """The nodes once for each item. Output: the last nodes' outputs, in the items' order."""
+
+    type: Literal["map"] = "map"
+    over: str | tuple[Any, ...]
+    """Expression that gives a list, or a list (template)."""
+    name: Name = Field(default="item", alias="as")
+    """How expressions inside call the item; ``index`` counts from 0."""
+    max_parallel: int | None = Field(default=None, ge=1)
+    nodes: tuple[Node, ...] = Field(min_length=1)
+
+
+class LoopNode(NodeFields):
+    """The nodes again and again. Output: the last node's output in the last iteration.
+
+    ``iteration`` counts from 1. ``while`` is asked before each iteration, ``until`` after it.
+    Inside, an expression may name a node that comes later: it sees the previous iteration's
+    result, and ``status == "pending"`` in the first. A loop that would go on after
+    ``max_iterations`` fails with ``loop_bound``.
+    """
+
+    type: Literal["loop"] = "loop"
+    condition: str | None = Field(default=None, alias="while")
+    until: str | None = None
+    max_iterations: int = Field(ge=1, le=MAX_ITERATIONS)
+    nodes: tuple[Node, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> LoopNode:
+        if (self.condition is None) == (self.until is None):
+            raise ValueError("give exactly one of 'while' and 'until'")
+        return self
+
+
+Node = Annotated[
+    AgentNode
+    | ToolNode
+    | ParallelNode
+    | BranchNode
+    | MapNode
+    | LoopNode
+    | SetNode
+    | ApproachNode
+    | ActionNode,
+    Field(discriminator="type"),
+]
+
+NODE_TYPES = frozenset(
+    {"agent", "tool", "parallel", "branch", "map", "loop", "set", "approach", "action"}
+)
+LEAF_TYPES = (AgentNode, ToolNode, ApproachNode, ActionNode)
+"""Nodes that run as tasks of their own; the rest is recomputed on replay."""
+
+
+class WorkflowDefinition(Frozen):
+    """A graph, what it takes, and what it gives."""
+
+    name: str = Field(min_length=1, max_length=200)
+    version: str | int | None = None
+    description: str = Field(default="", max_length=10_000)
+    inputs: JsonObject | None = None
+    """JSON Schema of an object; None takes any object."""
+    variables: dict[Name, Any] = Field(default_factory=dict)
+    """The variables' first values. Template over ``inputs``."""
+    nodes: tuple[Node, ...] = Field(min_length=1)
+    output: Any = None
+    """Template; None gives the output of the last node."""
+    max_parallel: int | None = Field(default=None, ge=1)
+    """Tasks of one run at the same time; the server's own limit holds as well."""
+    actions: tuple[PlanAction, ...] = ()
+    """What happens when something happened, as in a plan."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, data: Any) -> Any:
+        problem = size_problem(data)
+        if problem:
+            raise ValueError(problem)
+        return data
+
+
+for _model in (ParallelNode, Case, BranchNode, MapNode, LoopNode, WorkflowDefinition):
+    _model.model_rebuild()
+
+NODE: TypeAdapter[Node] = TypeAdapter(Node)
+"""Reads one node from its JSON."""
+
+
+def lists_of(node: Node) -> tuple[tuple[Node, ...], ...]:
+    """The lists of nodes inside ``node``, in order: branches; cases, then else; a body."""
+    if isinstance(node, ParallelNode):
+        return node.branches
+    if isinstance(node, BranchNode):
+        return (*(case.nodes for case in node.cases), node.otherwise)
+    if isinstance(node, (MapNode, LoopNode)):
+        return (node.nodes,)
+    return ()
+
+
+def walk(nodes: tuple[Node, ...]) -> Iterator[Node]:
+    """Every node, each before the ones inside it."""
+    for node in nodes:
+        yield node
+        for inner in lists_of(node):
+            yield from walk(inner)
+
+
+def size_problem(data: Any) -> str | None:
+    """What is too deep or too many in a definition's JSON; looked at before it is read."""
+    todo: list[tuple[Any, int, int]] = [(data, 0, 0)]
+    found = 0
+    while todo:
+        value, depth, nested = todo.pop()
+        if depth > MAX_JSON_DEPTH:
+            return f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels"
+        if isinstance(value, dict):
+            kind = value.get("type")
+            if isinstance(kind, str) and kind in NODE_TYPES and "id" in value:
+                found += 1
+                nested += 1
+            if found > MAX_NODES:
+                return f"more than {MAX_NODES} nodes"
+            if nested > MAX_DEPTH:
+                return f"nodes stand inside nodes deeper than {MAX_DEPTH} levels"
+            todo.extend((item, depth + 1, nested) for item in value.values())
+        elif isinstance(value, (list, tuple)):
+            todo.extend((item, depth + 1, nested) for item in value)
+    return None
