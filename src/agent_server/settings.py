@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(
         default=100, ge=1, description="Tasks this process carries out at once."
     )
+    probe_timeout_s: float = Field(
+        default=2.0, gt=0, description="Seconds a check of `/readyz` may take."
+    )
     shutdown_grace_s: float = Field(
         default=5.0, ge=0, le=300, description="Seconds tasks get to finish on SIGTERM."
     )
@@ -144,6 +147,9 @@ class Settings(BaseSettings):
     # What it accepts
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Size of a request body.")
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds a request body may take to arrive."
+    )
     max_streams: int = Field(default=10_000, ge=1, description="Event streams open at once.")
     stream_queue_size: int = Field(
         default=1_000, ge=10, description="Events held for a slow reader before it is cut off."
@@ -154,6 +160,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="`auto`: coloured on a terminal, JSON elsewhere."
     )
+    access_log: bool = Field(default=True, description="Log one line for every call.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least level that is logged."
     )

@@ -15,12 +15,16 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     ├── Unauthorized              401  unauthorized
     ├── Forbidden                 403  forbidden
     ├── NotFound                  404  not_found
+    ├── MethodNotAllowed          405  method_not_allowed
+    ├── RequestTimeout            408  request_timeout
     ├── Conflict                  409  conflict
     │   ├── IdempotencyInFlight   409  idempotency_in_flight
     │   └── RunEnded              409  run_ended
     ├── BodyTooLarge              413  body_too_large
+    ├── UnsupportedMediaType      415  unsupported_media_type
     ├── RateLimited               429  rate_limited
     ├── Unavailable               503  unavailable
+    ├── TimedOut                  504  timed_out
     ├── StorageFull               507  storage_full
     ├── ConfigurationError        500  configuration
     │   ├── DatabaseUnavailable   500  database_unavailable
@@ -161,6 +165,18 @@ class NotFound(AgentServerError):
     title = "Not found"
 
 
+class MethodNotAllowed(AgentServerError):
+    status = 405
+    code = "method_not_allowed"
+    title = "The method is not allowed here"
+
+
+class RequestTimeout(AgentServerError):
+    status = 408
+    code = "request_timeout"
+    title = "The request took too long to arrive"
+
+
 class Conflict(AgentServerError):
     status = 409
     code = "conflict"
@@ -183,6 +199,12 @@ class BodyTooLarge(AgentServerError):
     title = "The body is too large"
 
 
+class UnsupportedMediaType(AgentServerError):
+    status = 415
+    code = "unsupported_media_type"
+    title = "The body has a type that is not read here"
+
+
 class RateLimited(AgentServerError):
     status = 429
     code = "rate_limited"
@@ -193,6 +215,12 @@ class Unavailable(AgentServerError):
     status = 503
     code = "unavailable"
     title = "Not available now"
+
+
+class TimedOut(AgentServerError):
+    status = 504
+    code = "timed_out"
+    title = "It took longer than the call would wait"
 
 
 class StorageFull(AgentServerError):
