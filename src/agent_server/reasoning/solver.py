@@ -1,0 +1,135 @@
+"""Solves one task: the agent, the approach, and an answer that fits its schema.
+
+Leans on the approaches, the durable loop and the catalogue of agents and tools. Refuses to know
+where the task comes from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agents import Agent, Tool
+
+from agent_server.domain.agents import AgentInfo
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import FieldError, OutputInvalid
+from agent_server.execution.ports import TaskContext
+from agent_server.reasoning.approach import (
+    AgentInput,
+    AgentResult,
+    AgentRunner,
+    ReasoningTask,
+    as_items,
+    message,
+)
+from agent_server.reasoning.approaches import DEFAULT, Approaches
+from agent_server.reasoning.direct import without_tools
+from agent_server.reasoning.fit import fit, schema_fault
+from agent_server.reasoning.generalist import generalist
+
+MAX_FIXES = 2
+"""Times an answer that does not fit goes back to the agent."""
+
+
+class Catalog(Protocol):
+    """The agents and tools that this server has, by name; unknown names raise."""
+
+    def agent(self, name: str) -> Agent[Any]: ...
+    def tool(self, name: str) -> Tool: ...
+    def describe_agent(self, name: str) -> AgentInfo: ...
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One task: who works on what, how, and what the answer must look like."""
+
+    input: AgentInput
+    agent: str | None = None
+    """A slug; None is the server's own generalist."""
+    tools: Sequence[str] = ()
+    """For the generalist: all that it has. For an agent: what it must have, added if it lacks."""
+    approach: str | None = None
+    model: str | None = None
+    output_schema: JsonObject | None = None
+    context: JsonObject = field(default_factory=dict)
+    session_id: str | None = None
+
+
+class Solver:
+    """Durable: called again with the same assignment, it finds what it did in the journal."""
+
+    def __init__(self, catalog: Catalog, loop: AgentRunner, approaches: Approaches) -> None:
+        self._catalog = catalog
+        self._loop = loop
+        self._approaches = approaches
+
+    async def solve(self, ctx: TaskContext, assignment: Assignment) -> tuple[Any, AgentResult]:
+        """The output, and the result it was taken from.
+
+        Raises ``UnknownAgent``, ``UnknownTool``, ``UnknownApproach``, whatever the agent's run
+        raised, and ``OutputInvalid`` for an answer that still does not fit after two repairs.
+        """
+        agent, approach_name = self._staff(assignment)
+        schema = assignment.output_schema
+        asked = assignment.input
+        if schema is not None:
+            fault = schema_fault(schema)
+            if fault is not None:
+                raise OutputInvalid(f"The expected output cannot be checked: {fault}.")
+        task = ReasoningTask(
+            ctx=ctx,
+            agent=agent,
+            input=asked,
+            loop=self._loop,
+            model=assignment.model,
+            context=assignment.context,
+            session_id=assignment.session_id,
+        )
+        result = await self._approaches.get(approach_name, agent, asked).solve(task)
+        if schema is None:
+            return result.output, result
+        conversation = as_items(asked)
+        for attempt in range(1, MAX_FIXES + 2):
+            value, faults = fit(result.output, schema)
+            if not faults:
+                return value, result
+            if attempt > MAX_FIXES:
+                raise OutputInvalid(
+                    f"The answer does not fit its JSON Schema after {MAX_FIXES} repairs: "
+                    + "; ".join(faults),
+                    hint="Loosen expected_output, say more about it, or use a stronger model.",
+                    errors=[FieldError(path="output", message=fault) for fault in faults],
+                )
+            conversation += [
+                message("assistant", result.text),
+                message("user", _complaint(faults)),
+            ]
+            # Only the form is mended: with tools, a repair could act a second time.
+            result = await task.run(
+                without_tools(agent, input_guardrails=[]),
+                conversation,
+                step=f"fix/{attempt}",
+                max_turns=1,
+            )
+        raise AssertionError("the last attempt returns or raises")
+
+    def _staff(self, assignment: Assignment) -> tuple[Agent[Any], str]:
+        if assignment.agent is None:
+            tools = [self._catalog.tool(name) for name in assignment.tools]
+            return generalist(tools), assignment.approach or DEFAULT
+        agent = self._catalog.agent(assignment.agent)
+        info = self._catalog.describe_agent(assignment.agent)
+        missing = [name for name in assignment.tools if name not in info.tools]
+        if missing:
+            agent = agent.clone(
+                tools=[*agent.tools, *(self._catalog.tool(name) for name in missing)]
+            )
+        return agent, assignment.approach or info.approach or DEFAULT
+
+
+def _complaint(faults: Sequence[str]) -> str:
+    lines = "\n".join(f"- {fault}" for fault in faults)
+    return (
+        f"That answer does not have the form that was asked for:\n{lines}\n"
+        "Answer again with the corrected JSON alone."
+    )

@@ -1,0 +1,91 @@
+"""The handlers that solve: a task of kind ``agent`` in a plan or workflow, and a run of an agent.
+
+Leans on the solver. Refuses to know how tasks are planned, ordered and stored.
+"""
+
+import json
+from typing import Any
+
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import InternalError
+from agent_server.execution.ports import FinalOutput, TaskContext
+from agent_server.reasoning.approach import AgentInput
+from agent_server.reasoning.solver import Assignment, Solver
+
+KIND = "agent"
+"""The kind of the child tasks that ``AgentTask`` carries out."""
+
+_SCHEMA_NOTE = (
+    "\n\nAnswer with JSON alone, without a Markdown fence, that fits this JSON Schema:\n{schema}"
+)
+
+
+class AgentTask:
+    """The handler of ``agent`` tasks. The payload:
+
+    ``agent`` (a slug, or null for the generalist), ``input`` (a text, a list of input items, or
+    any JSON, which becomes text), and optionally ``approach``, ``model``, ``tools`` [names],
+    ``output_schema``, ``context``.
+    """
+
+    def __init__(self, solver: Solver) -> None:
+        self._solver = solver
+
+    async def __call__(self, ctx: TaskContext) -> Any:
+        payload = ctx.payload
+        schema: JsonObject | None = payload.get("output_schema")
+        asked = told(payload.get("input"), schema)
+        output, _ = await self._solver.solve(
+            ctx,
+            Assignment(
+                input=asked,
+                agent=payload.get("agent"),
+                tools=payload.get("tools") or (),
+                approach=payload.get("approach") or ctx.run.request.approach,
+                model=payload.get("model") or ctx.run.request.model,
+                output_schema=schema,
+                context={**ctx.run.request.context, **(payload.get("context") or {})},
+            ),
+        )
+        return output
+
+
+class AgentRun:
+    """The root handler of a run of one agent: its output is the run's, and what was said joins
+    the session in the transaction that ends the run."""
+
+    def __init__(self, solver: Solver) -> None:
+        self._solver = solver
+
+    async def __call__(self, ctx: TaskContext) -> Any:
+        request = ctx.run.request
+        if request.agent is None or request.input is None:
+            raise InternalError(f"The run {ctx.run.id!r} names no agent or has no input.")
+        output, result = await self._solver.solve(
+            ctx,
+            Assignment(
+                input=request.input,
+                agent=request.agent,
+                approach=request.approach,
+                model=request.model,
+                context=request.context,
+                session_id=request.session_id,
+            ),
+        )
+        if request.session_id is None:
+            return output
+        return FinalOutput(output, request.session_id, tuple(result.session_items))
+
+
+def told(given: Any, schema: JsonObject | None) -> AgentInput:
+    """``given`` as an agent is told it, with the form of the answer where one is asked for."""
+    note = "" if schema is None else _SCHEMA_NOTE.format(schema=json.dumps(schema))
+    if isinstance(given, list) and given and all(_is_item(item) for item in given):
+        return [*given, {"role": "user", "content": note.strip()}] if note else given
+    text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    return text + note
+
+
+def _is_item(value: Any) -> bool:
+    """Whether ``value`` is one of the SDK's input items, and not just some JSON."""
+    return isinstance(value, dict) and ("role" in value or "type" in value)
