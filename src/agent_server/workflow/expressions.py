@@ -1,0 +1,187 @@
+"""The one small language of conditions and of ``{{ … }}`` in text: JSON in, JSON out.
+
+Leans on ``language`` for what it is made of. A source is parsed once and shared; whatever it
+is, evaluating it ends soon with a JSON value or an ``ExpressionError`` that shows it. Refuses to
+know what the names of a scope stand for.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from agent_server.domain.errors import ExpressionError
+from agent_server.workflow.language import (
+    MAX_CHARS,
+    MAX_LENGTH,
+    MAX_NESTING,
+    Compiler,
+    Lookup,
+    Scope,
+    Work,
+    Wrong,
+    measure,
+    parse,
+    to_json,
+)
+
+
+class Expr:
+    """One expression, parsed. Immutable, so that it can be shared; make it with ``expression``."""
+
+    __slots__ = ("_run", "references", "source")
+
+    def __init__(self, source: str) -> None:
+        """Raises ``ExpressionError`` that says what is not understood or not allowed."""
+        self.source = source
+        try:
+            tree = parse(source)
+            compiler = Compiler()
+            self._run = compiler.compile(tree, MAX_NESTING)
+        except Wrong as wrong:
+            raise self._error(wrong) from None
+        self.references = tuple(compiler.references)
+
+    def evaluate(self, scope: Scope) -> Any:
+        """Its JSON value. Raises ``ExpressionError``; never anything else, never for long."""
+        work = Work()
+        try:
+            value = self._run(scope, work)
+            if isinstance(value, Lookup):
+                raise Wrong("it gives a whole scope", "Name one thing in it.")
+            measure(value, work)
+            return value
+        except Wrong as wrong:
+            raise self._error(wrong) from None
+        except RecursionError:
+            raise self._error(Wrong("a value is nested too deeply")) from None
+        except ZeroDivisionError:
+            raise self._error(Wrong("it divides by zero")) from None
+        except (TypeError, ValueError, OverflowError, ArithmeticError) as error:
+            raise self._error(Wrong(str(error) or type(error).__name__)) from None
+
+    def _error(self, wrong: Wrong) -> ExpressionError:
+        shown = self.source if len(self.source) <= 200 else self.source[:200] + "…"
+        return ExpressionError(f"Expression {shown!r}: {wrong}.", hint=wrong.hint)
+
+
+@lru_cache(maxsize=8_192)
+def expression(source: str) -> Expr:
+    """``source`` as an ``Expr``. One that is wholly ``{{ … }}`` is taken without its braces."""
+    text = source.strip()
+    if text.startswith("{{") and text.endswith("}}"):
+        parts = template(text).parts
+        if len(parts) == 1 and isinstance(parts[0], Expr):
+            return parts[0]
+    return Expr(source)
+
+
+class Template:
+    """A text with ``{{ … }}`` in it, parsed. Make it with ``template``."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, source: str) -> None:
+        self.parts: tuple[str | Expr, ...] = tuple(_split(source))
+
+    @property
+    def expressions(self) -> tuple[Expr, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Expr))
+
+    def render(self, scope: Scope) -> Any:
+        """One expression alone keeps its type; else a text, in which what is not text is JSON."""
+        if len(self.parts) == 1:
+            part = self.parts[0]
+            return part.evaluate(scope) if isinstance(part, Expr) else part
+        pieces: list[str] = []
+        size = 0
+        for part in self.parts:
+            if isinstance(part, Expr):
+                value = part.evaluate(scope)
+                piece = value if isinstance(value, str) else to_json(value)
+            else:
+                piece = part
+            size += len(piece)
+            if size > MAX_CHARS:
+                raise ExpressionError(f"A text with templates is over {MAX_CHARS} characters.")
+            pieces.append(piece)
+        return "".join(pieces)
+
+
+@lru_cache(maxsize=8_192)
+def template(source: str) -> Template:
+    """``source`` as a ``Template``. Raises ``ExpressionError``."""
+    return Template(source)
+
+
+def render(value: Any, scope: Scope) -> Any:
+    """``value`` with every text in it rendered, at any depth. Keys stay as they are."""
+    if isinstance(value, str):
+        return template(value).render(scope) if "{{" in value else value
+    if isinstance(value, dict):
+        return {key: render(item, scope) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [render(item, scope) for item in value]
+    return value
+
+
+def templates_in(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in ``value`` that holds a template, with its path."""
+    if isinstance(value, str):
+        if "{{" in value:
+            yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from templates_in(item, f"{path}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from templates_in(item, f"{path}/{position}")
+
+
+def escape(text: str) -> str:
+    """``text`` as a template that gives it back unchanged, whatever it holds."""
+    return text.replace("{{", '{{ "{{" }}')
+
+
+def _split(source: str) -> Iterator[str | Expr]:
+    """The texts and expressions of a template; quotes and brackets inside one are respected."""
+    position = 0
+    empty = True
+    while (start := source.find("{{", position)) >= 0:
+        end = _closing(source, start + 2)
+        if end is None:
+            raise ExpressionError(
+                f"Template {source[start : start + 80]!r}: '{{{{' is never closed.",
+                hint="Close it with '}}'; a literal '{{' is written {{ \"{{\" }}.",
+            )
+        if start > position:
+            yield source[position:start]
+        yield Expr(source[start + 2 : end])
+        empty = False
+        position = end + 2
+    if position < len(source) or empty:
+        yield source[position:]
+
+
+def _closing(source: str, position: int) -> int | None:
+    """Where the ``}}`` stands that ends the expression beginning at ``position``."""
+    depth = 0
+    quote = ""
+    end = min(len(source), position + MAX_LENGTH + 10)
+    while position < end:
+        char = source[position]
+        if quote:
+            if char == "\\":
+                position += 1
+            elif char == quote:
+                quote = ""
+        elif char in "'\"":
+            quote = char
+        elif char in "{[(":
+            depth += 1
+        elif char == "}" and depth == 0:
+            return position if source[position : position + 2] == "}}" else None
+        elif char in "}])":
+            depth -= 1
+        position += 1
+    found = source.find("}}", end)
+    return found if end < len(source) and found >= 0 else None
