@@ -4,13 +4,12 @@ Leans on the approaches, the durable loop and the catalogue of agents and tools.
 where the task comes from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from agents import Agent, Tool
+from agents import Agent
 
-from agent_server.domain.agents import AgentInfo
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, OutputInvalid
 from agent_server.execution.ports import TaskContext
@@ -26,17 +25,10 @@ from agent_server.reasoning.approaches import DEFAULT, Approaches
 from agent_server.reasoning.direct import without_tools
 from agent_server.reasoning.fit import fit, schema_fault
 from agent_server.reasoning.generalist import generalist
+from agent_server.registry.catalog import Catalog
 
 MAX_FIXES = 2
 """Times an answer that does not fit goes back to the agent."""
-
-
-class Catalog(Protocol):
-    """The agents and tools that this server has, by name; unknown names raise."""
-
-    def agent(self, name: str) -> Agent[Any]: ...
-    def tool(self, name: str) -> Tool: ...
-    def describe_agent(self, name: str) -> AgentInfo: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,10 @@ class Assignment:
 class Solver:
     """Durable: called again with the same assignment, it finds what it did in the journal."""
 
-    def __init__(self, catalog: Catalog, loop: AgentRunner, approaches: Approaches) -> None:
+    def __init__(
+        self, catalog: Callable[[], Catalog], loop: AgentRunner, approaches: Approaches
+    ) -> None:
+        """``catalog`` answers what is served now: it changes when a file is edited."""
         self._catalog = catalog
         self._loop = loop
         self._approaches = approaches
@@ -114,15 +109,16 @@ class Solver:
         raise AssertionError("the last attempt returns or raises")
 
     def _staff(self, assignment: Assignment) -> tuple[Agent[Any], str]:
+        catalog = self._catalog()
         if assignment.agent is None:
-            tools = [self._catalog.tool(name) for name in assignment.tools]
+            tools = [catalog.tool(name) for name in assignment.tools]
             return generalist(tools), assignment.approach or DEFAULT
-        agent = self._catalog.agent(assignment.agent)
-        info = self._catalog.describe_agent(assignment.agent)
+        agent = catalog.agent(assignment.agent)
+        info = catalog.describe_agent(assignment.agent)
         missing = [name for name in assignment.tools if name not in info.tools]
         if missing:
             agent = agent.clone(
-                tools=[*agent.tools, *(self._catalog.tool(name) for name in missing)]
+                tools=[*agent.tools, *(catalog.tool(name) for name in missing)]
             )
         return agent, assignment.approach or info.approach or DEFAULT
 
