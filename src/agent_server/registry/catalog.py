@@ -1,0 +1,173 @@
+"""The catalog: an immutable picture of what is served, and what the operator says about it.
+
+Leans on the SDK's ``Agent`` and ``FunctionTool``, which it hands out unchanged. Refuses to know
+files: the registry makes a new catalog when one changes, and whoever holds the old keeps it.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import structlog
+from agents import Agent, AgentOutputSchema, AgentOutputSchemaBase, FunctionTool, Handoff, Tool
+
+from agent_server.domain.agents import (
+    AgentInfo,
+    AgentPolicy,
+    LoadError,
+    ToolEffect,
+    ToolInfo,
+    ToolPolicy,
+)
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import UnknownAgent, UnknownTool
+from agent_server.registry.builtin_tools import BUILTIN_TOOLS
+from agent_server.registry.mcp_servers import effect_of_annotations
+from agent_server.registry.policies import Policies
+from agent_server.registry.slugs import slug
+
+log = structlog.get_logger("agent_server.registry")
+
+_NO_TOOL_POLICY = ToolPolicy()
+_NO_AGENT_POLICY = AgentPolicy()
+_BUILTIN_IDS = frozenset(id(tool) for tool in BUILTIN_TOOLS)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What is served. ``version`` grows by one with every reload; 0 is before the first load."""
+
+    agents: Mapping[str, Agent[Any]] = field(default_factory=lambda: MappingProxyType({}))
+    """By slug, in the order of the sources."""
+    tools: Mapping[str, FunctionTool] = field(default_factory=lambda: MappingProxyType({}))
+    """What plans and workflows may call, by tool name: built in, and module-level in a file."""
+    places: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """An agent's slug to the file or module it came from."""
+    errors: tuple[LoadError, ...] = ()
+    policies: Policies = Policies()
+    version: int = 0
+
+    def agent(self, name: str) -> Agent[Any]:
+        """The agent of this slug or exact SDK name. Raises ``UnknownAgent`` with the nearest."""
+        found = self.agents.get(name) or self.agents.get(slug(name))
+        if found is None or (name != found.name and name not in self.agents):
+            raise UnknownAgent(
+                f"There is no agent {name!r}.",
+                hint=_nearest(name, self.agents, "agents", "Set AGENT_SERVER_AGENTS to a file."),
+            )
+        return found
+
+    def tool(self, name: str) -> FunctionTool:
+        """The tool of this name. Raises ``UnknownTool`` with the nearest."""
+        found = self.tools.get(name)
+        if found is None:
+            raise UnknownTool(
+                f"There is no tool {name!r}.",
+                hint=_nearest(name, self.tools, "tools", "Define a function tool in a file."),
+            )
+        return found
+
+    def effect(self, tool: Tool) -> ToolEffect:
+        """What calling ``tool`` twice would do: by policy, else by what it says of itself, else
+        ``once``."""
+        policy = self.tool_policy(tool.name)
+        if policy.effect is not None:
+            return policy.effect
+        if id(tool) in _BUILTIN_IDS:
+            return ToolEffect.NONE
+        annotations = tool.mcp_annotations if isinstance(tool, FunctionTool) else None
+        return effect_of_annotations(annotations) or ToolEffect.ONCE
+
+    def timeout_s(self, tool: Tool) -> float | None:
+        """Seconds by policy; None where it says nothing."""
+        return self.tool_policy(tool.name).timeout_s
+
+    def approval(self, tool: Tool) -> bool | None:
+        """Whether the policy asks for approval; None where it says nothing and the tool's own
+        ``needs_approval`` decides."""
+        return self.tool_policy(tool.name).approval
+
+    def tool_policy(self, name: str) -> ToolPolicy:
+        return self.policies.tools.get(name, _NO_TOOL_POLICY)
+
+    def agent_policy(self, name: str) -> AgentPolicy:
+        """The policy of the agent of this slug or SDK name; an empty one where none is set."""
+        for written, policy in self.policies.agents.items():
+            if name == written or slug(name) == slug(written):
+                return policy
+        return _NO_AGENT_POLICY
+
+    def describe_agents(self) -> list[AgentInfo]:
+        """Every agent as the API lists it."""
+        return [self.describe_agent(name) for name in self.agents]
+
+    def describe_agent(self, name: str) -> AgentInfo:
+        """One agent, by slug or SDK name. Raises ``UnknownAgent``."""
+        agent = self.agent(name)
+        key = slug(agent.name)
+        policy = self.agent_policy(key)
+        handoffs = (h.agent_name if isinstance(h, Handoff) else h.name for h in agent.handoffs)
+        return AgentInfo(
+            name=key,
+            title=agent.name,
+            description=policy.description or agent.handoff_description or "",
+            model=_model_name(agent.model),
+            tools=tuple(tool.name for tool in agent.tools),
+            handoffs=tuple(slug(handoff) for handoff in handoffs),
+            mcp_servers=tuple(server.name for server in agent.mcp_servers),
+            output_schema=_output_schema(agent),
+            approach=policy.approach,
+            source=self.places.get(key, ""),
+        )
+
+    def describe_tools(self) -> list[ToolInfo]:
+        """Every tool that plans and workflows may call, by name."""
+        return [self._describe(self.tools[name]) for name in sorted(self.tools)]
+
+    def _describe(self, tool: FunctionTool) -> ToolInfo:
+        asked = self.approval(tool)
+        return ToolInfo(
+            name=tool.name,
+            description=tool.description,
+            parameters=tool.params_json_schema,
+            effect=self.effect(tool),
+            approval=bool(tool.needs_approval) if asked is None else asked,
+            timeout_s=self.timeout_s(tool),
+            source="builtin" if id(tool) in _BUILTIN_IDS else "file",
+        )
+
+
+def _nearest(name: str, known: Mapping[str, object], what: str, if_none: str) -> str:
+    if not known:
+        return f"No {what} are served. {if_none}"
+    near = difflib.get_close_matches(slug(name) if what == "agents" else name, known, n=3)
+    listed = ", ".join(sorted(known)[:50])
+    meant = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{meant}The {what} are: {listed}."
+
+
+def _model_name(model: object) -> str | None:
+    if model is None or isinstance(model, str):
+        return model
+    name = getattr(model, "model", None)
+    return name if isinstance(name, str) else type(model).__name__
+
+
+def _output_schema(agent: Agent[Any]) -> JsonObject | None:
+    kind = agent.output_type
+    if kind is None:
+        return None
+    try:
+        schema = (
+            kind
+            if isinstance(kind, AgentOutputSchemaBase)
+            else AgentOutputSchema(kind, strict_json_schema=False)
+        )
+        return None if schema.is_plain_text() else schema.json_schema()
+    except (
+        Exception
+    ) as error:  # the user's type may fail in any way; the agent is served all the same
+        log.warning("agent.output_schema", agent=agent.name, reason=str(error))
+        return None
