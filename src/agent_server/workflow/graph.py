@@ -1,0 +1,478 @@
+"""The order in a definition: what each node waits for, what it may see, and what is wrong there.
+
+Leans on the domain's nodes and on the names that expressions use. Refuses to know agents, tools
+and how nodes run: validation reports the problems found here, the interpreter follows the order.
+
+A node sees the results of the nodes that are certain to have ended before it: those it waits for,
+directly or not, and what stands inside them. What runs beside it cannot be seen, so that the
+result does not depend on who is faster.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Any, Final
+
+from agent_server.domain.errors import ExpressionError, FieldError
+from agent_server.domain.workflows import (
+    ActionNode,
+    AgentNode,
+    ApproachNode,
+    BranchNode,
+    LoopNode,
+    MapNode,
+    Node,
+    ParallelNode,
+    SetNode,
+    ToolNode,
+    WorkflowDefinition,
+    lists_of,
+)
+from agent_server.workflow.expressions import Expr, expression, template, templates_in
+from agent_server.workflow.language import did_you_mean, nearest
+
+MAX_PROBLEMS: Final = 200
+"""After so many, names are not looked at any further: a suggestion for each costs time."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One expression of a node: where it stands, and whether it is asked around the body."""
+
+    path: str
+    expr: Expr
+    around: bool = False
+    """The ``while`` or ``until`` of a loop, which may look at the loop's own nodes."""
+
+
+@dataclass
+class Lane:
+    """One list of nodes and its order."""
+
+    nodes: tuple[Node, ...]
+    path: str
+    inside: "Place | None"
+    """The node this list stands in."""
+    waits: list[tuple[int, ...]] = field(default_factory=list)
+    dependents: list[list[int]] = field(default_factory=list)
+    rank: list[int] = field(default_factory=list)
+    """Each node's place in the order: whoever waits comes later, else the list decides."""
+    before: list[int] = field(default_factory=list)
+    """For each node, the bits of all nodes that have ended before it starts."""
+    sequential: bool = True
+    broken: bool = False
+    """There is a cycle: nothing can be said about what comes before what."""
+
+
+@dataclass
+class Place:
+    """Where a node stands."""
+
+    node: Node
+    lane: Lane
+    index: int
+    path: str
+    uses: list[Use] = field(default_factory=list)
+
+    @property
+    def parent(self) -> "Place | None":
+        return self.lane.inside
+
+
+@dataclass
+class Graph:
+    """A definition's order. ``problems`` is empty when it can be run."""
+
+    definition: WorkflowDefinition
+    lanes: dict[tuple[str, int], Lane] = field(default_factory=dict)
+    """By the id of the node a list stands in (the root: ``""``) and the list's number in it."""
+    places: dict[str, Place] = field(default_factory=dict)
+    earlier: dict[str, frozenset[str]] = field(default_factory=dict)
+    """For a node in a loop: the nodes whose previous iteration its expressions look at."""
+    output_uses: list[Use] = field(default_factory=list)
+    variables: dict[str, Any] = field(default_factory=dict)
+    """Every variable that is declared or set."""
+    problems: list[FieldError] = field(default_factory=list)
+
+    def inside(self, node: Node) -> Iterator[str]:
+        """The ids of the nodes inside ``node``."""
+        for inner in lists_of(node):
+            for child in inner:
+                yield child.id
+                yield from self.inside(child)
+
+
+def analyse(definition: WorkflowDefinition, known: Iterable[str] = ()) -> Graph:
+    """The order of ``definition``. ``known`` are ids of nodes that ended in an earlier plan:
+    they may be named although they are not there."""
+    graph = Graph(definition)
+    earlier_plan = frozenset(known)
+    _place(graph, definition.nodes, "/nodes", None, "", 0)
+    graph.variables.update(definition.variables)
+    for place in graph.places.values():
+        if isinstance(place.node, SetNode):
+            graph.variables.update(place.node.variables)
+    for use in _expressions(graph, definition.variables, "/variables"):
+        _check_roots(graph, use, {"inputs"})
+    graph.output_uses = list(_expressions(graph, definition.output, "/output"))
+    for lane in list(graph.lanes.values()):
+        _order(graph, lane, earlier_plan)
+    for place in graph.places.values():
+        names = _names_at(place)
+        for use in place.uses:
+            around = {"iteration"} if use.around else set()
+            _check_roots(graph, use, {"inputs", "vars", "nodes"} | names | around)
+            _check_sight(graph, use, place, earlier_plan)
+    for use in graph.output_uses:
+        _check_roots(graph, use, {"inputs", "vars", "nodes"})
+        _check_sight(graph, use, None, earlier_plan)
+    return graph
+
+
+def _place(
+    graph: Graph, nodes: tuple[Node, ...], path: str, inside: Place | None, owner: str, number: int
+) -> None:
+    lane = Lane(nodes, path, inside)
+    graph.lanes[owner, number] = lane
+    for index, node in enumerate(nodes):
+        place = Place(node, lane, index, f"{path}/{index}")
+        if node.id in graph.places:
+            graph.problems.append(
+                FieldError(
+                    path=f"{place.path}/id",
+                    message=f"the id {node.id!r} is taken by {graph.places[node.id].path}",
+                    hint="Every node of a workflow needs an id of its own, inner ones too.",
+                )
+            )
+        else:
+            graph.places[node.id] = place
+        place.uses = list(_uses(graph, node, place.path))
+        for inner_number, (inner_path, inner) in enumerate(_inner(node, place.path)):
+            if inner:
+                _place(graph, inner, inner_path, place, node.id, inner_number)
+
+
+def _inner(node: Node, path: str) -> Iterator[tuple[str, tuple[Node, ...]]]:
+    if isinstance(node, ParallelNode):
+        for number, branch in enumerate(node.branches):
+            yield f"{path}/branches/{number}", branch
+    elif isinstance(node, BranchNode):
+        for number, case in enumerate(node.cases):
+            yield f"{path}/cases/{number}/nodes", case.nodes
+        yield f"{path}/else", node.otherwise
+    elif isinstance(node, (MapNode, LoopNode)):
+        yield f"{path}/nodes", node.nodes
+
+
+def _uses(graph: Graph, node: Node, path: str) -> Iterator[Use]:
+    """Every expression of ``node`` itself, not of the nodes inside it."""
+    if node.when is not None:
+        yield from _one(graph, node.when, f"{path}/when")
+    if isinstance(node, (AgentNode, ApproachNode)):
+        yield from _expressions(graph, node.input, f"{path}/input")
+        yield from _expressions(graph, node.context, f"{path}/context")
+    elif isinstance(node, ToolNode):
+        yield from _expressions(graph, node.arguments, f"{path}/arguments")
+    elif isinstance(node, ActionNode):
+        yield from _expressions(graph, node.parameters, f"{path}/parameters")
+    elif isinstance(node, SetNode):
+        yield from _expressions(graph, node.variables, f"{path}/variables")
+    elif isinstance(node, BranchNode):
+        for number, case in enumerate(node.cases):
+            yield from _one(graph, case.when, f"{path}/cases/{number}/when")
+    elif isinstance(node, MapNode):
+        if isinstance(node.over, str):
+            yield from _one(graph, node.over, f"{path}/over")
+        else:
+            yield from _expressions(graph, node.over, f"{path}/over")
+    elif isinstance(node, LoopNode):
+        if node.condition is not None:
+            yield from _one(graph, node.condition, f"{path}/while", around=True)
+        if node.until is not None:
+            yield from _one(graph, node.until, f"{path}/until", around=True)
+
+
+def _one(graph: Graph, source: str, path: str, around: bool = False) -> Iterator[Use]:
+    try:
+        yield Use(path, expression(source), around)
+    except ExpressionError as error:
+        graph.problems.append(FieldError(path=path, message=error.detail, hint=error.hint))
+
+
+def _expressions(graph: Graph, value: Any, path: str) -> Iterator[Use]:
+    for where, source in templates_in(value):
+        try:
+            for expr in template(source).expressions:
+                yield Use(path + where, expr)
+        except ExpressionError as error:
+            graph.problems.append(
+                FieldError(path=path + where, message=error.detail, hint=error.hint)
+            )
+
+
+# Order --------------------------------------------------------------------------------------
+
+
+def _order(graph: Graph, lane: Lane, known: frozenset[str]) -> None:
+    nodes = lane.nodes
+    count = len(nodes)
+    lane.sequential = all(node.depends_on is None for node in nodes)
+    if lane.sequential:
+        lane.waits = [(index - 1,) if index else () for index in range(count)]
+        lane.dependents = [[index + 1] if index + 1 < count else [] for index in range(count)]
+        lane.rank = list(range(count))
+        lane.before = [(1 << index) - 1 for index in range(count)]
+        return
+    position = {node.id: index for index, node in enumerate(nodes)}
+    for index, node in enumerate(nodes):
+        if node.depends_on is None:
+            lane.waits.append(tuple(sorted(_implied(graph, lane, index) - {index})))
+            continue
+        found: list[int] = []
+        for number, name in enumerate(dict.fromkeys(node.depends_on)):
+            if name in position:
+                found.append(position[name])
+            elif name not in known and len(graph.problems) < MAX_PROBLEMS:
+                elsewhere = name in graph.places
+                graph.problems.append(
+                    FieldError(
+                        path=f"{lane.path}/{index}/depends_on/{number}",
+                        message=(
+                            f"{name!r} is not in the same list as {node.id!r}"
+                            if elsewhere
+                            else f"{node.id!r} depends on {name!r}, which does not exist"
+                        ),
+                        hint=(
+                            "Depend on the node of this list that it stands in."
+                            if elsewhere
+                            else did_you_mean(name, [n for n in position if n != node.id])
+                        ),
+                    )
+                )
+        lane.waits.append(tuple(found))
+    lane.dependents = [[] for _ in nodes]
+    for index, waits in enumerate(lane.waits):
+        for other in waits:
+            lane.dependents[other].append(index)
+    left = [len(waits) for waits in lane.waits]
+    ready = [index for index in range(count) if not left[index]]
+    heapify(ready)
+    lane.rank = [count] * count
+    lane.before = [0] * count
+    placed = 0
+    while ready:
+        index = heappop(ready)
+        lane.rank[index] = placed
+        placed += 1
+        for other in lane.waits[index]:
+            lane.before[index] |= lane.before[other] | (1 << other)
+        for dependent in lane.dependents[index]:
+            left[dependent] -= 1
+            if not left[dependent]:
+                heappush(ready, dependent)
+    if placed < count:
+        lane.broken = True
+        cycle = _cycle(lane, {index for index in range(count) if left[index]})
+        names = [nodes[index].id for index in cycle]
+        graph.problems.append(
+            FieldError(
+                path=f"{lane.path}/{cycle[0]}/depends_on",
+                message="a cycle: " + " → ".join([*names, names[0]]),
+                hint="Each of them waits for the next; remove one dependency.",
+            )
+        )
+
+
+def _implied(graph: Graph, lane: Lane, index: int) -> set[int]:
+    """The nodes of the list whose results are used by one that names no dependency."""
+    found: set[int] = set()
+    ids = {lane.nodes[index].id, *graph.inside(lane.nodes[index])}
+    for node_id in ids:
+        place = graph.places.get(node_id)
+        for use in place.uses if place else ():
+            for reference in use.expr.references:
+                if reference.root == "nodes" and reference.keys:
+                    target = graph.places.get(str(reference.keys[0]))
+                    while target is not None and target.lane is not lane:
+                        target = target.parent
+                    if target is not None:
+                        found.add(target.index)
+    return found
+
+
+def _cycle(lane: Lane, stuck: set[int]) -> list[int]:
+    """One cycle among nodes of which each waits for another of them, smallest first."""
+    seen: dict[int, int] = {}
+    trail: list[int] = []
+    index = min(stuck)
+    while index not in seen:
+        seen[index] = len(trail)
+        trail.append(index)
+        index = min(other for other in lane.waits[index] if other in stuck)
+    cycle = trail[seen[index] :]
+    start = cycle.index(min(cycle))
+    return cycle[start:] + cycle[:start]
+
+
+# Sight --------------------------------------------------------------------------------------
+
+
+def _names_at(place: Place) -> set[str]:
+    names: set[str] = set()
+    parent = place.parent
+    while parent is not None:
+        if isinstance(parent.node, MapNode):
+            names |= {parent.node.name, "index"}
+        elif isinstance(parent.node, LoopNode):
+            names.add("iteration")
+        parent = parent.parent
+    return names
+
+
+def _check_roots(graph: Graph, use: Use, allowed: set[str]) -> None:
+    for reference in use.expr.references if len(graph.problems) < MAX_PROBLEMS else ():
+        root, keys = reference.root, reference.keys
+        if root not in allowed:
+            hint = did_you_mean(root, allowed)
+            if root in graph.places:
+                hint = f"Write nodes.{root}.output."
+            elif root in graph.variables:
+                hint = f"Write vars.{root}."
+            elif root in _input_names(graph.definition.inputs)[0]:
+                hint = f"Write inputs.{root}."
+            graph.problems.append(
+                FieldError(path=use.path, message=f"there is no {root!r} here", hint=hint)
+            )
+        elif root == "vars" and keys and keys[0] not in graph.variables:
+            graph.problems.append(
+                FieldError(
+                    path=use.path,
+                    message=f"no variable {keys[0]!r} is declared or set",
+                    hint=did_you_mean(str(keys[0]), graph.variables)
+                    or "Declare it under 'variables'.",
+                )
+            )
+        elif root == "inputs" and keys:
+            names, closed = _input_names(graph.definition.inputs)
+            if closed and keys[0] not in names:
+                graph.problems.append(
+                    FieldError(
+                        path=use.path,
+                        message=f"the inputs have no {keys[0]!r}",
+                        hint=did_you_mean(str(keys[0]), names) or "Declare it under 'inputs'.",
+                    )
+                )
+
+
+def _input_names(schema: Mapping[str, Any] | None) -> tuple[list[str], bool]:
+    """The inputs' names, and whether there are no others."""
+    if not schema:
+        return [], False
+    properties = schema.get("properties")
+    if not isinstance(properties, dict):
+        return [], schema.get("additionalProperties") is False
+    return list(properties), not schema.get("additionalProperties", False)
+
+
+FIELDS = ("output", "status", "error")
+
+
+def _check_sight(graph: Graph, use: Use, place: Place | None, known: frozenset[str]) -> None:
+    for reference in use.expr.references if len(graph.problems) < MAX_PROBLEMS else ():
+        if reference.root != "nodes":
+            continue
+        message, hint = None, None
+        if not reference.keys or not isinstance(reference.keys[0], str):
+            message = "'nodes' needs the id of a node, written out"
+            hint = "Write nodes.<id>.output."
+        else:
+            name = reference.keys[0]
+            target = graph.places.get(name)
+            if target is None:
+                if name not in known:
+                    message = f"there is no node {name!r}"
+                    hint = did_you_mean(name, graph.places)
+            else:
+                message, hint = _sight(graph, use, place, target)
+            if message is None and len(reference.keys) > 1 and reference.keys[1] not in FIELDS:
+                message = f"nodes.{name} has no {reference.keys[1]!r}"
+                near = nearest(str(reference.keys[1]), FIELDS)
+                hint = (
+                    f"Did you mean {near!r}?"
+                    if near
+                    else f"Write nodes.{name}.output.{reference.keys[1]}."
+                )
+        if message is not None:
+            graph.problems.append(FieldError(path=use.path, message=message, hint=hint))
+
+
+def _sight(
+    graph: Graph, use: Use, place: Place | None, target: Place
+) -> tuple[str | None, str | None]:
+    """Why the node ``target`` cannot be seen from ``place`` (None: the workflow's output)."""
+    name = target.node.id
+    viewers: dict[int, Place] = {}
+    viewer = place
+    while viewer is not None:
+        viewers[id(viewer.lane)] = viewer
+        viewer = viewer.parent
+    root = graph.lanes["", 0]
+    seen = target
+    hidden: Place | None = None
+    while id(seen.lane) not in viewers and not (place is None and seen.lane is root):
+        assert seen.parent is not None
+        seen = seen.parent
+        if isinstance(seen.node, MapNode):
+            hidden = hidden or seen
+    if hidden is not None:
+        return (
+            f"{name!r} stands inside the map {hidden.node.id!r}, which has one of it for each item",
+            f"Write nodes.{hidden.node.id}.output: the list of its last nodes' outputs.",
+        )
+    if place is None:
+        return None, None
+    standing = viewers[id(seen.lane)]
+    if seen.lane.broken:
+        return None, None
+    if seen is not standing and seen.lane.before[standing.index] >> seen.index & 1:
+        return None, None
+    if seen is standing is place and use.around and target is not place:
+        return None, None
+    loop = _common_loop(place, target)
+    if loop:
+        graph.earlier[place.node.id] = graph.earlier.get(place.node.id, frozenset()) | {name}
+        return None, None
+    if target is place:
+        return f"{name!r} refers to its own result", None
+    if seen is standing:
+        if seen is target:
+            return f"{name!r} has not ended while the nodes inside it run", None
+        return (
+            f"{name!r} and {place.node.id!r} stand in different branches of {seen.node.id!r}",
+            "A branch cannot see what another one does.",
+        )
+    later = seen.lane.before[seen.index] >> standing.index & 1
+    return (
+        f"{name!r} has not run when {place.node.id!r} does",
+        (
+            f"{seen.node.id!r} comes after {standing.node.id!r}."
+            if later
+            else f"Add {seen.node.id!r} to the depends_on of {standing.node.id!r}."
+        ),
+    )
+
+
+def _common_loop(place: Place, target: Place) -> bool:
+    """Whether both stand in one loop, with no map between it and either of them."""
+    loops: set[int] = set()
+    parent = place.parent
+    while parent is not None and not isinstance(parent.node, MapNode):
+        if isinstance(parent.node, LoopNode):
+            loops.add(id(parent))
+        parent = parent.parent
+    parent = target.parent
+    while parent is not None and not isinstance(parent.node, MapNode):
+        if id(parent) in loops:
+            return True
+        parent = parent.parent
+    return False

@@ -1,0 +1,374 @@
+"""Says everything that is wrong with a workflow, all at once, before anything runs.
+
+Leans on the domain's model for the form, on the graph for the order, and on a catalog for the
+names of agents and tools. Refuses to know how a workflow is carried out.
+"""
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from agent_server.actions.firing import trigger_fault
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import FieldError, InvalidRequest, InvalidWorkflow
+from agent_server.domain.workflows import (
+    NODE_TYPES,
+    ActionNode,
+    AgentNode,
+    ApproachNode,
+    BranchNode,
+    Case,
+    LoopNode,
+    MapNode,
+    NodeFields,
+    ParallelNode,
+    Retry,
+    SetNode,
+    ToolNode,
+    WorkflowDefinition,
+)
+from agent_server.reasoning.fit import schema_fault
+from agent_server.workflow.graph import MAX_PROBLEMS, Graph, analyse
+from agent_server.workflow.language import RESERVED, did_you_mean
+from agent_server.workflow.schemas import checked
+
+MAX_REPORTED: Final = 100
+"""Errors listed; the message counts all of them."""
+
+
+class Catalog(Protocol):
+    """The names that exist on this server."""
+
+    def has_agent(self, name: str) -> bool: ...
+    def has_tool(self, name: str) -> bool: ...
+    def agent_names(self) -> Collection[str]: ...
+    def tool_names(self) -> Collection[str]: ...
+    def approach_names(self) -> Collection[str]: ...
+
+
+def validate(
+    definition: WorkflowDefinition | JsonObject,
+    catalog: Catalog | None = None,
+    *,
+    actions: Collection[str] | None = None,
+    known: Iterable[str] = (),
+) -> WorkflowDefinition:
+    """``definition`` as a model, if nothing is wrong with it.
+
+    Raises ``InvalidWorkflow`` whose ``errors`` name every fault with its place (a JSON pointer)
+    and a suggestion. Without ``catalog`` and ``actions`` their names are not looked at. ``known``
+    are ids of nodes that ended earlier, which a revised plan may refer to.
+    """
+    model, errors = parse(definition)
+    if model is not None:
+        broken = {error.path for error in errors}
+        graph = analyse(model, known)
+        found = [
+            *graph.problems,
+            *islice(_names(graph, catalog, actions), MAX_PROBLEMS),
+            *_local_names(graph),
+            *_schemas(graph),
+            *_actions(model, graph, actions),
+        ]
+        errors += [e for e in found if not any(_within(e.path, path) for path in broken)]
+    if errors:
+        errors = list({(e.path, e.message): e for e in errors}.values())
+        count = len(errors)
+        shown = errors[:MAX_REPORTED]
+        raise InvalidWorkflow(
+            f"The workflow has {count} {'error' if count == 1 else 'errors'}: "
+            + "; ".join(f"{e.path or '/'}: {e.message}" for e in shown[:3])
+            + ("; …" if count > 3 else "."),
+            hint="Each entry of 'errors' names a place in the definition and what to do there.",
+            errors=shown,
+        )
+    assert model is not None
+    return model
+
+
+def _within(path: str, broken: str) -> bool:
+    return path == broken or path.startswith(broken + "/")
+
+
+# Form ---------------------------------------------------------------------------------------
+
+_MODELS: Final[Mapping[str, type[NodeFields]]] = {
+    "agent": AgentNode,
+    "approach": ApproachNode,
+    "tool": ToolNode,
+    "action": ActionNode,
+    "set": SetNode,
+    "parallel": ParallelNode,
+    "branch": BranchNode,
+    "map": MapNode,
+    "loop": LoopNode,
+}
+_FILL: Final[Mapping[str, Any]] = {
+    "name": "workflow",
+    "max_iterations": 1,
+    "when": "true",
+    "over": "[]",
+    "while": "false",
+}
+_ROUNDS: Final = 4
+
+
+def parse(
+    definition: WorkflowDefinition | JsonObject,
+) -> tuple[WorkflowDefinition | None, list[FieldError]]:
+    """The model, and what is wrong with the form of ``definition``.
+
+    Where a part is wrong, the model holds a stand-in for it, so that the rest can be checked as
+    well; the model is None when too little is left to check.
+    """
+    if isinstance(definition, WorkflowDefinition):
+        return definition, []
+    try:
+        return WorkflowDefinition.model_validate(definition), []
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    if not isinstance(definition, dict) or any(not p["loc"] for p in problems):
+        return None, [_form_error(definition, p) for p in problems]
+    errors: list[FieldError] = []
+    mended = copy.deepcopy(definition)
+    for _ in range(_ROUNDS):
+        real = [p for p in problems if not _only_follows(p)]
+        if not errors:
+            errors = [_form_error(definition, p) for p in real]
+        for problem in real:
+            _mend(mended, problem)
+        try:
+            return WorkflowDefinition.model_validate(mended), errors
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+    return None, errors
+
+
+def _only_follows(problem: ErrorDetails) -> bool:
+    """Pydantic also calls a list too short when an item in it was wrong."""
+    return problem["type"] == "too_short" and bool(problem["input"])
+
+
+def _steps(definition: Any, loc: tuple[int | str, ...]) -> tuple[list[Any], Any]:
+    """``loc`` without the node types that pydantic puts into it, and the holder of its end."""
+    steps: list[Any] = []
+    value = definition
+    holder: Any = None
+    item = False
+    for part in loc:
+        if item and isinstance(value, dict) and part == value.get("type"):
+            item = False
+            continue
+        item = isinstance(part, int)
+        steps.append(part)
+        holder = value
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            value = None
+    return steps, holder
+
+
+def _form_error(definition: Any, problem: ErrorDetails) -> FieldError:
+    steps, holder = _steps(definition, problem["loc"])
+    path = "".join(f"/{part}" for part in steps)
+    kind, message, hint = problem["type"], problem["msg"], None
+    if kind == "extra_forbidden":
+        known = _fields(holder, steps)
+        message = f"there is no field {str(steps[-1])!r} here"
+        hint = did_you_mean(str(steps[-1]), known) or (
+            "Fields: " + ", ".join(known) + "." if known else None
+        )
+    elif kind == "missing":
+        message = f"the field {str(steps[-1])!r} is missing"
+        if steps[-1] == "max_iterations":
+            hint = "A loop needs a bound; it fails when it would go on after it."
+    elif kind == "union_tag_invalid":
+        given = problem["input"].get("type") if isinstance(problem["input"], dict) else None
+        message = f"there is no node type {given!r}"
+        hint = did_you_mean(str(given), NODE_TYPES) or f"Types: {', '.join(sorted(NODE_TYPES))}."
+    elif kind == "union_tag_not_found":
+        message = "the node has no 'type'"
+        hint = f"Types: {', '.join(sorted(NODE_TYPES))}."
+    elif kind == "too_short":
+        message = "it is empty; at least one is needed"
+    elif kind == "value_error":
+        message = message.removeprefix("Value error, ")
+    elif kind == "string_pattern_mismatch" and steps and steps[-1] == "id":
+        message = f"{problem['input']!r} cannot be an id"
+        hint = "An id begins with a letter and goes on with letters, digits, '_' and '-'."
+    return FieldError(path=path, message=message, hint=hint)
+
+
+def _fields(holder: Any, steps: list[Any]) -> list[str]:
+    model: type[BaseModel] | None = WorkflowDefinition
+    if len(steps) > 1:
+        kind = holder.get("type") if isinstance(holder, dict) else None
+        model = _MODELS.get(kind) if isinstance(kind, str) else None
+        if steps[-2] == "retry":
+            model = Retry
+        elif model is None and "cases" in steps[-3:]:
+            model = Case
+    if model is None:
+        return []
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _mend(definition: JsonObject, problem: ErrorDetails) -> None:
+    """Put a stand-in where ``problem`` is, so that everything else can be checked."""
+    steps, holder = _steps(definition, problem["loc"])
+    end = steps[-1] if steps else None
+    kind = problem["type"]
+    try:
+        if kind in (
+            "union_tag_invalid",
+            "union_tag_not_found",
+            "model_type",
+            "model_attributes_type",
+        ):
+            given = problem["input"]
+            name = given.get("id") if isinstance(given, dict) else None
+            stand_in = {"type": "set", "id": name or f"unnamed{id(given)}", "variables": {"_": 0}}
+            stand_in["variables"] = {"unnamed": None}
+            if isinstance(given, dict) and isinstance(given.get("depends_on"), list):
+                stand_in["depends_on"] = given["depends_on"]
+            holder[end] = stand_in
+        elif kind == "missing":
+            if end == "id":
+                holder[end] = f"unnamed{id(holder)}"
+            elif end in ("nodes", "branches", "cases", "variables"):
+                _fill_list(holder, str(end))
+            else:
+                holder[end] = _FILL.get(str(end), "unnamed")
+        elif kind == "value_error" and isinstance(problem["input"], dict):
+            loop = problem["input"]
+            loop.pop("until", None)
+            loop.setdefault("while", "false")
+        elif kind == "too_short":
+            _fill_list(holder, end)
+        elif isinstance(holder, dict):
+            holder.pop(end, None)
+        elif isinstance(holder, list) and isinstance(end, int):
+            holder[end] = "unnamed"
+    except (KeyError, IndexError, TypeError):
+        return
+
+
+def _fill_list(holder: Any, end: Any) -> None:
+    node = {"type": "set", "id": f"unnamed{id(holder)}x{end}", "variables": {"unnamed": None}}
+    filled: dict[Any, Any] = {
+        "branches": [[node]],
+        "cases": [{"when": "false", "nodes": [node]}],
+        "variables": {"unnamed": None},
+    }
+    holder[end] = filled.get(end, [node])
+
+
+# Names --------------------------------------------------------------------------------------
+
+
+def _names(
+    graph: Graph, catalog: Catalog | None, actions: Collection[str] | None
+) -> Iterable[FieldError]:
+    for place in graph.places.values():
+        node, path = place.node, place.path
+        if isinstance(node, ActionNode) and actions is not None and node.action not in actions:
+            yield _unknown(f"{path}/action", "action", node.action, actions)
+        if catalog is None:
+            continue
+        if isinstance(node, (AgentNode, ApproachNode)):
+            if node.agent is not None and not catalog.has_agent(node.agent):
+                yield _unknown(f"{path}/agent", "agent", node.agent, catalog.agent_names())
+            if node.approach is not None and node.approach not in catalog.approach_names():
+                yield _unknown(
+                    f"{path}/approach", "approach", node.approach, catalog.approach_names()
+                )
+            for number, tool in enumerate(node.tools or ()):
+                if not catalog.has_tool(tool):
+                    yield _unknown(f"{path}/tools/{number}", "tool", tool, catalog.tool_names())
+        elif isinstance(node, ToolNode) and not catalog.has_tool(node.tool):
+            yield _unknown(f"{path}/tool", "tool", node.tool, catalog.tool_names())
+
+
+def _unknown(path: str, what: str, name: str, known: Collection[str]) -> FieldError:
+    hint = did_you_mean(name, known)
+    return FieldError(path=path, message=f"there is no {what} {name!r}", hint=hint)
+
+
+def _local_names(graph: Graph) -> Iterable[FieldError]:
+    for place in graph.places.values():
+        node = place.node
+        if isinstance(node, MapNode) and node.name in RESERVED:
+            yield FieldError(
+                path=f"{place.path}/as",
+                message=f"{node.name!r} means something else in expressions",
+                hint="Choose another name for the item.",
+            )
+
+
+def _schemas(graph: Graph) -> Iterable[FieldError]:
+    schemas: list[tuple[str, JsonObject]] = []
+    if graph.definition.inputs is not None:
+        schemas.append(("/inputs", graph.definition.inputs))
+    for place in graph.places.values():
+        if isinstance(place.node, (AgentNode, ApproachNode)) and place.node.output_schema:
+            schemas.append((f"{place.path}/output_schema", place.node.output_schema))
+    for path, schema in schemas:
+        fault = schema_fault(schema)
+        if fault is not None:
+            yield FieldError(path=path, message=fault)
+
+
+def _actions(
+    model: WorkflowDefinition, graph: Graph, actions: Collection[str] | None
+) -> Iterable[FieldError]:
+    for number, action in enumerate(model.actions):
+        fault = trigger_fault(action.trigger, list(graph.places))
+        if fault is not None:
+            yield FieldError(path=f"/actions/{number}/trigger", message=fault)
+        if actions is not None and action.action not in actions:
+            yield _unknown(f"/actions/{number}/action", "action", action.action, actions)
+
+
+# Inputs -------------------------------------------------------------------------------------
+
+
+def check_inputs(definition: WorkflowDefinition, given: JsonObject | None) -> JsonObject:
+    """``given`` with the schema's defaults, if it fits ``definition.inputs``.
+
+    A schema that names properties and says nothing of others takes no others. A property that is
+    neither given nor required is null. Raises ``InvalidRequest`` with every fault at once.
+    """
+    values = dict(given or {})
+    schema = definition.inputs
+    if schema is None:
+        return values
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
+    for name, sub in properties.items():
+        if name not in values and isinstance(sub, dict) and "default" in sub:
+            values[name] = sub["default"]
+    errors = checked(values, {"type": "object", **schema})
+    if properties and "additionalProperties" not in schema and "patternProperties" not in schema:
+        errors += [
+            FieldError(
+                path=f"/{name}",
+                message=f"the workflow has no input {name!r}",
+                hint=did_you_mean(name, properties),
+            )
+            for name in values
+            if name not in properties
+        ]
+    if errors:
+        errors = [FieldError(**{**e.model_dump(), "path": f"/variables{e.path}"}) for e in errors]
+        raise InvalidRequest(
+            f"The variables do not fit the inputs of the workflow {definition.name!r}: "
+            + "; ".join(f"{e.path}: {e.message}" for e in errors[:3])
+            + ("; …" if len(errors) > 3 else "."),
+            errors=errors,
+        )
+    return {**dict.fromkeys(properties), **values}
