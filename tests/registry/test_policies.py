@@ -1,0 +1,137 @@
+"""``agent-server.toml``, through the registry."""
+
+import pytest
+from agents import function_tool
+
+from agent_server.domain.agents import ToolEffect
+from agent_server.domain.errors import AgentsFileError
+
+from .conftest import MakeRegistry, Write
+
+FILE = """
+    from agents import Agent, function_tool
+
+    @function_tool
+    def pay(amount: int) -> str:
+        return "paid"
+
+    @function_tool(needs_approval=True)
+    def look(what: str) -> str:
+        return what
+
+    clerk = Agent(name="The Clerk", tools=[pay, look])
+"""
+
+
+async def test_a_policy_beside_the_file_sets_tools_and_agents(
+    make: MakeRegistry, write: Write
+) -> None:
+    write("bots/agents.py", FILE)
+    write(
+        "bots/agent-server.toml",
+        """
+        [tools.pay]
+        effect = "idempotent"
+        approval = true
+        timeout_s = 2.5
+        [tools.look]
+        approval = false
+        [tools.calculator]
+        timeout_s = 1
+        [agents.the-clerk]
+        approach = "direct"
+        description = "Pays."
+        budget = {max_tokens = 100}
+        """,
+    )
+    catalog = await make("bots/agents.py").load()
+    assert catalog.errors == ()
+    pay = catalog.tool("pay")
+    assert catalog.effect(pay) is ToolEffect.IDEMPOTENT
+    assert (catalog.timeout_s(pay), catalog.approval(pay)) == (2.5, True)
+    listed = {info.name: info for info in catalog.describe_tools()}
+    assert listed["pay"].approval and not listed["look"].approval
+    assert listed["calculator"].source == "builtin" and listed["pay"].source == "file"
+    for name in ("the-clerk", "The Clerk"):
+        assert catalog.agent_policy(name).budget == {"max_tokens": 100}
+    info = catalog.describe_agent("the-clerk")
+    assert (info.approach, info.description) == ("direct", "Pays.")
+
+
+async def test_without_a_policy_a_tool_runs_once_and_decides_itself_on_approval(
+    make: MakeRegistry, write: Write
+) -> None:
+    write("agents.py", FILE)
+    catalog = await make().load()
+    pay = catalog.tool("pay")
+    assert catalog.effect(pay) is ToolEffect.ONCE
+    assert (catalog.timeout_s(pay), catalog.approval(pay)) == (None, None)
+    assert {i.name: i.approval for i in catalog.describe_tools()}["look"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "[tools.pay]\neffekt = 'none'\n",
+            "agent-server.toml:2: [tools.pay] has an unknown key 'effekt'. Did you mean 'effect'?",
+        ),
+        (
+            "[tools.pay]\n\neffect = 'never'\n",
+            "agent-server.toml:3: [tools.pay] effect = 'never' is not valid",
+        ),
+        ("[tools.pay]\ntimeout_s = -1\n", "timeout_s = -1 is not valid"),
+        ("[tool.pay]\n", "agent-server.toml:1: Unknown table 'tool'. Did you mean 'tools'?"),
+        ("tools = 3\n", "write [tools.NAME]"),
+        ("[tools]\npay = 3\n", "must be a table of"),
+        (
+            "[agents.the-clerk]\nbudget = {max_token = 3}\n",
+            "unknown key 'max_token'. Did you mean 'max_tokens'?",
+        ),
+        ("x = \n", "agent-server.toml:1: Is not TOML"),
+    ],
+)
+async def test_a_policy_that_is_not_valid_refuses_to_start_and_names_file_line_and_key(
+    make: MakeRegistry, write: Write, text: str, says: str
+) -> None:
+    write("agents.py", FILE)
+    write("agent-server.toml", text)
+    with pytest.raises(AgentsFileError) as refused:
+        await make().load()
+    assert says in refused.value.detail
+
+
+async def test_a_policy_broken_by_an_edit_keeps_the_last_good_one_and_says_so(
+    make: MakeRegistry, write: Write
+) -> None:
+    write("agents.py", FILE)
+    policy = write("agent-server.toml", "[tools.pay]\napproval = true\n")
+    registry = make()
+    await registry.load()
+    policy.write_text("[tools.pay]\naproval = false\n")
+    catalog = await registry.reload([policy])
+    (error,) = catalog.errors
+    assert error.serving_last_good and "'approval'" in error.message
+    assert catalog.approval(catalog.tool("pay")) is True
+    policy.write_text("[tools.pay]\napproval = false\n")
+    catalog = await registry.reload([policy])
+    assert catalog.errors == () and registry.approval(catalog.tool("pay")) is False
+
+
+async def test_names_that_nothing_has_are_warned_about(make: MakeRegistry, write: Write) -> None:
+    write("agents.py", FILE)
+    write("agent-server.toml", "[tools.pya]\neffect = 'none'\n[agents.clark]\napproach = 'x'\n")
+    catalog = await make().load()
+    assert ["clark" in e.message or "pya" in e.message for e in catalog.errors] == [True, True]
+    assert list(catalog.agents) == ["the-clerk"]
+
+
+async def test_a_tool_that_is_not_ours_by_name_alone_is_not_taken_for_a_built_in(
+    make: MakeRegistry,
+) -> None:
+    @function_tool
+    def calculator(expression: str) -> str:
+        return expression
+
+    catalog = await make().load()
+    assert catalog.effect(calculator) is ToolEffect.ONCE
