@@ -1,0 +1,215 @@
+"""The one middleware: every HTTP call passes it once, and every error leaves through it.
+
+It gives the call a request id, asks the gate who calls, holds the limits of the body, renders
+errors as problems, and tells log and metrics how the call went. Leans on ASGI, on ``auth`` and on
+``problems``; refuses to know any route but the open ones.
+"""
+
+import re
+from collections.abc import Mapping
+from os import urandom
+from time import perf_counter
+from typing import Final, NamedTuple
+
+import anyio
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_server.api import problems
+from agent_server.api.ports import Observe
+from agent_server.auth.gate import Gate
+from agent_server.auth.hosts import READING
+from agent_server.auth.principal import Principal
+from agent_server.domain.errors import (
+    AgentServerError,
+    BodyTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from agent_server.settings import Settings
+
+CALL: Final = "agent_server.call"
+"""Where the scope holds the ``Call``."""
+PROBES: Final = frozenset({"/livez", "/readyz"})
+"""Open to everybody: they say nothing but whether the server is up."""
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+CORS_HEADERS = (
+    "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-API-Key, X-Request-ID"
+)
+CORS_EXPOSED = b"Idempotency-Replayed, Location, X-Request-ID"
+
+log = structlog.get_logger("agent_server.http")
+
+
+class Call(NamedTuple):
+    """What the door found out about a call."""
+
+    principal: Principal
+    request_id: str
+
+
+class Door:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, *, gate: Gate, settings: Settings, observe: Observe) -> None:
+        self._app = app
+        self._gate = gate
+        self._observe = observe
+        self._max_body = settings.max_body_bytes
+        self._body_timeout_s = settings.body_timeout_s
+        self._access_log = settings.access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        if given is None or not REQUEST_ID.fullmatch(given):
+            given = b"req_" + urandom(12).hex().encode()
+        request_id = given.decode()
+        status = 0
+        extra: list[tuple[bytes, bytes]] = [
+            (b"x-request-id", given),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                route = getattr(scope.get("route"), "path", "unmatched")
+                self._observe(scope["method"], route, status, perf_counter() - started)
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        error: AgentServerError | None = None
+        try:
+            origin = self._gate.hosts.allowed_origin(headers)
+            if origin is not None:
+                extra += [
+                    (b"access-control-allow-origin", origin.encode("latin-1")),
+                    (b"access-control-expose-headers", CORS_EXPOSED),
+                    (b"vary", b"Origin"),
+                ]
+                if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                    await _preflight(answer)
+                    return
+            if scope["path"] in PROBES:
+                principal = None
+            else:
+                principal = self._admit(scope, headers)
+                scope[CALL] = Call(principal, request_id)
+            if scope["method"] not in READING:
+                receive = self._limited(headers, receive)
+            await self._app(scope, receive, answer)
+        except AgentServerError as refused:
+            error = refused
+        except Exception:
+            log.exception("unexpected error", request_id=request_id, path=scope["path"])
+            error = problems.unexpected(request_id)
+        finally:
+            if error is not None and status == 0:
+                await _problem(error, scope["path"], request_id, answer)
+            if self._access_log:
+                log.info(
+                    "call",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    duration_ms=round((perf_counter() - started) * 1000, 1),
+                    request_id=request_id,
+                )
+
+    def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Principal:
+        """Let the caller in, or raise. Who calls comes first: strangers learn nothing else."""
+        client = scope.get("client")
+        principal = self._gate.authenticate(headers, client[0] if client else None)
+        self._gate.hosts.check_host(headers)
+        self._gate.hosts.check_origin(scope["method"], headers)
+        return principal
+
+    def _limited(self, headers: Mapping[bytes, bytes], receive: Receive) -> Receive:
+        """``receive`` that holds the body to its size, its type and its time."""
+        length = headers.get(b"content-length")
+        if length == b"0" or (length is None and b"transfer-encoding" not in headers):
+            expected = 0
+        else:
+            expected = self._max_body if length is None else int(length)
+            _check_type(headers)
+        if headers.get(b"content-type") and expected == 0:
+            _check_type(headers)
+        if expected > self._max_body:
+            raise self._too_large(f"of {expected:,} bytes ")
+        taken = 0
+        complete = False
+
+        async def limited() -> Message:
+            nonlocal taken, complete
+            if complete:
+                return await receive()
+            with anyio.move_on_after(self._body_timeout_s):
+                message = await receive()
+                taken += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if taken > self._max_body:
+                    raise self._too_large("")
+                return message
+            raise RequestTimeout(
+                f"The body did not arrive within {self._body_timeout_s:g} s.",
+                hint="Send it faster, or raise AGENT_SERVER_BODY_TIMEOUT_S.",
+                headers={"Connection": "close"},
+            )
+
+        return limited
+
+    def _too_large(self, size: str) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"The body {size}is larger than {self._max_body:,} bytes.",
+            hint="Send less, or raise AGENT_SERVER_MAX_BODY_BYTES.",
+            headers={"Connection": "close"},
+        )
+
+
+def _check_type(headers: Mapping[bytes, bytes]) -> None:
+    """Raise unless the body says that it is JSON: a form of another site's page never does."""
+    raw = headers.get(b"content-type", b"")
+    media = raw.partition(b";")[0].strip().lower()
+    if media == b"application/json" or (
+        media.startswith(b"application/") and media.endswith(b"+json")
+    ):
+        return
+    given = f"says it is {raw.decode('latin-1')!r}" if raw else "does not say what it is"
+    raise UnsupportedMediaType(
+        f"The body {given}; JSON is read here.",
+        hint="Send `Content-Type: application/json`.",
+        headers={"Accept": "application/json"},
+    )
+
+
+async def _problem(error: AgentServerError, path: str, request_id: str, send: Send) -> None:
+    body = problems.render(error, instance=path, request_id=request_id)
+    headers = [
+        (b"content-type", problems.MEDIA_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _preflight(send: Send) -> None:
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE"),
+        (b"access-control-allow-headers", CORS_HEADERS.encode()),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

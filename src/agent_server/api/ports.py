@@ -1,0 +1,116 @@
+"""What the doors need from the floors below: runs, the catalogue, and the checks of readiness.
+
+Leans on the domain and on the small values of ``execution``; ``server.py`` passes the parts in. Refuses to know how a run is
+stored, planned or carried out.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
+from agent_server.domain.base import Frozen
+from agent_server.domain.ids import RunId, Tenant
+from agent_server.domain.plans import PlanState
+from agent_server.domain.runs import Run, RunRequest, Step, Task
+from agent_server.execution.events import StoredEvent
+from agent_server.execution.runs import Idempotency, Page, RunFilters, Submitted
+
+
+class Follow(Protocol):
+    """A run's events as they come, the stored ones first."""
+
+    @property
+    def lagged(self) -> bool:
+        """True when the reader was too slow and events were left out; nothing follows then."""
+
+    def batches(self) -> AsyncIterator[Sequence[StoredEvent]]:
+        """Whatever there is, each time there is something; ends after the run's last event."""
+
+
+class RunsPort(Protocol):
+    """Runs, as the doors see them. Unknown ids raise ``NotFound``."""
+
+    async def submit(
+        self,
+        request: RunRequest,
+        *,
+        tenant: Tenant,
+        principal: str,
+        idempotency: Idempotency | None = None,
+    ) -> Submitted: ...
+
+    async def run_ephemeral(
+        self,
+        request: RunRequest,
+        *,
+        tenant: Tenant,
+        principal: str,
+        on_event: Callable[[StoredEvent], None] | None = None,
+    ) -> Run: ...
+
+    async def get(self, tenant: Tenant, run_id: RunId) -> Run: ...
+
+    async def list(
+        self, tenant: Tenant, *, filters: RunFilters, limit: int, cursor: str | None
+    ) -> Page[Run]: ...
+
+    async def wait(self, tenant: Tenant, run_id: RunId, timeout_s: float) -> Run: ...
+
+    async def cancel(self, tenant: Tenant, run_id: RunId, reason: str) -> Run: ...
+
+    async def events(
+        self, tenant: Tenant, run_id: RunId, after: int, limit: int
+    ) -> Sequence[StoredEvent]: ...
+
+    def follow(
+        self, tenant: Tenant, run_id: RunId, after: int
+    ) -> AbstractAsyncContextManager[Follow]: ...
+
+    async def plan(self, tenant: Tenant, run_id: RunId) -> PlanState: ...
+
+    async def tasks(self, tenant: Tenant, run_id: RunId) -> Sequence[Task]: ...
+
+    async def steps(
+        self, tenant: Tenant, run_id: RunId, *, limit: int, cursor: str | None
+    ) -> Page[Step]: ...
+
+
+class ApproachInfo(Frozen):
+    """A way to solve a task, as the API lists it."""
+
+    name: str
+    description: str = ""
+
+
+class ModelInfo(Frozen):
+    """A model that runs may name, as the API lists it."""
+
+    name: str
+    provider: str = ""
+    default: bool = False
+    description: str = ""
+
+
+class Catalog(Protocol):
+    """What is served at this moment."""
+
+    def agents(self) -> Sequence[AgentInfo]: ...
+
+    def load_errors(self) -> Sequence[LoadError]: ...
+
+    async def tools(self) -> Sequence[ToolInfo]: ...
+
+    def approaches(self) -> Sequence[ApproachInfo]: ...
+
+    def models(self) -> Sequence[ModelInfo]: ...
+
+
+Check = Callable[[], Awaitable[None]]
+"""Returns when a part is ready; raises when it is not."""
+
+Metrics = Callable[[], tuple[bytes, str]]
+"""The metrics in Prometheus' text format, and its media type."""
+
+Observe = Callable[[str, str, int, float], None]
+"""Told of each call: method, route template, status, seconds until the answer began."""
