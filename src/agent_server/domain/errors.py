@@ -42,6 +42,9 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         ├── PlanInvalid                plan_invalid
         ├── OutputInvalid              output_invalid
         ├── TaskFailed                 task_failed
+        ├── TaskTimeout                task_timeout
+        ├── LoopBound                  loop_bound
+        ├── WorkflowLimit              workflow_limit
         ├── ExpressionError            expression_error
         ├── BudgetExceeded             budget_exceeded
         ├── RunCancelled               cancelled
@@ -313,6 +316,22 @@ class OutputInvalid(RunError):
 
 class TaskFailed(RunError):
     code = "task_failed"
+
+
+class TaskTimeout(RunError):
+    code = "task_timeout"
+
+
+class LoopBound(RunError):
+    """A workflow's loop would go on after its bound."""
+
+    code = "loop_bound"
+
+
+class WorkflowLimit(RunError):
+    """A workflow would run more nodes than the server allows in one run."""
+
+    code = "workflow_limit"
 
 
 class ExpressionError(RunError):
