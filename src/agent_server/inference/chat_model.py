@@ -325,7 +325,7 @@ class _Gathered:
             known["id"] = call_id
         function = call.get("function") or {}
         if function.get("name"):
-            known["function"]["name"] += function["name"]
+            known["function"]["name"] = function["name"]
         if function.get("arguments"):
             known["function"]["arguments"] += function["arguments"]
         if call.get("extra_content"):

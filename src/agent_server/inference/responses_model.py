@@ -125,7 +125,7 @@ class ResponsesModel(OpenAIModel):
             raise ModelMalformed("The model's answer has no 'output'.", retryable=True)
         usage = value.get("usage")
         return ModelResponse(
-            output=_items(output),
+            output=output_items(output),
             usage=_usage(usage),
             response_id=value.get("id"),
             raw_usage=usage if request.model_settings.preserve_raw_usage is True else None,
@@ -212,7 +212,7 @@ def _input(given_input: Any) -> list[Any]:
     return clean
 
 
-def _items(output: list[Any]) -> list[TResponseOutputItem]:
+def output_items(output: list[Any]) -> list[TResponseOutputItem]:
     """The SDK's output items. What does not match its type exactly is built leniently, as the
     ``openai`` client does, since compatible servers leave fields out."""
     items: list[Any] = []

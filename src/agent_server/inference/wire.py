@@ -43,6 +43,7 @@ class Wire:
         url = urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UserError(f"OPENAI_BASE_URL is {base_url!r}; it must start with http(s)://host.")
+        self.host = url.hostname
         self.official = url.scheme == "https" and url.hostname == "api.openai.com"
         self._keyless = api_key is None and self.official
         self._timeout_s = timeout_s
