@@ -128,8 +128,23 @@ class _Batch:
         return bool(self.events or self.steps)
 
 
-LastWrite = Callable[[Connection, Row[Any], datetime], list[EventBase]]
-"""Writes the end of a task in its last transaction, given the run's totals; returns its events."""
+@dataclass(frozen=True)
+class Ending:
+    """How a task ends, or stands still, in its last transaction.
+
+    ``run`` ends the run too; ``events`` (exactly ``count``) are made from the run's totals;
+    ``also`` writes whatever else belongs to the end.
+    """
+
+    status: str
+    ended_at: datetime | None
+    output: Any = None
+    error: Any = None
+    waiting_for: Any = None
+    run: store.RunEnd | None = None
+    count: int = 0
+    events: Callable[[Usage], list[EventBase]] = lambda usage: []
+    also: Callable[[Connection], None] | None = None
 
 
 class DurableJournal:
@@ -233,9 +248,7 @@ class DurableJournal:
         self._recorded[step.key] = marked
         self._pending.steps[step.key] = marked
         if step.status != "in_doubt":
-            self._take(
-                StepInDoubt(step=step.key, kind=step.kind, name=step.name, detail=detail)
-            )
+            self._take(StepInDoubt(step=step.key, kind=step.kind, name=step.name, detail=detail))
         await self.flush()
 
     async def flush(self) -> None:
@@ -246,22 +259,21 @@ class DurableJournal:
             await asyncio.shield(self._writing)
         self._check()
 
-    async def end(self, last: LastWrite) -> None:
+    async def end(self, last: Ending) -> None:
         """Commit everything still pending together with ``last``; nothing may follow."""
-        await self.flush_writing()
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
         self._check()
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         batch, self._pending = self._pending, _Batch()
-        await self._write(batch, last)
+        # A task of its own: cancelled here, the write still ends and readers still hear of it.
+        self._writing = asyncio.get_running_loop().create_task(self._write(batch, last))
+        self._writing.add_done_callback(self._written)
+        await asyncio.shield(self._writing)
         if self._failure is not None:
             raise self._failure
-
-    async def flush_writing(self) -> None:
-        """Wait for the write that is under way, if any, without starting another."""
-        if self._writing is not None:
-            await asyncio.shield(self._writing)
 
     async def abandon(self) -> None:
         """Write nothing more; wait for what is already on its way."""
@@ -306,7 +318,7 @@ class DurableJournal:
         if self._pending and not self._closed and self._failure is None:
             self._linger()
 
-    async def _write(self, batch: _Batch, last: LastWrite | None) -> None:
+    async def _write(self, batch: _Batch, last: Ending | None) -> None:
         """One transaction. Never raises: the failure is kept and raised to whoever waits."""
         try:
             published, totals, observed = await self._database.write(
@@ -325,9 +337,24 @@ class DurableJournal:
             self._observe(observed)
 
     def _transact(
-        self, connection: Connection, batch: _Batch, last: LastWrite | None
+        self, connection: Connection, batch: _Batch, last: Ending | None
     ) -> tuple[list[StoredEvent], Row[Any], list[EventBase]]:
-        if not store.holds(connection, self.run_id, self._path, self._owner, self._epoch):
+        if last is None:
+            held = store.holds(connection, self.run_id, self._path, self._owner, self._epoch)
+        else:
+            held = store.end_task(
+                connection,
+                self.run_id,
+                self._path,
+                self._owner,
+                self._epoch,
+                status=last.status,
+                ended_at=last.ended_at,
+                output=last.output,
+                error=last.error,
+                waiting_for=last.waiting_for,
+            )
+        if not held:
             raise LostLease(
                 f"task {self._path!r} of {self.run_id} is no longer carried out by {self._owner}"
             )
@@ -337,13 +364,17 @@ class DurableJournal:
                 used[name] += amount
         events = list(batch.events)
         observed = list(batch.observed)
-        first, totals = store.advance(connection, self.run_id, len(events), used)
+        closing = last.count if last is not None else 0
+        first, totals = store.advance(
+            connection, self.run_id, len(events) + closing, used, last.run if last else None
+        )
         if last is not None:
-            closing = last(connection, totals, utcnow())
-            if closing:
-                store.advance(connection, self.run_id, len(closing), store.NO_USAGE)
-                events += [store.encode_event(e, self.run_id, self.task_id) for e in closing]
-                observed += closing
+            said = last.events(store.usage_of(totals))
+            assert len(said) == closing
+            events += [store.encode_event(e, self.run_id, self.task_id) for e in said]
+            observed += said
+            if last.also is not None:
+                last.also(connection)
         if events:
             store.insert_events(connection, self._tenant, self.run_id, first, events)
         if batch.steps:

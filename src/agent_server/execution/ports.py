@@ -27,6 +27,8 @@ from agent_server.domain.runs import (
     WaitingFor,
 )
 
+NO_USAGE = Usage()
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -45,17 +47,17 @@ class StepRecord:
     input_hash: str | None = None
     output: Any = None
     error: ErrorInfo | None = None
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     attempts: int = 1
     started_at: datetime = field(default_factory=utcnow)
     ended_at: datetime | None = None
 
-    def done(self, output: Any, usage: Usage = Usage(), **changes: Any) -> "StepRecord":
+    def done(self, output: Any, usage: Usage = NO_USAGE, **changes: Any) -> "StepRecord":
         return replace(
             self, status="done", output=output, usage=usage, ended_at=utcnow(), **changes
         )
 
-    def failed(self, error: ErrorInfo, usage: Usage = Usage(), **changes: Any) -> "StepRecord":
+    def failed(self, error: ErrorInfo, usage: Usage = NO_USAGE, **changes: Any) -> "StepRecord":
         return replace(
             self, status="failed", error=error, usage=usage, ended_at=utcnow(), **changes
         )
@@ -158,7 +160,9 @@ class TaskContext(Protocol):
     payload: JsonObject
     attempt: int
     """1 at first; more when a worker died or let go of the task."""
-    journal: Journal
+
+    @property
+    def journal(self) -> Journal: ...
 
     async def child(self, spec: TaskSpec) -> TaskOutcome:
         """Run ``spec`` as a task of its own, perhaps on another worker, and wait for its end.

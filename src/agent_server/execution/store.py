@@ -6,12 +6,14 @@ Every function that answers a caller takes the tenant; the engine's own work goe
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Integer,
     Row,
     and_,
     bindparam,
@@ -37,6 +39,8 @@ from agent_server.storage.tables import events, idempotency_keys, nodes, runs, s
 
 PICO = Decimal(10) ** 12
 LIVE = ("queued", "running", "waiting")
+INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+"""``INSERT`` with ``ON CONFLICT``, which the two databases spell in their own dialects."""
 
 _SIBLING = tasks.alias("sibling")
 _BLOCKED = exists(
@@ -85,14 +89,16 @@ def insert_run(connection: Connection, values: dict[str, Any]) -> None:
     connection.execute(insert(runs), values)
 
 
+_RUN = select(runs).where(runs.c.id == bindparam("run"), runs.c.tenant == bindparam("tenant"))
+_ENGINE_RUN = select(runs).where(runs.c.id == bindparam("run"))
+
+
 def run_row(connection: Connection, tenant: str, run_id: str) -> Row[Any] | None:
-    return connection.execute(
-        select(runs).where(runs.c.id == run_id, runs.c.tenant == tenant)
-    ).one_or_none()
+    return connection.execute(_RUN, {"run": run_id, "tenant": tenant}).one_or_none()
 
 
 def engine_run_row(connection: Connection, run_id: str) -> Row[Any]:
-    return connection.execute(select(runs).where(runs.c.id == run_id)).one()
+    return connection.execute(_ENGINE_RUN, {"run": run_id}).one()
 
 
 def list_run_rows(
@@ -156,55 +162,78 @@ def run_of(row: Row[Any]) -> Run:
     )
 
 
-_ADVANCE = (
+_GROWTH: dict[str, Any] = {
+    "last_seq": runs.c.last_seq + bindparam("n"),
+    "model_calls": runs.c.model_calls + bindparam("d_model_calls"),
+    "tool_calls": runs.c.tool_calls + bindparam("d_tool_calls"),
+    "input_tokens": runs.c.input_tokens + bindparam("d_input_tokens"),
+    "output_tokens": runs.c.output_tokens + bindparam("d_output_tokens"),
+    "cost_pico": runs.c.cost_pico + bindparam("d_cost_pico"),
+    "unpriced_calls": runs.c.unpriced_calls + bindparam("d_unpriced_calls"),
+}
+_TOTALS = (
+    runs.c.last_seq,
+    runs.c.model_calls,
+    runs.c.tool_calls,
+    runs.c.input_tokens,
+    runs.c.output_tokens,
+    runs.c.cost_pico,
+    runs.c.unpriced_calls,
+)
+_ADVANCE = update(runs).where(runs.c.id == bindparam("run")).values(_GROWTH).returning(*_TOTALS)
+_END = (
     update(runs)
     .where(runs.c.id == bindparam("run"))
     .values(
-        last_seq=runs.c.last_seq + bindparam("n"),
-        model_calls=runs.c.model_calls + bindparam("d_model_calls"),
-        tool_calls=runs.c.tool_calls + bindparam("d_tool_calls"),
-        input_tokens=runs.c.input_tokens + bindparam("d_input_tokens"),
-        output_tokens=runs.c.output_tokens + bindparam("d_output_tokens"),
-        cost_pico=runs.c.cost_pico + bindparam("d_cost_pico"),
-        unpriced_calls=runs.c.unpriced_calls + bindparam("d_unpriced_calls"),
+        _GROWTH
+        | {
+            "status": bindparam("b_status"),
+            "output": bindparam("b_output"),
+            "error": bindparam("b_error"),
+            "waiting_for": None,
+            "ended_at": bindparam("b_ended_at"),
+        }
     )
-    .returning(
-        runs.c.last_seq,
-        runs.c.model_calls,
-        runs.c.tool_calls,
-        runs.c.input_tokens,
-        runs.c.output_tokens,
-        runs.c.cost_pico,
-        runs.c.unpriced_calls,
-    )
+    .returning(*_TOTALS)
 )
 NO_USAGE = usage_columns(Usage(cost_usd=Decimal(0)))
 
 
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ends, written together with its last numbers and totals."""
+
+    status: RunStatus
+    at: datetime
+    output: Any = None
+    error: Any = None
+
+
 def advance(
-    connection: Connection, run_id: str, count: int, used: dict[str, int]
+    connection: Connection,
+    run_id: str,
+    count: int,
+    used: dict[str, int],
+    end: RunEnd | None = None,
 ) -> tuple[int, Row[Any]]:
-    """Take the next ``count`` event numbers and add ``used`` to the totals.
+    """Take the next ``count`` event numbers, add ``used`` to the totals, and perhaps end the run.
 
     Locks the run's row until the transaction ends, which is what keeps numbers without a gap.
     Returns the first number and the new totals.
     """
-    row = connection.execute(
-        _ADVANCE, {"run": run_id, "n": count, **{f"d_{k}": v for k, v in used.items()}}
-    ).one()
+    values: dict[str, Any] = {"run": run_id, "n": count}
+    values |= {f"d_{name}": amount for name, amount in used.items()}
+    if end is None:
+        row = connection.execute(_ADVANCE, values).one()
+    else:
+        values |= {
+            "b_status": end.status.value,
+            "b_output": end.output,
+            "b_error": end.error,
+            "b_ended_at": end.at,
+        }
+        row = connection.execute(_END, values).one()
     return row.last_seq - count + 1, row
-
-
-def end_run(
-    connection: Connection, run_id: str, status: RunStatus, output: Any, error: Any, now: datetime
-) -> None:
-    connection.execute(
-        update(runs)
-        .where(runs.c.id == run_id)
-        .values(
-            status=status.value, output=output, error=error, waiting_for=None, ended_at=now
-        )
-    )
 
 
 def set_run(connection: Connection, run_id: str, **values: Any) -> None:
@@ -250,14 +279,23 @@ def encode_event(event: EventBase, run_id: str, task_id: str | None) -> tuple[st
     return kind, event.model_dump_json(exclude={"seq"})
 
 
+_EVENTS = (
+    select(events.c.seq, events.c.type, events.c.data)
+    .where(
+        events.c.run_id == bindparam("run"),
+        events.c.tenant == bindparam("tenant"),
+        events.c.seq > bindparam("after"),
+    )
+    .order_by(events.c.seq)
+    .limit(bindparam("most", type_=Integer))
+)
+
+
 def event_rows(
     connection: Connection, tenant: str, run_id: str, after: int, limit: int
 ) -> list[StoredEvent]:
     rows = connection.execute(
-        select(events.c.seq, events.c.type, events.c.data)
-        .where(events.c.run_id == run_id, events.c.tenant == tenant, events.c.seq > after)
-        .order_by(events.c.seq)
-        .limit(limit)
+        _EVENTS, {"run": run_id, "tenant": tenant, "after": after, "most": limit}
     )
     return [StoredEvent(row.seq, row.type, splice_seq(row.seq, row.data)) for row in rows]
 
@@ -277,11 +315,12 @@ def last_event(
 # Tasks -----------------------------------------------------------------------------------------
 
 
+_INSERT_TASK = {name: make(tasks).on_conflict_do_nothing() for name, make in INSERTS.items()}
+
+
 def insert_task(connection: Connection, values: dict[str, Any]) -> bool:
     """Insert the task unless its path is taken; True when it was inserted."""
-    dialect = connection.dialect.name
-    statement: Any = (postgresql if dialect == "postgresql" else sqlite).insert(tasks)
-    return bool(connection.execute(statement.on_conflict_do_nothing(), values).rowcount)
+    return bool(connection.execute(_INSERT_TASK[connection.dialect.name], values).rowcount)
 
 
 def task_row(connection: Connection, run_id: str, path: str) -> Row[Any] | None:
@@ -304,9 +343,7 @@ def task_rows(connection: Connection, tenant: str, run_id: str) -> Sequence[Row[
     ).all()
 
 
-def ended_tasks(
-    connection: Connection, keys: Sequence[tuple[str, str]]
-) -> Sequence[Row[Any]]:
+def ended_tasks(connection: Connection, keys: Sequence[tuple[str, str]]) -> Sequence[Row[Any]]:
     """Those of the tasks ``keys`` (run id, path) that have ended."""
     return connection.execute(
         select(tasks).where(
@@ -371,9 +408,7 @@ def lane_busy(connection: Connection, lane: str) -> bool:
     return connection.execute(query).scalar() is not None
 
 
-def claim(
-    connection: Connection, owner: str, limit: int, now: datetime
-) -> Sequence[Row[Any]]:
+def claim(connection: Connection, owner: str, limit: int, now: datetime) -> Sequence[Row[Any]]:
     """Take up to ``limit`` due tasks, oldest first: each gets a new epoch and one more attempt."""
     due = (
         select(tasks.c.run_id, tasks.c.path)
@@ -400,16 +435,60 @@ def claim(
             attempts=tasks.c.attempts + 1,
             wake_at=None,
             waiting_for=None,
-            started_at=func.coalesce(tasks.c.started_at, bindparam("now", now, tasks.c.started_at.type)),
+            started_at=func.coalesce(
+                tasks.c.started_at, bindparam("now", now, tasks.c.started_at.type)
+            ),
         )
         .returning(tasks)
     ).all()
 
 
-def set_task(connection: Connection, run_id: str, path: str, **values: Any) -> None:
-    connection.execute(
-        update(tasks).where(tasks.c.run_id == run_id, tasks.c.path == path).values(**values)
+_END_TASK = (
+    update(tasks)
+    .where(
+        tasks.c.run_id == bindparam("run"),
+        tasks.c.path == bindparam("b_path"),
+        tasks.c.owner == bindparam("b_owner"),
+        tasks.c.epoch == bindparam("b_epoch"),
+        tasks.c.status == "running",
     )
+    .values(
+        status=bindparam("b_status"),
+        output=bindparam("b_output"),
+        error=bindparam("b_error"),
+        waiting_for=bindparam("b_waiting_for"),
+        ended_at=bindparam("b_ended_at"),
+        owner=None,
+    )
+)
+
+
+def end_task(
+    connection: Connection,
+    run_id: str,
+    path: str,
+    owner: str,
+    epoch: int,
+    *,
+    status: str,
+    ended_at: datetime | None,
+    output: Any = None,
+    error: Any = None,
+    waiting_for: Any = None,
+) -> bool:
+    """Let go of the task for good, or until it is woken; False when ``owner`` has lost it."""
+    values = {
+        "run": run_id,
+        "b_path": path,
+        "b_owner": owner,
+        "b_epoch": epoch,
+        "b_status": status,
+        "b_output": output,
+        "b_error": error,
+        "b_waiting_for": waiting_for,
+        "b_ended_at": ended_at,
+    }
+    return bool(connection.execute(_END_TASK, values).rowcount)
 
 
 def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: datetime) -> None:
@@ -420,6 +499,35 @@ def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: d
         .where(tasks.c.run_id == run_id, tasks.c.status.in_(which))
         .values(status="cancelled", owner=None, ended_at=now)
     )
+
+
+def cancel_idle_task(connection: Connection, run_id: str, path: str, now: datetime) -> None:
+    """End one task as cancelled, if nobody carries it out."""
+    connection.execute(
+        update(tasks)
+        .where(
+            tasks.c.run_id == run_id,
+            tasks.c.path == path,
+            tasks.c.status.in_(("queued", "waiting")),
+        )
+        .values(status="cancelled", ended_at=now)
+    )
+
+
+def held_tasks(connection: Connection, owner: str) -> set[tuple[str, str, int]]:
+    """Run, path and epoch of each task stored as carried out by ``owner``."""
+    rows = connection.execute(
+        select(tasks.c.run_id, tasks.c.path, tasks.c.epoch).where(
+            tasks.c.owner == owner, tasks.c.status == "running"
+        )
+    )
+    return {(row.run_id, row.path, row.epoch) for row in rows}
+
+
+def reap_all(connection: Connection) -> int:
+    """Queue again whatever is carried out: at the start of the only process."""
+    connection.execute(delete(nodes))
+    return release_tasks(connection, None)
 
 
 def running_tasks(connection: Connection, run_id: str) -> int:
@@ -435,9 +543,7 @@ def running_tasks(connection: Connection, run_id: str) -> int:
 
 def release_tasks(connection: Connection, owner: str | None, alive: Sequence[str] = ()) -> int:
     """Queue again what ``owner`` carries out; with None, what anyone not in ``alive`` does."""
-    condition = (
-        tasks.c.owner == owner if owner is not None else tasks.c.owner.not_in(list(alive))
-    )
+    condition = tasks.c.owner == owner if owner is not None else tasks.c.owner.not_in(list(alive))
     return connection.execute(
         update(tasks)
         .where(tasks.c.status == "running", condition)
@@ -472,31 +578,21 @@ def queue_depth(connection: Connection) -> int:
 # Steps -----------------------------------------------------------------------------------------
 
 
+def _upsert_steps(make: Any) -> Any:
+    statement = make(steps)
+    changing = ("status", "input", "input_hash", "output", "error", "attempts", "ended_at")
+    changed = {name: statement.excluded[name] for name in (*changing, *NO_USAGE)}
+    return statement.on_conflict_do_update(index_elements=["run_id", "key"], set_=changed)
+
+
+_UPSERT_STEPS = {name: _upsert_steps(make) for name, make in INSERTS.items()}
+
+
 def upsert_steps(
     connection: Connection, tenant: str, run_id: str, task_path: str, records: Sequence[StepRecord]
 ) -> None:
-    dialect = connection.dialect.name
-    statement: Any = (postgresql if dialect == "postgresql" else sqlite).insert(steps)
-    changed = {
-        name: statement.excluded[name]
-        for name in (
-            "status",
-            "input",
-            "input_hash",
-            "output",
-            "error",
-            "attempts",
-            "ended_at",
-            "model_calls",
-            "tool_calls",
-            "input_tokens",
-            "output_tokens",
-            "cost_pico",
-            "unpriced_calls",
-        )
-    }
     connection.execute(
-        statement.on_conflict_do_update(index_elements=["run_id", "key"], set_=changed),
+        _UPSERT_STEPS[connection.dialect.name],
         [
             {
                 "run_id": run_id,
@@ -587,9 +683,8 @@ def step_of(row: Row[Any], task: str | None) -> Step:
 
 def take_key(connection: Connection, values: dict[str, Any]) -> bool:
     """Store the key unless it is taken; True when it was free."""
-    dialect = connection.dialect.name
-    statement: Any = (postgresql if dialect == "postgresql" else sqlite).insert(idempotency_keys)
-    return bool(connection.execute(statement.on_conflict_do_nothing(), values).rowcount)
+    statement = INSERTS[connection.dialect.name](idempotency_keys).on_conflict_do_nothing()
+    return bool(connection.execute(statement, values).rowcount)
 
 
 def stored_key(connection: Connection, tenant: str, key: str) -> Row[Any] | None:
@@ -601,8 +696,7 @@ def stored_key(connection: Connection, tenant: str, key: str) -> Row[Any] | None
 
 
 def beat(connection: Connection, node: str, role: str, now: datetime) -> None:
-    dialect = connection.dialect.name
-    statement: Any = (postgresql if dialect == "postgresql" else sqlite).insert(nodes)
+    statement = INSERTS[connection.dialect.name](nodes)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["id"], set_={"beat_at": statement.excluded.beat_at}
@@ -620,5 +714,3 @@ def reap(connection: Connection, dead_before: datetime) -> int:
     connection.execute(delete(nodes).where(nodes.c.beat_at < dead_before))
     alive = list(connection.execute(select(nodes.c.id)).scalars())
     return release_tasks(connection, None, alive)
-
-

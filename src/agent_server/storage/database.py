@@ -376,9 +376,7 @@ class PostgresDatabase:
 
     dialect = "postgresql"
 
-    def __init__(
-        self, url: str, *, pool_size: int = 10, observer: Observer | None = None
-    ) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, observer: Observer | None = None) -> None:
         self.url = url
         self._observer = observer
         self._engine: AsyncEngine = create_async_engine(

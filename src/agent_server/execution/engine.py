@@ -1,0 +1,859 @@
+"""The engine: takes tasks, carries them out by their handlers, and hands them over on death.
+
+Leans on the journal and the store. Refuses to know what a handler does, and what a run means
+to a caller: ``runs.py`` is the door for those.
+
+A task is a row with an owner and an epoch. Taking it raises the epoch; every write of an
+attempt is fenced by owner and epoch, so that a worker which was frozen while another took over
+stores nothing more. On SQLite there is one process, so whatever is ``running`` at start has a
+dead owner; on PostgreSQL nodes beat and a reaper queues again what a dead node carried out.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Row
+
+from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.errors import (
+    AgentServerError,
+    BudgetExceeded,
+    ErrorInfo,
+    RunError,
+    TooManyAttempts,
+    error_info,
+)
+from agent_server.domain.events import (
+    EventBase,
+    RunBudgetExceeded,
+    RunCancelled,
+    RunFailed,
+    RunStarted,
+    RunSucceeded,
+    RunWaiting,
+    TaskCompleted,
+    TaskFailed,
+    TaskSkipped,
+    TaskStarted,
+)
+from agent_server.domain.ids import RunId, Tenant, new_id, task_id
+from agent_server.domain.runs import RunRequest, RunStatus, Usage, WaitingFor
+from agent_server.execution import store
+from agent_server.execution.crash import crash_point
+from agent_server.execution.events import EventHub, StoredEvent, splice_seq
+from agent_server.execution.heartbeat import Heartbeat
+from agent_server.execution.journal import DurableJournal, Ending, Meter
+from agent_server.execution.ports import (
+    FinalOutput,
+    Handler,
+    LostLease,
+    RunSnapshot,
+    StepRecord,
+    Suspend,
+    TaskOutcome,
+    TaskSpec,
+)
+from agent_server.settings import Settings
+from agent_server.storage.database import Database
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 1.0
+"""How often due tasks, cancellations and children on other nodes are looked for."""
+CANCEL_WAIT_S = 5.0
+
+AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], Any], None]
+"""Appends a run's items to its session, inside the transaction that ends the run."""
+
+
+@dataclass
+class LocalRun:
+    """What this process keeps of a run while any of its tasks is carried out here."""
+
+    snapshot: RunSnapshot
+    meter: Meter
+    attempts: dict[str, "Attempt"] = field(default_factory=dict)
+    cancel_reason: str | None = None
+
+
+@dataclass
+class Attempt:
+    """One task being carried out here."""
+
+    local: LocalRun
+    path: str
+    node: str
+    kind: str
+    description: str
+    agent: str | None
+    payload: JsonObject
+    hidden: bool
+    epoch: int
+    number: int
+    lost: bool = False
+    """Another worker has it; nothing of this attempt is stored any more."""
+    cancelled: bool = False
+    """The parent gave it up."""
+    awaited: int = 0
+    """Children it awaits just now; while there are any, it takes no slot."""
+    outcome: TaskOutcome | None = None
+    task: "asyncio.Task[None] | None" = None
+
+
+class Engine:
+    """Carries out tasks of this process's database with ``handlers`` by task kind.
+
+    Start it inside the running loop (the lifespan), stop it before the loop ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        hub: EventHub,
+        settings: Settings,
+        handlers: Mapping[str, Handler],
+        append_items: AppendItems,
+        observe: Callable[[list[EventBase]], None] = lambda events: None,
+    ) -> None:
+        self.node = f"{socket.gethostname()}-{os.getpid()}-{new_id('node')[-8:]}"
+        self.database = database
+        self.hub = hub
+        self._settings = settings
+        self._handlers = handlers
+        self._append_items = append_items
+        self._observe = observe
+        self._works = settings.role in {"all", "worker"}
+        self._busy = 0
+        self._runs: dict[str, LocalRun] = {}
+        self._waiters: dict[tuple[str, str], list[asyncio.Future[TaskOutcome]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+        self._heartbeat: Heartbeat | None = None
+        self.draining = False
+
+    # Life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take back what a dead process left, and begin to work."""
+        if self.database.dialect == "sqlite":
+            queued = await self.database.write(lambda c: store.reap_all(c))
+            if queued:
+                log.info("resuming after a stop", tasks=queued)
+        else:
+            self._heartbeat = Heartbeat(self.database, self.node, self._settings)
+            await self._heartbeat.start()
+        if self._works:
+            self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
+        self._loops.append(asyncio.create_task(self._watch_loop(), name="engine-watch"))
+
+    async def stop(self) -> None:
+        """Take no more, let tasks finish within the grace time, queue the rest again."""
+        self.draining = True
+        self._wake.set()
+        grace_s = self._settings.shutdown_grace_s
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=grace_s)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=max(1.0, grace_s))
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        try:
+            await self.database.write(self._leave)
+        except AgentServerError as error:
+            log.warning("could not hand tasks over at stop", error=error.detail)
+        if self._heartbeat is not None:
+            await self._heartbeat.stop()
+
+    def _leave(self, connection: Connection) -> None:
+        store.release_tasks(connection, self.node)
+        store.remove_node(connection, self.node)
+
+    # What runs.py needs ------------------------------------------------------------------------
+
+    def free_slot(self) -> bool:
+        """Whether a new task may start here at once."""
+        return self._works and not self.draining and self._busy < self._settings.worker_concurrency
+
+    def wake(self) -> None:
+        """There may be something to take."""
+        self._wake.set()
+
+    def is_local(self, run_id: str) -> bool:
+        return run_id in self._runs
+
+    def launch_root(self, snapshot: RunSnapshot) -> None:
+        """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
+        local = self._local(snapshot, None)
+        self._launch(
+            Attempt(
+                local=local,
+                path="",
+                node="",
+                kind=snapshot.request.kind,
+                description="",
+                agent=None,
+                payload={},
+                hidden=True,
+                epoch=1,
+                number=1,
+            ),
+            announced=True,
+        )
+
+    async def cancel_local(self, run_id: str, reason: str) -> None:
+        """Stop what this process carries out of the run; returns when it has stopped."""
+        local = self._runs.get(run_id)
+        if local is None:
+            return
+        local.cancel_reason = reason
+        running = [a.task for a in local.attempts.values() if a.task is not None]
+        root = local.attempts.get("")
+        for attempt in local.attempts.values():
+            if attempt.task is not None and attempt is not root:
+                attempt.task.cancel()
+        if root is not None and root.task is not None:
+            root.task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=CANCEL_WAIT_S)
+
+    # Taking tasks ------------------------------------------------------------------------------
+
+    async def _claim_loop(self) -> None:
+        while not self.draining:
+            try:
+                await asyncio.wait_for(self._wake.wait(), POLL_S)
+            except asyncio.TimeoutError:
+                pass
+            self._wake.clear()
+            free = self._settings.worker_concurrency - self._busy
+            if free <= 0 or self.draining:
+                continue
+            try:
+                rows = await self.database.write(
+                    lambda c: self._claim(c, free)  # noqa: B023  # awaited within the iteration
+                )
+            except AgentServerError as error:
+                log.error("cannot take tasks", error=error.detail)
+                continue
+            for task_row, run_row in rows:
+                self._launch_row(task_row, run_row)
+            if len(rows) == free:
+                self._wake.set()
+
+    def _claim(self, connection: Connection, free: int) -> list[tuple[Row[Any], Row[Any]]]:
+        now = utcnow()
+        taken = []
+        for row in store.claim(connection, self.node, free, now):
+            run = store.engine_run_row(connection, row.run_id)
+            if row.path == "" and run.status in ("queued", "waiting"):
+                store.set_run(
+                    connection,
+                    row.run_id,
+                    status="running",
+                    waiting_for=None,
+                    started_at=run.started_at or now,
+                )
+            taken.append((row, run))
+        return taken
+
+    def _launch_row(self, row: Row[Any], run: Row[Any]) -> None:
+        crash_point("task.claimed")
+        local = self._local(snapshot_of(run), run)
+        self._launch(
+            Attempt(
+                local=local,
+                path=row.path,
+                node=row.node,
+                kind=row.kind,
+                description=row.description,
+                agent=row.agent,
+                payload=row.payload,
+                hidden=row.hidden,
+                epoch=row.epoch,
+                number=row.attempts,
+            )
+        )
+
+    def _local(self, snapshot: RunSnapshot, run: Row[Any] | None) -> LocalRun:
+        local = self._runs.get(snapshot.id)
+        if local is None:
+            meter = Meter(snapshot.budget)
+            if run is not None:
+                meter.settle(run)
+            local = self._runs[snapshot.id] = LocalRun(snapshot, meter)
+        return local
+
+    def _launch(self, attempt: Attempt, *, announced: bool = False) -> None:
+        self._busy += 1
+        attempt.local.attempts[attempt.path] = attempt
+        task = asyncio.get_running_loop().create_task(
+            self._carry_out(attempt, announced), name=f"{attempt.local.snapshot.id}:{attempt.path}"
+        )
+        attempt.task = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Carrying one out --------------------------------------------------------------------------
+
+    async def _carry_out(self, attempt: Attempt, announced: bool) -> None:
+        local = attempt.local
+        run = local.snapshot
+        journal: DurableJournal | None = None
+        try:
+            recorded: list[StepRecord] = []
+            if attempt.number > 1:
+                recorded = await self.database.read(
+                    lambda c: store.task_steps(c, run.id, attempt.path)
+                )
+            journal = self._journal(attempt, recorded)
+            if not announced:
+                self._announce(attempt, journal)
+            if attempt.number > self._settings.max_attempts:
+                await self._end_failed(
+                    attempt,
+                    journal,
+                    TooManyAttempts(
+                        f"The task was taken up {attempt.number - 1} times and never finished: "
+                        "its worker died or let go of it each time.",
+                        hint="Look at what the task does; AGENT_SERVER_MAX_ATTEMPTS is the limit.",
+                    ),
+                )
+            else:
+                await self._handle(attempt, journal)
+        except LostLease as error:
+            log.warning("task was taken over", run_id=run.id, path=attempt.path, detail=str(error))
+        except asyncio.CancelledError:
+            await self._let_go(attempt, journal)
+        except Exception as error:
+            # Recording the end failed (the database is gone): what is stored decides, later.
+            log.error(
+                "task could not be recorded", run_id=run.id, path=attempt.path, error=str(error)
+            )
+            await self._let_go(attempt, journal)
+        finally:
+            local.attempts.pop(attempt.path, None)
+            if not local.attempts:
+                self._runs.pop(run.id, None)
+            self._busy -= 1
+            self._wake.set()
+            self._answer(run.id, attempt.path, attempt.outcome)
+
+    def _journal(self, attempt: Attempt, recorded: list[StepRecord]) -> DurableJournal:
+        run = attempt.local.snapshot
+
+        def lost() -> None:
+            attempt.lost = True
+            if attempt.task is not None:
+                attempt.task.cancel()
+
+        return DurableJournal(
+            database=self.database,
+            hub=self.hub,
+            run_id=run.id,
+            tenant=run.tenant,
+            path=attempt.path,
+            task_id=task_id(run.id, attempt.path) if attempt.path else None,
+            owner=self.node,
+            epoch=attempt.epoch,
+            meter=attempt.local.meter,
+            recorded=recorded,
+            observe=self._observe,
+            on_lost=lost,
+        )
+
+    def _announce(self, attempt: Attempt, journal: DurableJournal) -> None:
+        if attempt.path == "":
+            journal.emit(RunStarted(attempt=attempt.number))
+        elif not attempt.hidden:
+            journal.emit(
+                TaskStarted(
+                    path=attempt.path,
+                    node=attempt.node,
+                    kind=attempt.kind,
+                    description=attempt.description,
+                    agent=attempt.agent,
+                    attempt=attempt.number,
+                )
+            )
+
+    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> None:
+        run = attempt.local.snapshot
+        handler = self._handlers.get(attempt.kind)
+        context = EngineContext(self, attempt, journal)
+        log_context: dict[str, str] = {"run_id": run.id}
+        if attempt.path:
+            log_context["task"] = attempt.path
+        with structlog.contextvars.bound_contextvars(**log_context):
+            try:
+                if handler is None:
+                    raise RunError(
+                        f"This server has no handler for tasks of kind {attempt.kind!r}."
+                    )
+                output = await self._within_deadline(run, attempt, handler(context))
+                if attempt.local.cancel_reason is not None:
+                    # The SDK swallows a cancellation inside a tool; the decision stands.
+                    raise asyncio.CancelledError
+            except Suspend as pause:
+                await self._park(attempt, journal, pause.waiting_for)
+            except LostLease:
+                raise
+            except asyncio.CancelledError:
+                ordered = attempt.cancelled or attempt.local.cancel_reason is not None
+                if attempt.lost or not ordered:
+                    raise
+                await asyncio.shield(self._end_cancelled(attempt, journal))
+            except AgentServerError as error:
+                await self._end_failed(attempt, journal, error)
+            except Exception as error:
+                log.exception("task failed unexpectedly", kind=attempt.kind)
+                await self._end_failed(attempt, journal, error)
+            else:
+                await self._end_succeeded(attempt, journal, output)
+
+    async def _within_deadline(
+        self, run: RunSnapshot, attempt: Attempt, work: Awaitable[Any]
+    ) -> Any:
+        deadline_s = run.budget.deadline_s if run.budget is not None else None
+        if deadline_s is None or attempt.path != "":
+            return await work
+        left_s = (run.created_at + timedelta(seconds=deadline_s) - utcnow()).total_seconds()
+        try:
+            return await asyncio.wait_for(work, max(0.0, left_s))
+        except asyncio.TimeoutError:
+            raise BudgetExceeded(
+                f"The run's deadline of {deadline_s:g} s has passed.",
+                hint="Submit the run again with a larger deadline_s.",
+            ) from None
+
+    # Ends --------------------------------------------------------------------------------------
+
+    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> None:
+        final = output if isinstance(output, FinalOutput) else FinalOutput(output)
+        run = attempt.local.snapshot
+        now = utcnow()
+        if attempt.path:
+            completed = TaskCompleted(path=attempt.path, node=attempt.node, output=final.value)
+            ending = _task_end(attempt, "succeeded", now, completed, output=final.value)
+        else:
+
+            def remember(connection: Connection) -> None:
+                if final.session_id is not None:
+                    self._append_items(
+                        connection, run.tenant, final.session_id, run.id, final.session_items, now
+                    )
+
+            ending = Ending(
+                status="succeeded",
+                ended_at=now,
+                run=store.RunEnd(RunStatus.SUCCEEDED, now, output=final.value),
+                count=1,
+                events=lambda usage: [RunSucceeded(output=final.value, usage=usage)],
+                also=remember,
+            )
+        await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
+
+    async def _end_failed(
+        self, attempt: Attempt, journal: DurableJournal, error: Exception
+    ) -> None:
+        info = error_info(error)
+        stored = info.model_dump()
+        if attempt.path:
+            failed = TaskFailed(path=attempt.path, node=attempt.node, error=info)
+            ending = _task_end(attempt, "failed", utcnow(), failed, error=stored)
+        elif isinstance(error, BudgetExceeded):
+            ending = await self._root_end(
+                attempt,
+                "failed",
+                RunStatus.BUDGET_EXCEEDED,
+                lambda usage: [RunBudgetExceeded(error=info, usage=usage)],
+                error=stored,
+            )
+        else:
+            ending = await self._root_end(
+                attempt,
+                "failed",
+                RunStatus.FAILED,
+                lambda usage: [RunFailed(error=info, usage=usage)],
+                error=stored,
+            )
+        await self._end(attempt, journal, ending, TaskOutcome("failed", error=info))
+
+    async def _end_cancelled(self, attempt: Attempt, journal: DurableJournal) -> None:
+        reason = attempt.local.cancel_reason or ""
+        if attempt.path:
+            ending = Ending(status="cancelled", ended_at=utcnow())
+        else:
+            ending = await self._root_end(
+                attempt,
+                "cancelled",
+                RunStatus.CANCELLED,
+                lambda usage: [RunCancelled(reason=reason, usage=usage)],
+            )
+        await self._end(attempt, journal, ending, TaskOutcome("cancelled"))
+
+    async def _root_end(
+        self,
+        attempt: Attempt,
+        task_status: str,
+        status: RunStatus,
+        events: Callable[[Usage], list[EventBase]],
+        error: Any = None,
+    ) -> Ending:
+        """The end of a run that did not succeed: whatever of it still lives ends with it."""
+        run_id = attempt.local.snapshot.id
+        await self._stop_children(run_id, "the run has ended")
+        now = utcnow()
+        return Ending(
+            status=task_status,
+            ended_at=now,
+            run=store.RunEnd(status, now, error=error),
+            count=1,
+            events=events,
+            also=lambda c: store.cancel_tasks(c, run_id, only_idle=False, now=now),
+        )
+
+    async def _end(
+        self,
+        attempt: Attempt,
+        journal: DurableJournal,
+        ending: Ending,
+        outcome: TaskOutcome,
+    ) -> None:
+        point = "task" if attempt.path else "run"
+        crash_point(f"{point}.before_end")
+        await journal.end(ending)
+        crash_point(f"{point}.after_end")
+        attempt.outcome = outcome
+
+    async def _park(
+        self, attempt: Attempt, journal: DurableJournal, waiting_for: WaitingFor
+    ) -> None:
+        """Stand still: no worker, visible in the run, until somebody decides."""
+        run = attempt.local.snapshot
+        if attempt.path and waiting_for.task_id is None:
+            waiting_for = waiting_for.model_copy(update={"task_id": task_id(run.id, attempt.path)})
+        shown = waiting_for.model_dump(mode="json")
+        await journal.end(
+            Ending(
+                status="waiting",
+                ended_at=None,
+                waiting_for=shown,
+                count=1,
+                events=lambda usage: [RunWaiting(waiting_for=waiting_for)],
+                also=lambda c: store.set_run(c, run.id, status="waiting", waiting_for=shown),
+            )
+        )
+
+    async def _stop_children(self, run_id: str, reason: str) -> None:
+        """Stop the run's tasks in this process, without touching its root."""
+        local = self._runs.get(run_id)
+        if local is None:
+            return
+        local.cancel_reason = local.cancel_reason or reason
+        children = [a.task for p, a in local.attempts.items() if p and a.task is not None]
+        for child in children:
+            child.cancel()
+        if children:
+            await asyncio.wait(children, timeout=CANCEL_WAIT_S)
+
+    async def _let_go(self, attempt: Attempt, journal: DurableJournal | None) -> None:
+        """Leave the task as it is stored, for whoever takes it next."""
+        if journal is not None:
+            await journal.abandon()
+        if attempt.lost:
+            return
+        run_id = attempt.local.snapshot.id
+        try:
+            await self.database.write(
+                lambda c: store.release_task(c, run_id, attempt.path, self.node, attempt.epoch)
+            )
+        except AgentServerError as error:
+            log.warning("task not handed over", run_id=run_id, error=error.detail)
+
+    # Children ----------------------------------------------------------------------------------
+
+    async def run_child(
+        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec
+    ) -> TaskOutcome:
+        """See ``TaskContext.child``. Cancelled, it cancels the child, unless the whole process
+        lets go or the run itself is being ended, which reach the child by themselves."""
+        begun = asyncio.ensure_future(self._begin_child(parent, journal, spec))
+        self._yield_slot(parent)
+        try:
+            future = await asyncio.shield(begun)
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([begun])
+            if not (self.draining or parent.lost or parent.local.cancel_reason is not None):
+                await self._cancel_child(parent.local, spec.path)
+            raise
+        finally:
+            self._take_slot_back(parent)
+
+    async def _begin_child(
+        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec
+    ) -> "asyncio.Future[TaskOutcome]":
+        """Insert the task, or find it; the future answers when it has ended."""
+        await journal.flush()
+        run = parent.local.snapshot
+        future: asyncio.Future[TaskOutcome] = asyncio.get_running_loop().create_future()
+        here = self.free_slot()
+        self._busy += here  # Reserved across the transaction; the attempt below takes its own.
+        try:
+            crash_point("child.before_insert")
+            fresh, row = await self.database.write(
+                lambda c: self._insert_child(c, parent, spec, here)
+            )
+            crash_point("child.after_insert")
+        finally:
+            self._busy -= here
+        if row is not None and row.status not in store.LIVE:
+            future.set_result(outcome_of(row))
+            return future
+        self._waiters.setdefault((run.id, spec.path), []).append(future)
+        if fresh and here and not self.draining:
+            self._launch(
+                Attempt(
+                    local=parent.local,
+                    path=spec.path,
+                    node=spec.node,
+                    kind=spec.kind,
+                    description=spec.description,
+                    agent=spec.agent,
+                    payload=spec.payload,
+                    hidden=spec.hidden,
+                    epoch=1,
+                    number=1,
+                )
+            )
+        else:
+            self._wake.set()
+        return future
+
+    def _insert_child(
+        self, connection: Connection, parent: Attempt, spec: TaskSpec, here: bool
+    ) -> tuple[bool, Row[Any] | None]:
+        self._fence(connection, parent)
+        now = utcnow()
+        values = self._task_values(parent, spec) | {
+            "status": "running" if here else "queued",
+            "owner": self.node if here else None,
+            "epoch": 1 if here else 0,
+            "attempts": 1 if here else 0,
+            "started_at": now if here else None,
+            "created_at": now,
+        }
+        if store.insert_task(connection, values):
+            return True, None
+        return False, store.task_row(connection, parent.local.snapshot.id, spec.path)
+
+    async def skip_child(
+        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec, reason: str
+    ) -> None:
+        """See ``TaskContext.skip``: the row and its event are one transaction, once."""
+        await journal.flush()
+        run = parent.local.snapshot
+        event = TaskSkipped(
+            task_id=task_id(run.id, spec.path), path=spec.path, node=spec.node, reason=reason
+        )
+        kind, data = store.encode_event(event, run.id, None)
+
+        def transaction(connection: Connection) -> list[StoredEvent]:
+            self._fence(connection, parent)
+            now = utcnow()
+            values = self._task_values(parent, spec) | {
+                "status": "skipped",
+                "owner": None,
+                "epoch": 0,
+                "attempts": 0,
+                "started_at": None,
+                "created_at": now,
+                "ended_at": now,
+            }
+            if not store.insert_task(connection, values) or spec.hidden:
+                return []
+            first, _ = store.advance(connection, run.id, 1, store.NO_USAGE)
+            store.insert_events(connection, run.tenant, run.id, first, [(kind, data)])
+            return [StoredEvent(first, kind, splice_seq(first, data))]
+
+        published = await self.database.write(transaction)
+        if published:
+            self.hub.publish(run.id, published)
+            self._observe([event])
+
+    def _task_values(self, parent: Attempt, spec: TaskSpec) -> dict[str, Any]:
+        run = parent.local.snapshot
+        return {
+            "run_id": run.id,
+            "path": spec.path,
+            "tenant": run.tenant,
+            "node": spec.node,
+            "kind": spec.kind,
+            "description": spec.description,
+            "agent": spec.agent,
+            "payload": spec.payload,
+            "hidden": spec.hidden,
+        }
+
+    def _fence(self, connection: Connection, attempt: Attempt) -> None:
+        run_id = attempt.local.snapshot.id
+        if not store.holds(connection, run_id, attempt.path, self.node, attempt.epoch):
+            raise LostLease(f"task {attempt.path!r} of {run_id} was taken over")
+
+    async def _cancel_child(self, local: LocalRun, path: str) -> None:
+        child = local.attempts.get(path)
+        if child is not None and child.task is not None:
+            child.cancelled = True
+            child.task.cancel()
+            await asyncio.wait([child.task], timeout=CANCEL_WAIT_S)
+            return
+        run_id = local.snapshot.id
+        await asyncio.shield(
+            self.database.write(lambda c: store.cancel_idle_task(c, run_id, path, utcnow()))
+        )
+
+    def _yield_slot(self, attempt: Attempt) -> None:
+        """While it awaits children, the parent takes no slot."""
+        attempt.awaited += 1
+        if attempt.awaited == 1:
+            self._busy -= 1
+            self._wake.set()
+
+    def _take_slot_back(self, attempt: Attempt) -> None:
+        attempt.awaited -= 1
+        if attempt.awaited == 0:
+            self._busy += 1
+
+    def _answer(self, run_id: str, path: str, outcome: TaskOutcome | None) -> None:
+        """Tell whoever awaits the task here; without an outcome they go on waiting."""
+        if outcome is None:
+            return
+        for future in self._waiters.pop((run_id, path), ()):
+            if not future.done():
+                future.set_result(outcome)
+
+    # Watching ----------------------------------------------------------------------------------
+
+    async def _watch_loop(self) -> None:
+        """What no local event tells: ends on other nodes, cancellations, tasks that slipped."""
+        stray: set[tuple[str, str, int]] = set()
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                await self._look_for_ends()
+                if self.database.dialect != "sqlite":
+                    await self._look_for_cancellations()
+                stray = await self._release_stray(stray)
+            except AgentServerError as error:
+                log.warning("cannot watch the database", error=error.detail)
+
+    async def _look_for_ends(self) -> None:
+        for key in [k for k, futures in self._waiters.items() if all(f.done() for f in futures)]:
+            del self._waiters[key]
+        elsewhere = [
+            key
+            for key in self._waiters
+            if key[0] not in self._runs or key[1] not in self._runs[key[0]].attempts
+        ]
+        if elsewhere:
+            rows = await self.database.read(lambda c: store.ended_tasks(c, elsewhere))
+            for row in rows:
+                self._answer(row.run_id, row.path, outcome_of(row))
+
+    async def _look_for_cancellations(self) -> None:
+        local = list(self._runs)
+        if local:
+            found = await self.database.read(lambda c: store.cancel_reasons(c, local))
+            for run_id, reason in found.items():
+                if self._runs[run_id].cancel_reason is None:
+                    await self.cancel_local(run_id, reason)
+
+    async def _release_stray(
+        self, suspects: set[tuple[str, str, int]]
+    ) -> set[tuple[str, str, int]]:
+        """Queue again what is stored as carried out here and is not, seen twice in a row."""
+        if not self._works and not suspects:
+            return set()
+        held = await self.database.read(lambda c: store.held_tasks(c, self.node))
+        stray = {
+            key
+            for key in held
+            if key[0] not in self._runs or key[1] not in self._runs[key[0]].attempts
+        }
+        for run_id, path, epoch in stray & suspects:
+            log.warning("task was not being carried out; queued again", run_id=run_id, path=path)
+            await self.database.write(
+                lambda c, r=run_id, p=path, e=epoch: store.release_task(c, r, p, self.node, e)  # type: ignore[misc]
+            )
+            self._wake.set()
+        return stray - suspects
+
+
+class EngineContext:
+    """See ``ports.TaskContext``."""
+
+    def __init__(self, engine: Engine, attempt: Attempt, journal: DurableJournal) -> None:
+        self.run = attempt.local.snapshot
+        self.path = attempt.path
+        self.node = attempt.node
+        self.payload = attempt.payload
+        self.attempt = attempt.number
+        self.journal = journal
+        self._engine = engine
+        self._attempt = attempt
+        self._journal = journal
+
+    async def child(self, spec: TaskSpec) -> TaskOutcome:
+        return await self._engine.run_child(self._attempt, self._journal, spec)
+
+    async def skip(self, spec: TaskSpec, reason: str) -> None:
+        await self._engine.skip_child(self._attempt, self._journal, spec, reason)
+
+    async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+        whole = self.journal.key(key)
+        found = self._journal.recorded().get(whole)
+        if found is not None and found.status == "done":
+            return found.output
+        record = StepRecord(key=whole, kind="value", name=key)
+        made = await make()
+        await self._journal.finish(record.done(made))
+        return made
+
+
+def _task_end(
+    attempt: Attempt, status: str, now: datetime, event: EventBase, **values: Any
+) -> Ending:
+    """The end of a child task; a hidden one says nothing."""
+    said = [] if attempt.hidden else [event]
+    return Ending(status=status, ended_at=now, count=len(said), events=lambda usage: said, **values)
+
+
+def outcome_of(row: Row[Any]) -> TaskOutcome:
+    """How a stored task ended."""
+    error = ErrorInfo.model_validate(row.error) if row.error else None
+    return TaskOutcome(row.status, row.output, error)
+
+
+def snapshot_of(row: Row[Any]) -> RunSnapshot:
+    """A stored run as its tasks see it."""
+    request = RunRequest.model_validate(row.request)
+    return RunSnapshot(
+        id=RunId(row.id),
+        tenant=Tenant(row.tenant),
+        request=request,
+        created_at=row.created_at,
+        parent_id=RunId(row.parent_id) if row.parent_id else None,
+        budget=request.budget,
+        principal=row.principal,
+    )

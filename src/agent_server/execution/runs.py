@@ -1,0 +1,530 @@
+"""The door of execution: submit, read, follow, wait for and cancel runs.
+
+Leans on the engine and the store. Refuses to know what a goal, an agent or a workflow is: the
+names in a request are checked by the ``validate`` it is given. Every call is for one tenant.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from sqlalchemy import Connection
+
+from agent_server.domain.base import utcnow
+from agent_server.domain.errors import (
+    IdempotencyMismatch,
+    InvalidCursor,
+    InvalidRequest,
+    NotFound,
+    RunEnded,
+)
+from agent_server.domain.events import EventBase, RunCancelled, RunCreated, RunStarted
+from agent_server.domain.ids import Tenant, new_run_id, task_id
+from agent_server.domain.plans import Plan, PlanState, PlanTaskState
+from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
+from agent_server.execution import store
+from agent_server.execution.crash import crash_point
+from agent_server.execution.engine import Engine
+from agent_server.execution.events import EventHub, StoredEvent, Subscription, splice_seq
+from agent_server.execution.ports import RunSnapshot
+from agent_server.settings import Settings
+from agent_server.storage.database import Database
+
+T = TypeVar("T")
+Events = list[StoredEvent]
+Tasks = list[Task]
+PAGE = 500
+REMOTE_POLL_S = 0.5
+CANCEL_ANSWER_S = 5.0
+TERMINAL = frozenset({"run.succeeded", "run.failed", "run.cancelled", "run.budget_exceeded"})
+
+
+class Idempotency(NamedTuple):
+    """A caller's key and the hash of what it sent with it."""
+
+    key: str
+    fingerprint: str
+
+
+class Submitted(NamedTuple):
+    """The run, and whether it is the stored answer to an earlier equal request."""
+
+    run: Run
+    replayed: bool
+
+
+@dataclass(frozen=True)
+class RunFilters:
+    """What ``GET /runs`` may be narrowed by; ``q`` is a part of the goal or name."""
+
+    status: RunStatus | None = None
+    agent: str | None = None
+    session_id: str | None = None
+    workflow: str | None = None
+    created_after: datetime | None = None
+    q: str | None = None
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A page of a list and where the next one starts; None at the end."""
+
+    data: list[T]
+    next_cursor: str | None
+
+
+class Follow:
+    """The events of a run from a number on: first the stored, then the live ones.
+
+    ``batches()`` yields lists of events in order, without a gap or a repeat, and ends after the
+    run's last event. ``lagged`` is set when this reader was too slow for its queue.
+    """
+
+    def __init__(self, runs: "Runs", run_id: str, tenant: Tenant, after: int) -> None:
+        self._runs = runs
+        self._run_id = run_id
+        self._tenant = tenant
+        self._last = after
+        self._subscription = runs.hub.subscribe(run_id)
+
+    @property
+    def lagged(self) -> bool:
+        return self._subscription.lagged
+
+    async def batches(self) -> AsyncIterator[Events]:
+        while True:
+            stored = await self._runs.events(self._tenant, self._run_id, self._last, PAGE)
+            if stored:
+                yield self._pass(stored)
+                if stored[-1].type in TERMINAL:
+                    return
+            if len(stored) < PAGE:
+                break
+        async for batch in self._live():
+            yield batch
+            if batch[-1].type in TERMINAL:
+                return
+
+    async def _live(self) -> AsyncIterator[list[StoredEvent]]:
+        while not self.lagged:
+            taken = await self._next()
+            fresh: list[StoredEvent] = []
+            for event in taken:
+                if event.seq is None:
+                    fresh.append(event)
+                elif event.seq > self._last + len([e for e in fresh if e.seq is not None]):
+                    fresh.append(event)
+            numbered = [e for e in fresh if e.seq is not None]
+            if numbered and numbered[0].seq != self._last + 1:
+                # Commits of parallel tasks may be announced out of order: the store has the order.
+                fresh = await self._runs.events(self._tenant, self._run_id, self._last, PAGE)
+            if fresh:
+                yield self._pass(fresh)
+
+    async def _next(self) -> list[StoredEvent]:
+        """Events from this process; from the store while another one carries the run out."""
+        subscription: Subscription = self._subscription
+        if self._runs.announced_here(self._run_id):
+            return await subscription.get()
+        try:
+            return await asyncio.wait_for(subscription.get(), REMOTE_POLL_S)
+        except asyncio.TimeoutError:
+            return await self._runs.events(self._tenant, self._run_id, self._last, PAGE)
+
+    def _pass(self, events: list[StoredEvent]) -> list[StoredEvent]:
+        for event in events:
+            if event.seq is not None:
+                self._last = event.seq
+        return events
+
+    def close(self) -> None:
+        self._runs.hub.unsubscribe(self._run_id, self._subscription)
+
+
+Validate = Callable[[RunRequest], Awaitable[None]]
+"""Checks the names in a request; raises ``InvalidRequest`` or a kind of it."""
+
+
+class Runs:
+    """Everything a caller may do with runs."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        engine: Engine,
+        hub: EventHub,
+        settings: Settings,
+        validate: Validate,
+        observe: Callable[[list[EventBase]], None] = lambda events: None,
+    ) -> None:
+        self.database = database
+        self.engine = engine
+        self.hub = hub
+        self._settings = settings
+        self._validate = validate
+        self._observe = observe
+
+    async def submit(
+        self,
+        request: RunRequest,
+        *,
+        tenant: Tenant,
+        principal: str,
+        idempotency: Idempotency | None = None,
+    ) -> Submitted:
+        """Store the run and let it begin; durable when this returns.
+
+        Raises what ``validate`` raises, and ``IdempotencyMismatch`` when the key came with
+        another body. Of any number of equal requests at once, one makes the run.
+        """
+        if not request.store:
+            raise InvalidRequest("A run that is not stored cannot be submitted to be kept.")
+        if idempotency is not None:
+            known = await self._stored_answer(tenant, idempotency)
+            if known is not None:
+                return known
+        await self._validate(request)
+        return await asyncio.shield(self._submit(request, tenant, principal, idempotency))
+
+    async def _submit(
+        self,
+        request: RunRequest,
+        tenant: Tenant,
+        principal: str,
+        idempotency: Idempotency | None,
+    ) -> Submitted:
+        now = utcnow()
+        run_id = new_run_id()
+        later = request.start_after is not None and request.start_after > now
+        direct = self.engine.free_slot() and not later
+        workflow = _workflow_name(request.workflow) if request.workflow is not None else None
+        name = request.goal or request.agent or workflow or ""
+        lane = f"{tenant}:{request.session_id}" if request.session_id else None
+
+        def transaction(connection: Connection) -> tuple[bool, list[StoredEvent], Run | None]:
+            start = direct and not (lane is not None and store.lane_busy(connection, lane))
+            values = {
+                "id": run_id,
+                "tenant": tenant,
+                "kind": request.kind,
+                "status": "running" if start else "queued",
+                "name": name,
+                "request": request.model_dump(mode="json", exclude_defaults=True),
+                "agent": request.agent,
+                "workflow": workflow,
+                "session_id": request.session_id,
+                "principal": principal,
+                "created_at": now,
+                "started_at": now if start else None,
+            }
+            said: list[EventBase] = [RunCreated(kind=request.kind, name=name, at=now)]
+            if start:
+                said.append(RunStarted(attempt=1, at=now))
+            encoded = [store.encode_event(event, run_id, None) for event in said]
+            store.insert_run(connection, values | {"last_seq": len(said)})
+            run = Run(
+                id=run_id,
+                kind=request.kind,
+                status=RunStatus.RUNNING if start else RunStatus.QUEUED,
+                goal=request.goal,
+                agent=request.agent,
+                workflow=workflow,
+                input=request.input if request.agent is not None else request.variables,
+                budget=request.budget,
+                session_id=request.session_id,
+                approach=request.approach,
+                model=request.model,
+                created_at=now,
+                started_at=now if start else None,
+                metadata=request.metadata,
+            )
+            if idempotency is not None:
+                fresh = store.take_key(
+                    connection,
+                    {
+                        "tenant": tenant,
+                        "key": idempotency.key,
+                        "fingerprint": idempotency.fingerprint,
+                        "run_id": run_id,
+                        "response": run.model_dump(mode="json"),
+                        "created_at": now,
+                    },
+                )
+                if not fresh:
+                    raise _KeyTaken
+            store.insert_task(
+                connection,
+                {
+                    "run_id": run_id,
+                    "path": "",
+                    "tenant": tenant,
+                    "node": "",
+                    "kind": request.kind,
+                    "payload": {},
+                    "hidden": True,
+                    "status": "running" if start else "queued",
+                    "owner": self.engine.node if start else None,
+                    "epoch": 1 if start else 0,
+                    "attempts": 1 if start else 0,
+                    "wake_at": request.start_after if later else None,
+                    "lane": lane,
+                    "created_at": now,
+                    "started_at": now if start else None,
+                },
+            )
+            store.insert_events(connection, tenant, run_id, 1, encoded)
+            published = [
+                StoredEvent(i + 1, kind, splice_seq(i + 1, data))
+                for i, (kind, data) in enumerate(encoded)
+            ]
+            return start, published, run
+
+        crash_point("submit.before_commit")
+        try:
+            started, published, run = await self.database.write(transaction)
+        except _KeyTaken:
+            assert idempotency is not None
+            known = await self._stored_answer(tenant, idempotency)
+            assert known is not None
+            return known
+        crash_point("submit.after_commit")
+        assert run is not None
+        self._observe([RunCreated(run_id=run_id, kind=request.kind, name=name)])
+        if started:
+            self.engine.launch_root(
+                RunSnapshot(
+                    id=run_id,
+                    tenant=tenant,
+                    request=request,
+                    created_at=now,
+                    budget=request.budget,
+                    principal=principal,
+                )
+            )
+        else:
+            self.engine.wake()
+        return Submitted(run, False)
+
+    async def _stored_answer(self, tenant: Tenant, idempotency: Idempotency) -> Submitted | None:
+        row = await self.database.read(lambda c: store.stored_key(c, tenant, idempotency.key))
+        if row is None:
+            return None
+        if row.fingerprint != idempotency.fingerprint:
+            raise IdempotencyMismatch(
+                f"The Idempotency-Key {idempotency.key!r} was used with another body.",
+                hint="Use a new key for a new request; send the same body to repeat one.",
+            )
+        return Submitted(Run.model_validate(row.response), True)
+
+    async def get(self, tenant: Tenant, run_id: str) -> Run:
+        """The run; raises ``NotFound``, for another tenant's too."""
+        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+        if row is None:
+            raise _no_run(run_id)
+        return store.run_of(row)
+
+    async def list(
+        self, tenant: Tenant, *, filters: RunFilters, limit: int, cursor: str | None
+    ) -> Page[Run]:
+        """Newest first."""
+        before = decode_cursor(cursor) if cursor is not None else None
+        rows = await self.database.read(
+            lambda c: store.list_run_rows(
+                c,
+                tenant,
+                status=filters.status.value if filters.status else None,
+                agent=filters.agent,
+                session_id=filters.session_id,
+                workflow=filters.workflow,
+                created_after=filters.created_after,
+                q=filters.q,
+                before=before,
+                limit=limit + 1,
+            )
+        )
+        more = len(rows) > limit
+        rows = rows[:limit]
+        cursor_after = encode_cursor(rows[-1].created_at, rows[-1].id) if more else None
+        return Page([store.run_of(row) for row in rows], cursor_after)
+
+    async def wait(self, tenant: Tenant, run_id: str, timeout_s: float) -> Run:
+        """The run at its end, or as it is when ``timeout_s`` has passed."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        subscription = self.hub.subscribe(run_id)
+        try:
+            run = await self.get(tenant, run_id)
+            while not run.status.ended:
+                left_s = deadline - asyncio.get_running_loop().time()
+                if left_s <= 0:
+                    break
+                if not self.announced_here(run_id):
+                    left_s = min(left_s, REMOTE_POLL_S)
+                try:
+                    await asyncio.wait_for(_until_end(subscription), left_s)
+                except asyncio.TimeoutError:
+                    pass
+                run = await self.get(tenant, run_id)
+            return run
+        finally:
+            self.hub.unsubscribe(run_id, subscription)
+
+    def announced_here(self, run_id: str) -> bool:
+        """Whether this process hears of the run's events as they are stored."""
+        return self.database.dialect == "sqlite" or self.engine.is_local(run_id)
+
+    async def cancel(self, tenant: Tenant, run_id: str, reason: str = "") -> Run:
+        """Stop the run; a model call in flight is aborted. Raises ``RunEnded`` at its end."""
+        now = utcnow()
+
+        def transaction(connection: Connection) -> list[StoredEvent]:
+            row = store.run_row(connection, tenant, run_id)
+            if row is None:
+                raise _no_run(run_id)
+            if RunStatus(row.status).ended:
+                raise RunEnded(
+                    f"The run {run_id!r} has already ended: {row.status}.",
+                    hint="There is nothing left to cancel.",
+                )
+            store.set_run(connection, run_id, cancel_reason=reason)
+            store.cancel_tasks(connection, run_id, only_idle=True, now=now)
+            if store.running_tasks(connection, run_id):
+                return []
+            event = RunCancelled(reason=reason, usage=store.usage_of(row))
+            kind, data = store.encode_event(event, run_id, None)
+            end = store.RunEnd(RunStatus.CANCELLED, now)
+            seq, _ = store.advance(connection, run_id, 1, store.NO_USAGE, end)
+            store.insert_events(connection, tenant, run_id, seq, [(kind, data)])
+            self._observe([event])
+            return [StoredEvent(seq, kind, splice_seq(seq, data))]
+
+        ended = await self.database.write(transaction)
+        if ended:
+            self.hub.publish(run_id, ended)
+        else:
+            await self.engine.cancel_local(run_id, reason)
+        return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
+
+    async def events(self, tenant: Tenant, run_id: str, after: int, limit: int) -> Events:
+        """Stored events with numbers above ``after``, in order. Does not check that the run is."""
+        return await self.database.read(lambda c: store.event_rows(c, tenant, run_id, after, limit))
+
+    @asynccontextmanager
+    async def follow(self, tenant: Tenant, run_id: str, after: int) -> AsyncIterator[Follow]:
+        """Read the run's events from number ``after`` on, until it ends. Raises ``NotFound``."""
+        follow = Follow(self, run_id, tenant, after)
+        try:
+            await self.get(tenant, run_id)
+            yield follow
+        finally:
+            follow.close()
+
+    async def plan(self, tenant: Tenant, run_id: str) -> PlanState:
+        """The plan as last made or revised, with how far each task is."""
+        await self.get(tenant, run_id)
+
+        def fetch(connection: Connection) -> Any:
+            made = store.last_event(connection, tenant, run_id, ("plan.created", "plan.revised"))
+            return made, store.task_rows(connection, tenant, run_id)
+
+        made, rows = await self.database.read(fetch)
+        if made is None:
+            raise NotFound(
+                f"The run {run_id!r} has no plan.",
+                hint="Only a run of a goal has one, from the event plan.created on.",
+            )
+        plan = Plan.model_validate(made["plan"])
+        latest = {row.node: row for row in rows}
+        return PlanState(
+            tasks=tuple(
+                PlanTaskState(
+                    **task.model_dump(),
+                    status=latest[task.id].status if task.id in latest else "pending",
+                    output=latest[task.id].output if task.id in latest else None,
+                )
+                for task in plan.tasks
+            ),
+            actions=plan.actions,
+            revision=plan.revision,
+        )
+
+    async def tasks(self, tenant: Tenant, run_id: str) -> Tasks:
+        """The run's tasks in the order they were begun."""
+        run = await self.get(tenant, run_id)
+        rows = await self.database.read(lambda c: store.task_rows(c, tenant, run_id))
+        return [store.task_of(row, _task_id(run.id, row.path)) for row in rows]
+
+    async def steps(
+        self, tenant: Tenant, run_id: str, *, limit: int, cursor: str | None
+    ) -> Page[Step]:
+        """The run's model and tool calls, oldest first."""
+        await self.get(tenant, run_id)
+        after = decode_cursor(cursor) if cursor is not None else None
+        rows = await self.database.read(
+            lambda c: store.step_rows(c, tenant, run_id, after, limit + 1)
+        )
+        more = len(rows) > limit
+        rows = rows[:limit]
+        next_cursor = encode_cursor(rows[-1].started_at, rows[-1].key) if more else None
+        data = [
+            store.step_of(row, _task_id(run_id, row.task_path) if row.task_path else None)
+            for row in rows
+        ]
+        return Page(data, next_cursor)
+
+    async def queue_depth(self) -> int:
+        """Tasks that are due or will be, over all tenants: for the metrics."""
+        return await self.database.read(store.queue_depth)
+
+
+class _KeyTaken(Exception):
+    """Another request with the same key committed first."""
+
+
+def _task_id(run_id: str, path: str) -> str:
+    return task_id(run_id, path)  # type: ignore[arg-type]  # a stored id is a RunId
+
+
+def _no_run(run_id: str) -> NotFound:
+    return NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")
+
+
+def _workflow_name(workflow: Any) -> str:
+    if isinstance(workflow, dict):
+        return str(workflow.get("name", "inline"))[:200]
+    return str(workflow or "")
+
+
+async def _until_end(subscription: Subscription) -> None:
+    """Return when the run's last event came by, or too much did to be sure."""
+    while not subscription.lagged:
+        if any(event.type in TERMINAL for event in await subscription.get()):
+            return
+
+
+def encode_cursor(at: datetime, identity: str) -> str:
+    """An opaque place in a list."""
+    raw = json.dumps([at.isoformat(), identity]).encode()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> tuple[datetime, str]:
+    """The place ``cursor`` names; raises ``InvalidCursor``."""
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        at, identity = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
+        moment = datetime.fromisoformat(at)
+        if moment.tzinfo is None or not isinstance(identity, str):
+            raise ValueError("not a cursor of this server")
+    except (ValueError, TypeError, binascii.Error, UnicodeError) as error:
+        raise InvalidCursor(
+            f"The cursor {cursor[:100]!r} is not one this server gave.",
+            hint="Take next_cursor from the page before, unchanged.",
+        ) from error
+    return moment, identity

@@ -1,0 +1,68 @@
+"""A small engine with handlers of the test's own, on a real database file."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from agent_server.domain.ids import DEFAULT_TENANT
+from agent_server.domain.runs import Run, RunRequest
+from agent_server.execution.engine import Engine
+from agent_server.execution.events import EventHub
+from agent_server.execution.ports import TaskContext
+from agent_server.execution.runs import Runs
+from agent_server.memory.session_store import append_items
+from agent_server.settings import Settings
+from agent_server.storage.database import open_database
+from agent_server.storage.migrate import upgrade
+
+Handler = Callable[[TaskContext], Awaitable[Any]]
+
+
+async def accept(request: RunRequest) -> None:
+    """Every name is known."""
+
+
+@asynccontextmanager
+async def running(
+    url: str, handlers: Mapping[str, Handler], **settings: Any
+) -> AsyncIterator[Runs]:
+    """The engine and its door, started and orderly stopped."""
+    chosen = Settings(**{"shutdown_grace_s": 0.2, **settings})  # type: ignore[arg-type]
+    database = open_database(url)
+    await database.write(upgrade)
+    hub = EventHub(chosen.stream_queue_size)
+    engine = Engine(
+        database=database,
+        hub=hub,
+        settings=chosen,
+        handlers=handlers,
+        append_items=append_items,
+    )
+    await engine.start()
+    try:
+        yield Runs(
+            database=database, engine=engine, hub=hub, settings=chosen, validate=accept
+        )
+    finally:
+        await engine.stop()
+        await database.close()
+
+
+async def submit(runs: Runs, **request: Any) -> Run:
+    submitted = await runs.submit(
+        RunRequest(**request), tenant=DEFAULT_TENANT, principal="test"
+    )
+    return submitted.run
+
+
+async def finished(runs: Runs, run: Run, timeout_s: float = 30) -> Run:
+    """The run at its end."""
+    ended = await runs.wait(DEFAULT_TENANT, run.id, timeout_s)
+    assert ended.status.ended, ended
+    return ended
+
+
+async def event_types(runs: Runs, run: Run) -> list[str]:
+    events = await runs.events(DEFAULT_TENANT, run.id, 0, 10_000)
+    assert [e.seq for e in events] == list(range(1, len(events) + 1))
+    return [e.type for e in events]
