@@ -17,25 +17,20 @@ MakeRegistry = Callable[..., Registry]
 ECHO_SERVER = Path(__file__).parents[1] / "support" / "mcp_echo_server.py"
 
 
+def _filled(text: str) -> str:
+    """``{PYTHON}`` and ``{ECHO}`` become this interpreter and the echo server, as literals."""
+    return text.replace("{PYTHON}", repr(sys.executable)).replace("{ECHO}", repr(str(ECHO_SERVER)))
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     def write(name: str, text: str) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text).format_map(_Known()), encoding="utf-8")
+        path.write_text(_filled(textwrap.dedent(text)), encoding="utf-8")
         return path
 
     return write
-
-
-class _Known(dict[str, str]):
-    """Fills ``{PYTHON}`` and ``{ECHO}`` and leaves other braces as they are."""
-
-    def __init__(self) -> None:
-        super().__init__(PYTHON=repr(sys.executable), ECHO=repr(str(ECHO_SERVER)))
-
-    def __missing__(self, key: str) -> str:
-        return "{" + key + "}"
 
 
 @pytest.fixture

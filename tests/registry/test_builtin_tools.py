@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from agent_server.domain.agents import ToolEffect
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS, calculate, count_text, time_in
-from agent_server.registry.catalog import Catalog
+
+from .conftest import MakeRegistry
 
 
 @pytest.mark.parametrize(
@@ -107,5 +108,6 @@ def test_text_statistics_count() -> None:
     assert count_text("")["average_word_length"] == 0.0
 
 
-def test_built_in_tools_only_read() -> None:
-    assert {Catalog().effect(tool) for tool in BUILTIN_TOOLS} == {ToolEffect.NONE}
+async def test_built_in_tools_only_read(make: MakeRegistry) -> None:
+    catalog = await make().load()
+    assert {catalog.effect(tool.name) for tool in BUILTIN_TOOLS} == {ToolEffect.NONE}

@@ -1,7 +1,6 @@
 """``agent-server.toml``, through the registry."""
 
 import pytest
-from agents import function_tool
 
 from agent_server.domain.agents import ToolEffect
 from agent_server.domain.errors import AgentsFileError
@@ -46,11 +45,10 @@ async def test_a_policy_beside_the_file_sets_tools_and_agents(
     )
     catalog = await make("bots/agents.py").load()
     assert catalog.errors == ()
-    pay = catalog.tool("pay")
-    assert catalog.effect(pay) is ToolEffect.IDEMPOTENT
-    assert (catalog.timeout_s(pay), catalog.approval(pay)) == (2.5, True)
+    assert catalog.effect("pay") is ToolEffect.IDEMPOTENT
+    assert (catalog.timeout_s("pay"), catalog.approval("pay")) == (2.5, True)
     listed = {info.name: info for info in catalog.describe_tools()}
-    assert listed["pay"].approval and not listed["look"].approval
+    assert listed["pay"].approval and listed["look"].approval
     assert listed["calculator"].source == "builtin" and listed["pay"].source == "file"
     for name in ("the-clerk", "The Clerk"):
         assert catalog.agent_policy(name).budget == {"max_tokens": 100}
@@ -63,9 +61,8 @@ async def test_without_a_policy_a_tool_runs_once_and_decides_itself_on_approval(
 ) -> None:
     write("agents.py", FILE)
     catalog = await make().load()
-    pay = catalog.tool("pay")
-    assert catalog.effect(pay) is ToolEffect.ONCE
-    assert (catalog.timeout_s(pay), catalog.approval(pay)) == (None, None)
+    assert catalog.effect("pay") is ToolEffect.ONCE
+    assert (catalog.timeout_s("pay"), catalog.approval("pay")) == (None, False)
     assert {i.name: i.approval for i in catalog.describe_tools()}["look"]
 
 
@@ -112,10 +109,10 @@ async def test_a_policy_broken_by_an_edit_keeps_the_last_good_one_and_says_so(
     catalog = await registry.reload([policy])
     (error,) = catalog.errors
     assert error.serving_last_good and "'approval'" in error.message
-    assert catalog.approval(catalog.tool("pay")) is True
+    assert catalog.approval("pay") is True
     policy.write_text("[tools.pay]\napproval = false\n")
     catalog = await registry.reload([policy])
-    assert catalog.errors == () and registry.approval(catalog.tool("pay")) is False
+    assert catalog.errors == () and registry.approval("pay") is False
 
 
 async def test_names_that_nothing_has_are_warned_about(make: MakeRegistry, write: Write) -> None:
@@ -126,12 +123,24 @@ async def test_names_that_nothing_has_are_warned_about(make: MakeRegistry, write
     assert list(catalog.agents) == ["the-clerk"]
 
 
-async def test_a_tool_that_is_not_ours_by_name_alone_is_not_taken_for_a_built_in(
-    make: MakeRegistry,
+async def test_a_tool_inside_an_agent_is_not_taken_for_a_built_in_of_its_name(
+    make: MakeRegistry, write: Write
 ) -> None:
-    @function_tool
-    def calculator(expression: str) -> str:
-        return expression
+    write(
+        "agents.py",
+        """
+        from agents import Agent, function_tool
 
-    catalog = await make().load()
-    assert catalog.effect(calculator) is ToolEffect.ONCE
+        def calculator(expression: str) -> str:
+            return expression
+
+        a = Agent(name="A", tools=[function_tool(calculator)])
+        """,
+    )
+    registry = make()
+    await registry.load()
+    assert registry.effect("calculator") is ToolEffect.ONCE
+    assert registry.effect("current_time") is ToolEffect.NONE
+    assert registry.effect("current_time", {"read_only": None, "idempotent": True}) is (
+        ToolEffect.IDEMPOTENT
+    )

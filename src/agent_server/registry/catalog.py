@@ -5,13 +5,13 @@ files: the registry makes a new catalog when one changes, and whoever holds the 
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import structlog
-from agents import Agent, AgentOutputSchema, AgentOutputSchemaBase, FunctionTool, Handoff, Tool
+from agents import Agent, AgentOutputSchema, AgentOutputSchemaBase, FunctionTool, Handoff
 
 from agent_server.domain.agents import (
     AgentInfo,
@@ -24,7 +24,7 @@ from agent_server.domain.agents import (
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import UnknownAgent, UnknownTool
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
-from agent_server.registry.mcp_servers import effect_of_annotations
+from agent_server.registry.mcp_servers import effect_of_annotations, reachable_agents
 from agent_server.registry.policies import Policies
 from agent_server.registry.slugs import slug
 
@@ -45,6 +45,8 @@ class Catalog:
     """What plans and workflows may call, by tool name: built in, and module-level in a file."""
     places: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """An agent's slug to the file or module it came from."""
+    foreign: frozenset[str] = frozenset()
+    """Names that tools inside agents have and that are not the server's own."""
     errors: tuple[LoadError, ...] = ()
     policies: Policies = Policies()
     version: int = 0
@@ -69,25 +71,27 @@ class Catalog:
             )
         return found
 
-    def effect(self, tool: Tool) -> ToolEffect:
-        """What calling ``tool`` twice would do: by policy, else by what it says of itself, else
-        ``once``."""
-        policy = self.tool_policy(tool.name)
+    def effect(self, tool: str, annotations: Mapping[str, Any] | None = None) -> ToolEffect:
+        """What calling the tool of this name twice would do: by policy, else by the hints that an
+        MCP server gave (``read_only``, ``idempotent``), else ``once``; a built-in one only reads.
+        """
+        policy = self.tool_policy(tool)
         if policy.effect is not None:
             return policy.effect
-        if id(tool) in _BUILTIN_IDS:
-            return ToolEffect.NONE
-        annotations = tool.mcp_annotations if isinstance(tool, FunctionTool) else None
-        return effect_of_annotations(annotations) or ToolEffect.ONCE
+        if annotations is not None:
+            return effect_of_annotations(SimpleNamespace(**_hints(annotations))) or ToolEffect.ONCE
+        served = self.tools.get(tool)
+        builtin = id(served) in _BUILTIN_IDS and tool not in self.foreign
+        return ToolEffect.NONE if builtin else ToolEffect.ONCE
 
-    def timeout_s(self, tool: Tool) -> float | None:
+    def timeout_s(self, tool: str) -> float | None:
         """Seconds by policy; None where it says nothing."""
-        return self.tool_policy(tool.name).timeout_s
+        return self.tool_policy(tool).timeout_s
 
-    def approval(self, tool: Tool) -> bool | None:
-        """Whether the policy asks for approval; None where it says nothing and the tool's own
-        ``needs_approval`` decides."""
-        return self.tool_policy(tool.name).approval
+    def approval(self, tool: str) -> bool:
+        """Whether the policy asks for approval. It adds to a tool's own ``needs_approval`` and
+        cannot lift it: what the author held back stays held."""
+        return bool(self.tool_policy(tool).approval)
 
     def tool_policy(self, name: str) -> ToolPolicy:
         return self.policies.tools.get(name, _NO_TOOL_POLICY)
@@ -127,16 +131,29 @@ class Catalog:
         return [self._describe(self.tools[name]) for name in sorted(self.tools)]
 
     def _describe(self, tool: FunctionTool) -> ToolInfo:
-        asked = self.approval(tool)
         return ToolInfo(
             name=tool.name,
             description=tool.description,
             parameters=tool.params_json_schema,
-            effect=self.effect(tool),
-            approval=bool(tool.needs_approval) if asked is None else asked,
-            timeout_s=self.timeout_s(tool),
+            effect=self.effect(tool.name),
+            approval=bool(tool.needs_approval) or self.approval(tool.name),
+            timeout_s=self.timeout_s(tool.name),
             source="builtin" if id(tool) in _BUILTIN_IDS else "file",
         )
+
+
+def foreign_names(agents: Iterable[Agent[Any]]) -> frozenset[str]:
+    """The names of these agents' tools that are not built in."""
+    everyone = (other for agent in agents for other in reachable_agents(agent))
+    tools = (tool for agent in everyone for tool in agent.tools)
+    return frozenset(tool.name for tool in tools if id(tool) not in _BUILTIN_IDS)
+
+
+def _hints(annotations: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "read_only_hint": annotations.get("read_only"),
+        "idempotent_hint": annotations.get("idempotent"),
+    }
 
 
 def _nearest(name: str, known: Mapping[str, object], what: str, if_none: str) -> str:

@@ -10,7 +10,7 @@ import importlib
 import linecache
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +19,14 @@ from typing import Any
 
 import anyio
 import structlog
-from agents import Agent, Tool
+from agents import Agent
 from agents.mcp import MCPServer
 from watchfiles import Change, awatch
 
 from agent_server.domain.agents import AgentInfo, LoadError, ToolEffect, ToolInfo
 from agent_server.domain.errors import AgentsFileError, FieldError
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
-from agent_server.registry.catalog import Catalog
+from agent_server.registry.catalog import Catalog, foreign_names
 from agent_server.registry.importer import FINDER, module_files, take_modules
 from agent_server.registry.mcp_servers import McpConnections, servers_of
 from agent_server.registry.naming import Loaded, Names, collected, unknown_names
@@ -157,14 +157,17 @@ class Registry:
                 listed.append(info.model_copy(update=changes) if changes else info)
         return listed
 
-    # The tool policies, as inference asks for them: those of the newest catalog.
-    def effect(self, tool: Tool) -> ToolEffect:
-        return self._catalog.effect(tool)
+    # What inference asks of the operator's policies, answered by the newest catalog.
 
-    def timeout_s(self, tool: Tool) -> float | None:
+    def effect(self, tool: str, annotations: Mapping[str, Any] | None = None) -> ToolEffect:
+        if annotations is None and tool in self._connections.tools():
+            annotations = {}  # an MCP tool that says nothing of itself, not a built-in of its name
+        return self._catalog.effect(tool, annotations)
+
+    def timeout_s(self, tool: str) -> float | None:
         return self._catalog.timeout_s(tool)
 
-    def approval(self, tool: Tool) -> bool | None:
+    def approval(self, tool: str) -> bool:
         return self._catalog.approval(tool)
 
     async def watch(self, watching: "asyncio.Future[None] | None" = None) -> None:
@@ -328,7 +331,7 @@ class Registry:
             agents=MappingProxyType(names.agents),
             tools=MappingProxyType({**{t.name: t for t in BUILTIN_TOOLS}, **names.tools}),
             places=MappingProxyType({key: at.unit.place for key, at in names.agent_units.items()}),
-            errors=(),
+            foreign=foreign_names(names.agents.values()),
             policies=policies,
             version=self._catalog.version + 1,
         )
