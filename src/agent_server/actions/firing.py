@@ -5,35 +5,25 @@ the action's place in the plan and of what it fired on, so a replay finds it and
 twice. Refuses to know plans, expressions (it is given ``render``) and what the actions do.
 """
 
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any
 
 import anyio
 import anyio.abc
 
-from agent_server.actions.handler import Actions
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import AgentServerError, RunError, error_info
-from agent_server.domain.events import ActionCompleted, ActionFailed, ActionTriggered
+from agent_server.domain.errors import AgentServerError, ErrorInfo
 from agent_server.domain.plans import PlanAction
-from agent_server.execution.ports import (
-    Journal,
-    LostLease,
-    RunSnapshot,
-    Suspend,
-    TaskContext,
-    TaskOutcome,
-    TaskSpec,
-)
+from agent_server.domain.workflows import LEAF_TYPES, Node
+from agent_server.execution.ports import LostLease, Suspend, TaskContext, TaskSpec
 
 KIND = "action"
 """The kind of the child tasks that carry actions out."""
 
 TASK_EVENTS = ("task.completed", "task.failed", "task.skipped")
 RUN_EVENTS = ("plan.created", "plan.revised", "run.succeeded", "run.failed")
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.@-]+")
+_STATUS = dict(zip(TASK_EVENTS, ("succeeded", "failed", "skipped"), strict=True))
 
 Render = Callable[[Any, Mapping[str, Any]], Any]
 """Fills the ``{{ … }}`` of a JSON value from the given names. Raises ``RunError``."""
@@ -54,9 +44,10 @@ def trigger_fault(trigger: str, nodes: Sequence[str]) -> str | None:
 class ActionFiring:
     """Fires a run's actions beside its work, and waits for them before the run ends.
 
-    ``async with firing:`` around the work; ``firing.watch(ctx)`` is a context that fires on the
-    tasks that run through it; ``fire`` says what else happened. Actions run side by side and hold
-    nothing up; leaving the block waits for them. An action's failure is its own.
+    ``async with firing:`` around the work; it is the interpreter's ``observer``, and ``fire`` says
+    what else happened. A task that is tried again fires when it has ended for good. Actions run
+    side by side and hold nothing up; leaving the block waits for them. An action's failure is its
+    own.
     """
 
     def __init__(self, ctx: TaskContext, render: Render, inputs: JsonObject | None = None) -> None:
@@ -88,41 +79,52 @@ class ActionFiring:
     ) -> None:
         group, self._group = self._group, None
         assert group is not None
-        if error is not None and not isinstance(error, RunError):
-            group.cancel_scope.cancel()  # cancelled, suspended or taken over: replay goes on
+        if error is not None and (
+            not isinstance(error, Exception) or isinstance(error, (Suspend, LostLease))
+        ):
+            group.cancel_scope.cancel()  # cancelled, standing still or taken over: no end yet
         await group.__aexit__(None, None, None)
         if error is None and self._trouble:
             raise self._trouble[0]
 
-    def watch(self, ctx: TaskContext) -> TaskContext:
-        """``ctx``, whose children fire ``task.*`` triggers when they end."""
-        return cast(TaskContext, _Watched(ctx, self._ended))
+    def fire(self, kind: str, **facts: Any) -> None:
+        """``kind`` happened in the run, with what there is to say of it. Returns at once."""
+        self._fire(kind, None, kind, True, facts)
 
-    def fire(self, kind: str, *, node: str | None = None, at: str = "run", **facts: Any) -> None:
-        """``kind`` happened; ``at`` is where, as a path. Returns at once."""
-        event = {"type": kind, "node": node, **facts}
+    # The interpreter's observer: called again on replay, and then the path is the same.
+
+    async def node_completed(self, node: Node, path: str, output: Any) -> None:
+        self._ended("task.completed", node, path, output, None)
+
+    async def node_failed(self, node: Node, path: str, error: ErrorInfo) -> None:
+        self._ended("task.failed", node, path, None, error)
+
+    async def node_skipped(self, node: Node, path: str, reason: str) -> None:
+        self._ended("task.skipped", node, path, None, None)
+
+    def _ended(
+        self, kind: str, node: Node, path: str, output: Any, error: ErrorInfo | None
+    ) -> None:
+        facts: JsonObject = {
+            "status": _STATUS[kind],
+            "output": output,
+            "error": None if error is None else error.model_dump(mode="json"),
+        }
+        self._nodes[node.id] = facts
+        is_task = isinstance(node, LEAF_TYPES)
+        self._fire(kind, node.id, path, is_task, {"path": path, **facts})
+
+    def _fire(
+        self, kind: str, node: str | None, where: str, is_task: bool, facts: JsonObject
+    ) -> None:
         for number, action in enumerate(self._actions, start=1):
-            if action.trigger not in (kind, f"{kind}:{node}"):
+            if action.trigger != f"{kind}:{node}" and not (is_task and action.trigger == kind):
                 continue
-            group = self._group
-            assert group is not None, "fire inside the block"
+            assert self._group is not None, "fire inside the block"
             generation = "" if self._generation == 1 else f"r{self._generation}/"
-            where = _UNSAFE.sub("_", f"{at}" if kind in TASK_EVENTS else kind)
             path = f"action/{generation}{number}/{where}"
-            group.start_soon(self._run, self._spec(path, action, event))
-
-    def _ended(self, spec: TaskSpec, outcome: TaskOutcome) -> None:
-        if spec.hidden or outcome.status == "cancelled":
-            return
-        self._nodes[spec.node] = outcome_facts(outcome)
-        kind = {"succeeded": "task.completed", "failed": "task.failed", "skipped": "task.skipped"}
-        self.fire(
-            kind[outcome.status],
-            node=spec.node,
-            at=spec.path,
-            path=spec.path,
-            **outcome_facts(outcome),
-        )
+            event: JsonObject = {"type": kind, "node": node, **facts}
+            self._group.start_soon(self._run, self._spec(path, action, event))
 
     def _spec(self, path: str, action: PlanAction, event: JsonObject) -> TaskSpec:
         payload: JsonObject = {"action": action.action, "trigger": action.trigger, "event": event}
@@ -138,99 +140,3 @@ class ActionFiring:
             await self._ctx.child(spec)
         except Exception as error:  # a lost lease and the like: it is the run's, not the group's
             self._trouble.append(error)
-
-
-def outcome_facts(outcome: TaskOutcome) -> JsonObject:
-    """How a task ended, as expressions see it."""
-    return {
-        "status": outcome.status,
-        "output": outcome.output,
-        "error": outcome.error.model_dump(mode="json") if outcome.error else None,
-    }
-
-
-class _Watched:
-    """A ``TaskContext`` that tells of its children's ends; everything else is the inner one's."""
-
-    def __init__(self, inner: TaskContext, ended: Callable[[TaskSpec, TaskOutcome], None]) -> None:
-        self._inner = inner
-        self._ended = ended
-
-    @property
-    def run(self) -> RunSnapshot:
-        return self._inner.run
-
-    @property
-    def journal(self) -> Journal:
-        return self._inner.journal
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    async def child(self, spec: TaskSpec) -> TaskOutcome:
-        outcome = await self._inner.child(spec)
-        self._ended(spec, outcome)
-        return outcome
-
-    async def skip(self, spec: TaskSpec, reason: str) -> None:
-        await self._inner.skip(spec, reason)
-        self._ended(spec, TaskOutcome(status="skipped"))
-
-    async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
-        return await self._inner.value(key, make)
-
-
-class ActionTask:
-    """The handler of ``action`` tasks: says that the action fires, runs it, says how it ended.
-
-    Each of the two events is stored in one transaction with a ledgered value, so that a replay
-    neither repeats nor loses it. The task itself succeeds even if the action fails.
-    """
-
-    def __init__(self, actions: Actions) -> None:
-        self._actions = actions
-
-    async def __call__(self, ctx: TaskContext) -> Any:
-        action: str = ctx.payload["action"]
-        trigger: str = ctx.payload["trigger"]
-
-        async def triggered() -> Any:
-            ctx.journal.emit(ActionTriggered(action=action, trigger=trigger, path=ctx.path))
-            return True
-
-        async def ended() -> Any:
-            status: Literal["succeeded", "failed"]
-            try:
-                output, status = await self._carry_out(ctx), "succeeded"
-            except (Suspend, LostLease):
-                raise
-            except Exception as error:  # here a failure is recorded, a plugin's own included
-                output, status = error_info(error).model_dump(mode="json"), "failed"
-                ctx.journal.emit(
-                    ActionFailed(
-                        action=action, trigger=trigger, path=ctx.path, error=error_info(error)
-                    )
-                )
-            else:
-                ctx.journal.emit(
-                    ActionCompleted(action=action, trigger=trigger, path=ctx.path, output=output)
-                )
-            return {"status": status, "result": output}
-
-        await ctx.value("triggered", triggered)
-        return await ctx.value("ended", ended)
-
-    async def _carry_out(self, ctx: TaskContext) -> Any:
-        stored = ctx.payload.get("error")
-        if stored is not None:
-            raise RunError(stored["message"], hint=stored.get("hint"))
-        name: str = ctx.payload["action"]
-        parameters: JsonObject = ctx.payload["parameters"]
-        faults = self._actions.faults(name, parameters, rendered=True)
-        if faults:
-            raise RunError(
-                f"The parameters of the action {name!r} are not valid: "
-                + "; ".join(f"{fault.path}: {fault.message}" for fault in faults),
-                errors=faults,
-            )
-        return await self._actions.get(name).handle(ctx, parameters, ctx.payload["event"])

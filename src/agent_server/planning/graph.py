@@ -4,7 +4,7 @@ Leans on the domain's workflow words and on the expressions' escape, so that no 
 taken for a template. Refuses to run anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from agent_server.domain.base import JsonObject
@@ -22,32 +22,38 @@ def workflow_of(
     plan: Plan,
     request: RunRequest,
     *,
+    finished: Collection[str] = (),
     max_retries: int,
     max_parallel: int,
     final_schema: JsonObject | None = None,
 ) -> WorkflowDefinition:
-    """The graph of ``plan``. Its output tells each task's status and output by the task's id.
+    """The graph of what is left of ``plan``: the tasks in ``finished`` are taken as done. Its
+    output tells each of these tasks' status and output by the task's id.
 
-    ``final_schema`` is laid on the plan's one last task.
+    ``final_schema`` is laid on the one last task.
     """
-    last = sinks(plan.tasks)
+    tasks = [task for task in plan.tasks if task.id not in finished]
+    last = sinks(tasks)
     final = last[0] if len(last) == 1 else None
-    nodes = tuple(
-        _node(
-            task, request, max_retries, final_schema if task.id == final else None, task.id == final
-        )
-        for task in plan.tasks
-    )
     return WorkflowDefinition(
         name="plan",
         version=plan.revision,
-        nodes=nodes,
+        nodes=tuple(
+            _node(
+                task,
+                request,
+                max_retries,
+                final_schema if task.id == final else None,
+                task.id == final,
+            )
+            for task in tasks
+        ),
         output={
             task.id: {
                 "status": f"{{{{ nodes['{task.id}'].status }}}}",
                 "output": f"{{{{ nodes['{task.id}'].output }}}}",
             }
-            for task in plan.tasks
+            for task in tasks
         },
         max_parallel=max_parallel,
     )

@@ -104,6 +104,7 @@ class Planner:
                 list(conversation),
                 scope=scope,
                 model=ctx.run.request.model,
+                session_id=ctx.run.request.session_id if number == 1 else None,
                 context=ctx.run.request.context,
                 max_turns=1,
             )

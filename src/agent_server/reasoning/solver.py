@@ -117,9 +117,7 @@ class Solver:
         info = catalog.describe_agent(assignment.agent)
         missing = [name for name in assignment.tools if name not in info.tools]
         if missing:
-            agent = agent.clone(
-                tools=[*agent.tools, *(catalog.tool(name) for name in missing)]
-            )
+            agent = agent.clone(tools=[*agent.tools, *(catalog.tool(name) for name in missing)])
         return agent, assignment.approach or info.approach or DEFAULT
 
 
