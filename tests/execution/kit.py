@@ -12,7 +12,7 @@ from agent_server.execution.ports import TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.memory.session_store import append_items
 from agent_server.settings import Settings
-from agent_server.storage.database import open_database
+from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 
 Handler = Callable[[TaskContext], Awaitable[Any]]
@@ -28,14 +28,15 @@ async def running(
 ) -> AsyncIterator[Runs]:
     """The engine and its door, started and orderly stopped."""
     chosen = Settings(**{"shutdown_grace_s": 0.2, **settings})  # type: ignore[arg-type]
-    database = open_database(url)
+    database = database_at(url)
+    await database.open()
     await database.write(upgrade)
     hub = EventHub(chosen.stream_queue_size)
     engine = Engine(
         database=database,
         hub=hub,
         settings=chosen,
-        handlers=handlers,
+        handlers={**handlers, **{f"run.{k}": h for k, h in handlers.items()}},
         append_items=append_items,
     )
     await engine.start()

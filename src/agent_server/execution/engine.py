@@ -126,7 +126,7 @@ class Engine:
         self.database = database
         self.hub = hub
         self._settings = settings
-        self._handlers = handlers
+        self.handlers = handlers
         self._append_items = append_items
         self._observe = observe
         self._works = settings.role in {"all", "worker"}
@@ -138,6 +138,8 @@ class Engine:
         self._loops: list[asyncio.Task[None]] = []
         self._heartbeat: Heartbeat | None = None
         self.draining = False
+        self.queued = 0
+        """Tasks that waited for a worker when last looked, over all tenants."""
 
     # Life ------------------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class Engine:
                 local=local,
                 path="",
                 node="",
-                kind=snapshot.request.kind,
+                kind=root_kind(snapshot.request),
                 description="",
                 agent=None,
                 payload={},
@@ -389,7 +391,7 @@ class Engine:
 
     async def _handle(self, attempt: Attempt, journal: DurableJournal) -> None:
         run = attempt.local.snapshot
-        handler = self._handlers.get(attempt.kind)
+        handler = self.handlers.get(attempt.kind)
         context = EngineContext(self, attempt, journal)
         log_context: dict[str, str] = {"run_id": run.id}
         if attempt.path:
@@ -665,9 +667,13 @@ class Engine:
         await journal.flush()
         run = parent.local.snapshot
         event = TaskSkipped(
-            task_id=task_id(run.id, spec.path), path=spec.path, node=spec.node, reason=reason
+            run_id=run.id,
+            task_id=task_id(run.id, spec.path),
+            path=spec.path,
+            node=spec.node,
+            reason=reason,
         )
-        kind, data = store.encode_event(event, run.id, None)
+        kind, data = store.encode_event(event)
 
         def transaction(connection: Connection) -> list[StoredEvent]:
             self._fence(connection, parent)
@@ -783,9 +789,9 @@ class Engine:
         self, suspects: set[tuple[str, str, int]]
     ) -> set[tuple[str, str, int]]:
         """Queue again what is stored as carried out here and is not, seen twice in a row."""
-        if not self._works and not suspects:
-            return set()
-        held = await self.database.read(lambda c: store.held_tasks(c, self.node))
+        held, self.queued = await self.database.read(
+            lambda c: (store.held_tasks(c, self.node), store.queue_depth(c))
+        )
         stray = {
             key
             for key in held
@@ -829,6 +835,11 @@ class EngineContext:
         made = await make()
         await self._journal.finish(record.done(made))
         return made
+
+
+def root_kind(request: RunRequest) -> str:
+    """The kind of a run's root task, by which its handler is found."""
+    return f"run.{request.kind}"
 
 
 def _task_end(

@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 
 import structlog
 
@@ -60,9 +61,7 @@ class Heartbeat:
                     if time.monotonic() >= next_reap:
                         next_reap = time.monotonic() + reap_every_s
                         dead_before = utcnow() - timedelta(seconds=self._lease_s)
-                        count = await database.write(
-                            lambda c: store.reap(c, dead_before)
-                        )  # noqa: B023
+                        count = await database.write(partial(store.reap, dead_before=dead_before))
                         if count:
                             log.warning("took tasks from dead nodes", tasks=count)
                 except AgentServerError as error:

@@ -291,7 +291,8 @@ class DurableJournal:
             raise LostLease(f"task {self._path!r} of {self.run_id} has ended here")
 
     def _take(self, event: EventBase) -> None:
-        self._pending.events.append(store.encode_event(event, self.run_id, self.task_id))
+        event = store.stamped(event, self.run_id, self.task_id)
+        self._pending.events.append(store.encode_event(event))
         self._pending.observed.append(event)
 
     def _linger(self) -> None:
@@ -369,9 +370,12 @@ class DurableJournal:
             connection, self.run_id, len(events) + closing, used, last.run if last else None
         )
         if last is not None:
-            said = last.events(store.usage_of(totals))
+            said = [
+                store.stamped(event, self.run_id, self.task_id)
+                for event in last.events(store.usage_of(totals))
+            ]
             assert len(said) == closing
-            events += [store.encode_event(e, self.run_id, self.task_id) for e in said]
+            events += [store.encode_event(event) for event in said]
             observed += said
             if last.also is not None:
                 last.also(connection)

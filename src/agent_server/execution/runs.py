@@ -30,9 +30,10 @@ from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution import store
 from agent_server.execution.crash import crash_point
-from agent_server.execution.engine import Engine
+from agent_server.execution.engine import Engine, root_kind
 from agent_server.execution.events import EventHub, StoredEvent, Subscription, splice_seq
 from agent_server.execution.ports import RunSnapshot
+from agent_server.execution.unstored import run_unstored
 from agent_server.settings import Settings
 from agent_server.storage.database import Database
 
@@ -227,7 +228,7 @@ class Runs:
             said: list[EventBase] = [RunCreated(kind=request.kind, name=name, at=now)]
             if start:
                 said.append(RunStarted(attempt=1, at=now))
-            encoded = [store.encode_event(event, run_id, None) for event in said]
+            encoded = [store.encode_event(store.stamped(event, run_id, None)) for event in said]
             store.insert_run(connection, values | {"last_seq": len(said)})
             run = Run(
                 id=run_id,
@@ -266,7 +267,7 @@ class Runs:
                     "path": "",
                     "tenant": tenant,
                     "node": "",
-                    "kind": request.kind,
+                    "kind": root_kind(request),
                     "payload": {},
                     "hidden": True,
                     "status": "running" if start else "queued",
@@ -296,8 +297,8 @@ class Runs:
             return known
         crash_point("submit.after_commit")
         assert run is not None
-        self._observe([RunCreated(run_id=run_id, kind=request.kind, name=name)])
         if started:
+            self._observe([RunStarted(run_id=run_id)])
             self.engine.launch_root(
                 RunSnapshot(
                     id=run_id,
@@ -311,6 +312,24 @@ class Runs:
         else:
             self.engine.wake()
         return Submitted(run, False)
+
+    async def run_ephemeral(
+        self,
+        request: RunRequest,
+        *,
+        tenant: Tenant,
+        principal: str,
+        on_event: Callable[[StoredEvent], None] | None = None,
+    ) -> Run:
+        """Carry the run out without storing anything; cancelled with the caller."""
+        await self._validate(request)
+        return await run_unstored(
+            request,
+            handlers=self.engine.handlers,
+            tenant=tenant,
+            principal=principal,
+            on_event=on_event,
+        )
 
     async def _stored_answer(self, tenant: Tenant, idempotency: Idempotency) -> Submitted | None:
         row = await self.database.read(lambda c: store.stored_key(c, tenant, idempotency.key))
@@ -396,8 +415,8 @@ class Runs:
             store.cancel_tasks(connection, run_id, only_idle=True, now=now)
             if store.running_tasks(connection, run_id):
                 return []
-            event = RunCancelled(reason=reason, usage=store.usage_of(row))
-            kind, data = store.encode_event(event, run_id, None)
+            event = RunCancelled(run_id=run_id, reason=reason, usage=store.usage_of(row))
+            kind, data = store.encode_event(event)
             end = store.RunEnd(RunStatus.CANCELLED, now)
             seq, _ = store.advance(connection, run_id, 1, store.NO_USAGE, end)
             store.insert_events(connection, tenant, run_id, seq, [(kind, data)])
@@ -477,10 +496,6 @@ class Runs:
             for row in rows
         ]
         return Page(data, next_cursor)
-
-    async def queue_depth(self) -> int:
-        """Tasks that are due or will be, over all tenants: for the metrics."""
-        return await self.database.read(store.queue_depth)
 
 
 class _KeyTaken(Exception):

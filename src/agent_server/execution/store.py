@@ -266,15 +266,15 @@ def insert_events(
     )
 
 
-def encode_event(event: EventBase, run_id: str, task_id: str | None) -> tuple[str, str]:
-    """An event's type and stored JSON, with its run and task filled in."""
-    changes: dict[str, Any] = {}
-    if not event.run_id:
-        changes["run_id"] = run_id
-    if event.task_id is None and task_id is not None:
-        changes["task_id"] = task_id
-    if changes:
-        event = event.model_copy(update=changes)
+def stamped(event: EventBase, run_id: str, task_id: str | None) -> EventBase:
+    """``event`` with its run and task filled in."""
+    return event.model_copy(
+        update={"run_id": event.run_id or run_id, "task_id": event.task_id or task_id}
+    )
+
+
+def encode_event(event: EventBase) -> tuple[str, str]:
+    """An event's type and its stored JSON."""
     kind: str = event.type  # type: ignore[attr-defined]  # every member of the union has one
     return kind, event.model_dump_json(exclude={"seq"})
 

@@ -7,12 +7,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.ids import Tenant
 from agent_server.storage.database import Database
 from agent_server.storage.tables import session_items, sessions
+
+_ITEMS = (
+    select(session_items.c.data)
+    .where(
+        session_items.c.tenant == bindparam("tenant"),
+        session_items.c.session_id == bindparam("session"),
+    )
+    .order_by(session_items.c.position)
+)
 
 
 class SessionStore:
@@ -21,18 +30,22 @@ class SessionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def items(self, tenant: Tenant, session_id: str) -> list[JsonObject]:
+    def of(self, tenant: Tenant) -> "TenantSessions":
+        """The sessions of one tenant."""
+        return TenantSessions(self._database, tenant)
+
+
+class TenantSessions:
+    """See ``memory.sessions.SessionStore``."""
+
+    def __init__(self, database: Database, tenant: Tenant) -> None:
+        self._database = database
+        self._tenant = tenant
+
+    async def items(self, session_id: str) -> list[JsonObject]:
         """Every committed item of the session, oldest first; empty for a new session."""
-        query = (
-            select(session_items.c.data)
-            .where(session_items.c.tenant == tenant, session_items.c.session_id == session_id)
-            .order_by(session_items.c.position)
-        )
-
-        def fetch(connection: Connection) -> list[JsonObject]:
-            return list(connection.execute(query).scalars())
-
-        return await self._database.read(fetch)
+        values = {"tenant": self._tenant, "session": session_id}
+        return await self._database.read(lambda c: list(c.execute(_ITEMS, values).scalars()))
 
 
 def append_items(

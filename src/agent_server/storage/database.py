@@ -55,6 +55,11 @@ class Database(Protocol):
 
     dialect: str
 
+    async def open(self) -> None:
+        """Connect. Raises ``DataDirLocked`` when another process has the SQLite file open,
+        ``DatabaseUnavailable`` when it cannot be opened, ``ConfigurationError`` when it must
+        not be."""
+
     async def write(self, fn: Transaction[T]) -> T:
         """Run ``fn`` in a transaction that may write; it is durable when this returns.
 
@@ -93,11 +98,10 @@ def translate(error: Exception) -> Exception:
     return error
 
 
-def open_database(url: str, *, pool_size: int = 10, observer: Observer | None = None) -> Database:
-    """The database at ``url`` (``sqlite:///path`` or ``postgresql://…``), not yet migrated.
+def database_at(url: str, *, pool_size: int = 10, observer: Observer | None = None) -> Database:
+    """The database at ``url`` (``sqlite:///path`` or ``postgresql://…``), not yet opened.
 
-    Raises ``ConfigurationError`` for another kind of URL, ``DataDirLocked`` when another
-    process has the SQLite file open, ``DatabaseUnavailable`` when it cannot be opened.
+    Raises ``ConfigurationError`` for another kind of URL.
     """
     try:
         parsed = make_url(url)
@@ -175,42 +179,47 @@ class SqliteDatabase:
     dialect = "sqlite"
 
     def __init__(self, path: Path, *, observer: Observer | None = None) -> None:
+        self._path = path
         self._observer = observer
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            kind = network_file_system(path.parent)
-            if kind is not None:
-                raise ConfigurationError(
-                    f"{str(path.parent)!r} is on a network file system ({kind}), where SQLite's "
-                    "write-ahead log can lose data.",
-                    hint="Put AGENT_SERVER_DATA_DIR on a local disk, or use PostgreSQL.",
-                )
-            self._lock = FileLock(path.with_name(path.name + ".lock"))
-        except OSError as error:
-            raise DatabaseUnavailable(
-                f"The folder {str(path.parent)!r} cannot be used: {error.strerror or error}.",
-                hint="Set AGENT_SERVER_DATA_DIR to a folder this user may write.",
-            ) from error
         self._writer = _sqlite_engine(path, writer=True)
         self._reader = _sqlite_engine(path, writer=False)
-        try:
-            with self._writer.begin() as connection:
-                connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema")
-        except Exception as error:
-            self._writer.dispose()
-            self._lock.release()
-            raise DatabaseUnavailable(
-                f"The database file {str(path)!r} cannot be opened: "
-                f"{getattr(error, 'orig', error)}.",
-                hint="Check its permissions and that it is an SQLite file of this server.",
-            ) from error
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closed = False
+        self._closed = True
+        self._lock: FileLock | None = None
         self._thread = threading.Thread(target=self._write_loop, name="sqlite-writer", daemon=True)
-        self._thread.start()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
         self._local = threading.local()
         self._reader_connections: list[Connection] = []
+
+    async def open(self) -> None:
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            kind = network_file_system(folder)
+            if kind is not None:
+                raise ConfigurationError(
+                    f"{str(folder)!r} is on a network file system ({kind}), where SQLite's "
+                    "write-ahead log can lose data.",
+                    hint="Put AGENT_SERVER_DATA_DIR on a local disk, or use PostgreSQL.",
+                )
+            self._lock = FileLock(self._path.with_name(self._path.name + ".lock"))
+        except OSError as error:
+            raise DatabaseUnavailable(
+                f"The folder {str(folder)!r} cannot be used: {error.strerror or error}.",
+                hint="Set AGENT_SERVER_DATA_DIR to a folder this user may write.",
+            ) from error
+        try:
+            with self._writer.begin() as connection:
+                connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+        except Exception as error:
+            self._lock.release()
+            raise DatabaseUnavailable(
+                f"The database file {str(self._path)!r} cannot be opened: "
+                f"{getattr(error, 'orig', error)}.",
+                hint="Check its permissions and that it is an SQLite file of this server.",
+            ) from error
+        self._thread.start()
+        self._closed = False
 
     async def write(self, fn: Transaction[T]) -> T:
         if self._closed:
@@ -292,7 +301,8 @@ class SqliteDatabase:
             connection.close()
         self._reader.dispose()
         self._writer.dispose()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 class _Job:
@@ -387,6 +397,9 @@ class PostgresDatabase:
             pool_pre_ping=False,
             connect_args={"timeout": 10, "command_timeout": 60},
         )
+
+    async def open(self) -> None:
+        await self.read(ping)
 
     async def write(self, fn: Transaction[T]) -> T:
         # Shielded, so that a cancelled caller cannot leave a commit half-known.

@@ -1,0 +1,315 @@
+"""The composition root: builds every part from the settings and joins them, once.
+
+The one file that knows everyone, and that nobody below the command line knows. Leans on all
+rooms; refuses to do any work of its own.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from fastapi import FastAPI
+
+from agent_server import __version__
+from agent_server.actions.firing import ActionTask
+from agent_server.actions.handler import Actions, ActionServices
+from agent_server.actions.ssrf import GuardedHttp
+from agent_server.api.app import build_app
+from agent_server.api.deps import ApiDeps
+from agent_server.api.ports import ApproachInfo, ModelInfo
+from agent_server.api.sse import Streams
+from agent_server.auth.gate import Gate, require_safe
+from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import InvalidRequest, Unavailable
+from agent_server.domain.events import EventBase
+from agent_server.domain.runs import RunRequest
+from agent_server.execution.engine import Engine
+from agent_server.execution.events import EventHub
+from agent_server.execution.ports import Handler, TaskContext
+from agent_server.execution.runs import Runs
+from agent_server.inference.agent_loop import AgentLoop
+from agent_server.inference.providers import Providers
+from agent_server.memory.session_store import SessionStore, append_items
+from agent_server.memory.sessions import StagedSession
+from agent_server.observability import Metrics
+from agent_server.planning.goal import GoalRun
+from agent_server.reasoning.approaches import Approaches
+from agent_server.reasoning.fit import schema_fault
+from agent_server.reasoning.solver import Solver
+from agent_server.reasoning.tasks import AgentRun, AgentTask
+from agent_server.registry.connected import ConnectedLoop
+from agent_server.registry.registry import Registry
+from agent_server.settings import Settings
+from agent_server.storage.database import Database, database_at, ping
+from agent_server.storage.migrate import current_revision, head_revision, upgrade
+from agent_server.workflow.tasks import handlers as workflow_handlers
+from agent_server.workflow.tasks import inline
+from agent_server.workflow.validation import check_inputs, validate
+
+FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a server is made of; ``create_app`` keeps it at ``app.state.parts``."""
+
+    settings: Settings
+    database: Database
+    registry: Registry
+    providers: Providers
+    engine: Engine
+    runs: Runs
+    streams: Streams
+    metrics: Metrics
+    approaches: Approaches
+    actions: Actions
+
+
+def create_app(settings: Settings, *, providers: Providers | None = None) -> FastAPI:
+    """The application for ``settings``: nothing is opened before its lifespan begins.
+
+    ``providers`` replaces where models come from, for tests and embedding. Raises
+    ``ConfigurationError`` when the settings are not safe to serve.
+    """
+    require_safe(settings)
+    parts = build_parts(settings, providers or Providers(settings))
+    app = build_app(
+        ApiDeps(
+            settings=settings,
+            runs=parts.runs,
+            catalog=_Catalogue(parts),
+            gate=Gate(settings),
+            streams=parts.streams,
+            checks={"database": lambda: _check_database(parts.database)},
+            metrics=parts.metrics.render,
+            observe=parts.metrics.http_request,
+            version=__version__,
+            features=FEATURES,
+        ),
+        lambda app: _lifespan(parts),
+    )
+    app.state.parts = parts
+    app.state.drain = parts.streams.drain
+    return app
+
+
+def build_parts(settings: Settings, providers: Providers) -> Parts:
+    """Join the parts. Opens nothing."""
+    metrics = Metrics()
+    hub = EventHub(settings.stream_queue_size)
+    registry = Registry(settings)
+
+    def catalog() -> Any:
+        return registry.snapshot
+
+    def transacted(mode: str, seconds: float, succeeded: bool) -> None:
+        if succeeded:
+            metrics.transaction(seconds)
+        else:
+            metrics.database_error()
+
+    def observe(events: list[EventBase]) -> None:
+        for event in events:
+            metrics.observe(event)
+
+    database = database_at(
+        settings.database, pool_size=settings.database_pool_size, observer=transacted
+    )
+    history = SessionStore(database)
+    bare_loop = AgentLoop(
+        providers,
+        settings,
+        policies=registry,
+        open_session=lambda ctx, session_id: StagedSession(history.of(ctx.run.tenant), session_id),
+    )
+    loop = ConnectedLoop(bare_loop, registry)
+
+    async def call_tool(ctx: TaskContext, name: str, arguments: JsonObject, *, key: str) -> Any:
+        return await bare_loop.call_tool(ctx, catalog().tool(name), arguments, key=key)
+
+    approaches = Approaches()
+    actions = Actions(
+        ActionServices(
+            http=GuardedHttp(
+                allow_private=settings.http_allow_private,
+                timeout_s=settings.http_action_timeout_s,
+            ),
+            call_tool=call_tool,
+            sleep=anyio.sleep,
+        )
+    )
+    solver = Solver(catalog, loop, approaches)
+    of_workflows = dict(
+        workflow_handlers(
+            agent=AgentTask(solver),
+            call_tool=call_tool,
+            actions=actions,
+            max_parallel=settings.max_parallel_tasks,
+        )
+    )
+    handlers: dict[str, Handler] = {
+        "run.goal": GoalRun(catalog, loop, actions, settings),
+        "run.agent": AgentRun(solver),
+        "run.workflow": of_workflows.pop("workflow"),
+        "action": ActionTask(actions),
+        **of_workflows,
+    }
+    engine = Engine(
+        database=database,
+        hub=hub,
+        settings=settings,
+        handlers=handlers,
+        append_items=append_items,
+        observe=observe,
+    )
+    runs = Runs(
+        database=database,
+        engine=engine,
+        hub=hub,
+        settings=settings,
+        validate=_Checks(registry, providers, approaches, actions),
+        observe=observe,
+    )
+    streams = Streams(
+        limit=settings.max_streams,
+        ping_s=settings.stream_ping_s,
+        on_open=metrics.stream_opened,
+        on_close=lambda lagged: metrics.stream_closed(lagged=lagged),
+    )
+    metrics.watch_queue(lambda: engine.queued)
+    return Parts(
+        settings, database, registry, providers, engine, runs, streams, metrics, approaches, actions
+    )
+
+
+@asynccontextmanager
+async def _lifespan(parts: Parts) -> AsyncIterator[None]:
+    """Open in order, and close in the reverse order whatever happened."""
+    threads = ThreadPoolExecutor(parts.settings.tool_threads, thread_name_prefix="tool")
+    asyncio.get_running_loop().set_default_executor(threads)
+    await parts.database.open()
+    try:
+        await parts.database.write(upgrade)
+        await parts.registry.load()
+        try:
+            await parts.registry.start()
+            await parts.engine.start()
+            try:
+                yield
+            finally:
+                parts.streams.drain()
+                await parts.engine.stop()
+        finally:
+            await parts.registry.close()
+            await parts.providers.aclose()
+    finally:
+        await parts.database.close()
+
+
+async def _check_database(database: Database) -> None:
+    """Raises when the database does not answer or is not at this program's schema."""
+
+    def revision(connection: Any) -> str | None:
+        ping(connection)
+        return current_revision(connection)
+
+    found = await database.read(revision)
+    if found != head_revision():
+        raise Unavailable(f"The database is at revision {found!r}, not {head_revision()!r}.")
+
+
+class _Catalogue:
+    """What is served, in the API's words."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def agents(self) -> Sequence[AgentInfo]:
+        return self._parts.registry.describe_agents()
+
+    def load_errors(self) -> Sequence[LoadError]:
+        return self._parts.registry.snapshot.errors
+
+    async def tools(self) -> Sequence[ToolInfo]:
+        return self._parts.registry.describe_tools()
+
+    def approaches(self) -> Sequence[ApproachInfo]:
+        return [
+            ApproachInfo(name=entry["name"], description=entry["description"])
+            for entry in self._parts.approaches.describe()
+        ]
+
+    def models(self) -> Sequence[ModelInfo]:
+        return [
+            ModelInfo(name=entry["id"], provider=entry["provider"], default=entry["default"])
+            for entry in self._parts.providers.describe()
+        ]
+
+
+class _Names:
+    """The names that a workflow may use, as its validation asks for them."""
+
+    def __init__(self, registry: Registry, approaches: Approaches) -> None:
+        catalog = registry.snapshot
+        self._agents = catalog.agents
+        self._tools = catalog.tools
+        self._approaches = approaches.names
+
+    def has_agent(self, name: str) -> bool:
+        return name in self._agents
+
+    def has_tool(self, name: str) -> bool:
+        return name in self._tools
+
+    def agent_names(self) -> Sequence[str]:
+        return tuple(self._agents)
+
+    def tool_names(self) -> Sequence[str]:
+        return tuple(self._tools)
+
+    def approach_names(self) -> Sequence[str]:
+        return self._approaches
+
+
+class _Checks:
+    """Every name in a request, looked up before anything is stored."""
+
+    def __init__(
+        self, registry: Registry, providers: Providers, approaches: Approaches, actions: Actions
+    ) -> None:
+        self._registry = registry
+        self._providers = providers
+        self._approaches = approaches
+        self._actions = actions
+
+    async def __call__(self, request: RunRequest) -> None:
+        catalog = self._registry.snapshot
+        for name in (*(request.agents or ()), *([request.agent] if request.agent else ())):
+            catalog.agent(name)
+        for name in request.tools or ():
+            catalog.tool(name)
+        if request.approach is not None:
+            self._approaches.check(request.approach)
+        if request.model is not None:
+            self._providers.get_model(request.model)
+        if isinstance(request.expected_output, dict):
+            fault = schema_fault(request.expected_output)
+            if fault is not None:
+                raise InvalidRequest(f"'expected_output' is not a valid JSON Schema: {fault}.")
+        if request.review == "plan":
+            raise InvalidRequest(
+                "Reviewing a plan before it is carried out is not supported yet.",
+                hint="Leave out 'review', or set it to 'none'.",
+            )
+        if request.workflow is not None:
+            definition = validate(
+                inline(request.workflow),
+                _Names(self._registry, self._approaches),
+                actions=self._actions.names,
+            )
+            check_inputs(definition, request.variables)
