@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from agent_server.client.http import exchange
 from agent_server.client.runs import RunsClient
-from agent_server.domain.agents import AgentInfo, ToolInfo
+from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
 from agent_server.domain.base import JsonObject
 
 
@@ -59,8 +59,13 @@ class AgentServerClient:
 
     async def agents(self) -> list[AgentInfo]:
         """The agents that the server serves."""
+        return (await self.agents_and_errors())[0]
+
+    async def agents_and_errors(self) -> tuple[list[AgentInfo], list[LoadError]]:
+        """The agents that the server serves, and what of the agents files it could not load."""
         answer = await exchange(self._http, "GET", "/api/v1/agents")
-        return [AgentInfo.model_validate(a) for a in answer["data"]]
+        errors = [LoadError.model_validate(e) for e in answer.get("load_errors") or []]
+        return [AgentInfo.model_validate(a) for a in answer["data"]], errors
 
     async def agent(self, name: str) -> AgentInfo:
         """One agent by its slug. Raises ``NotFound``."""

@@ -136,6 +136,22 @@ class RunsClient:
             if cursor is None:
                 return rows
 
+    async def stored_events(self, run_id: str, *, after: int = 0) -> Sequence[Event]:
+        """The facts stored so far after number ``after``, without waiting for more."""
+        found: tuple[Event, ...] = ()
+        while True:
+            answer = await exchange(
+                self._http,
+                "GET",
+                f"/api/v1/runs/{run_id}/events",
+                params={"after": found[-1].seq if found else after, "limit": 200},
+                headers={"Accept": "application/json"},
+            )
+            rows = [row for row in answer["data"] if row.get("type") in EVENT_TYPES]
+            found += tuple(EVENT.validate_python(row) for row in rows)
+            if not rows or answer.get("next_cursor") is None:
+                return found
+
     async def events(
         self, run_id: str, *, after: int = 0, reconnect_s: float = 60.0
     ) -> AsyncIterator[Event]:
@@ -161,6 +177,8 @@ class RunsClient:
                         if not (connected and isinstance(problem, Unavailable)):
                             raise problem
                         raise httpx2.ReadError(problem.detail)
+                    if response.status_code == 204:
+                        return
                     connected, pause_s = True, 0.2
                     deadline = anyio.current_time() + reconnect_s
                     async for sent in httpx2.EventSource(response, max_event_size=None):

@@ -1,0 +1,231 @@
+"""The commands and their options, and nothing behind them.
+
+Leans on Typer alone, so that ``--help`` answers at once: each command imports its work when it
+runs. Refuses logic: a command turns its options into one call.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="agent-server",
+    help="Durable services from agents written with the OpenAI Agents SDK.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+runs_app = typer.Typer(help="Look at runs, follow and cancel them.", no_args_is_help=True)
+db_app = typer.Typer(help="The schema of the database.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+app.add_typer(db_app, name="db")
+
+# Typer reads these at run time on every supported Python: `X | None` would not do on 3.10.
+Text = Optional[str]  # noqa: UP045
+File = Optional[Path]  # noqa: UP045
+Number = Optional[int]  # noqa: UP045
+
+ServerOption = Annotated[
+    Text,
+    typer.Option(
+        "--server",
+        help="Address of a server; default: AGENT_SERVER_URL, else one inside this process.",
+    ),
+]
+ApiKeyOption = Annotated[
+    Text, typer.Option("--api-key", help="Key of that server; default: AGENT_SERVER_API_KEY.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")]
+AgentsOption = Annotated[
+    Text,
+    typer.Option("--agents", help="Files, folders or modules with agents, comma-separated."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from agent_server import __version__
+
+        typer.echo(f"agent-server {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def serve(
+    host: Annotated[Text, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[Number, typer.Option(help="Port to listen on; 0 picks one.")] = None,
+    role: Annotated[Text, typer.Option(help="`all`, `api` or `worker`.")] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Reload on change.")] = False,
+    agents: AgentsOption = None,
+    generate_key: Annotated[
+        bool,
+        typer.Option("--generate-key", help="Make and print an API key if none is set."),
+    ] = False,
+) -> None:
+    """Serve agents over HTTP."""
+    from agent_server.cli.serve import serve as work
+
+    options: dict[str, Any] = {"host": host, "port": port, "role": role, "agents": agents}
+    work({**options, "reload": reload or None}, generate_key=generate_key)
+
+
+@app.command()
+def run(
+    text: Annotated[
+        Text,
+        typer.Argument(metavar="GOAL", help="The goal, or the agent's input; `-` reads stdin."),
+    ] = None,
+    agent: Annotated[
+        Text, typer.Option("--agent", "-a", help="Run this agent instead of planning.")
+    ] = None,
+    workflow: Annotated[
+        File, typer.Option("--workflow", "-w", help="Run the workflow in this file.")
+    ] = None,
+    variables: Annotated[
+        Text, typer.Option("--variables", help="The workflow's inputs, a JSON object.")
+    ] = None,
+    model: Annotated[Text, typer.Option(help="Model of every agent that names none.")] = None,
+    session: Annotated[Text, typer.Option(help="Session that the run belongs to.")] = None,
+    approach: Annotated[Text, typer.Option(help="How tasks are reasoned about.")] = None,
+    agents: AgentsOption = None,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Carry out a goal, an agent or a workflow, and watch it."""
+    if workflow is None and not text:
+        raise typer.BadParameter("say what to do: a goal, or an agent's input.")
+    if workflow is not None and (text or agent):
+        raise typer.BadParameter("--workflow goes without a goal and without --agent.")
+    if variables is not None and workflow is None:
+        raise typer.BadParameter("--variables goes with --workflow.")
+    from agent_server.cli import run as work
+    from agent_server.cli.connect import target, warn_of_unknown_variables
+
+    warn_of_unknown_variables()
+    fields = work.request(
+        text,
+        agent=agent,
+        workflow=workflow,
+        variables=variables,
+        model=model,
+        session_id=session,
+        approach=approach,
+    )
+    overrides = {"agents": agents} if agents else {}
+    show = work.Show(json=json, quiet=quiet)
+    _exit(work.run, target(server, api_key), fields, show, overrides)
+
+
+@runs_app.command("list")
+def runs_list(
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many.")] = 20,
+    status: Annotated[Text, typer.Option(help="Only with this status.")] = None,
+    agent: Annotated[Text, typer.Option(help="Only of this agent.")] = None,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List runs, the newest first."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.runs import list_runs
+
+    filters = {"status": status, "agent": agent}
+    _do(list_runs, target(server, api_key), limit=limit, as_json=json, filters=filters)
+
+
+@runs_app.command("show")
+def runs_show(
+    run_id: str, server: ServerOption = None, api_key: ApiKeyOption = None, json: JsonOption = False
+) -> None:
+    """Show one run as it is: its plan, tasks, steps and answer."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.runs import show_run
+
+    _do(show_run, target(server, api_key), run_id, as_json=json)
+
+
+@runs_app.command("cancel")
+def runs_cancel(run_id: str, server: ServerOption = None, api_key: ApiKeyOption = None) -> None:
+    """Cancel a run; what is in flight stops."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.runs import cancel_run
+
+    _do(cancel_run, target(server, api_key), run_id)
+
+
+@runs_app.command("follow")
+def runs_follow(
+    run_id: str,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Follow a run to its end. Without a server, one in this process carries it on."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.run import Show, follow
+
+    _exit(follow, target(server, api_key), run_id, Show(json=json, quiet=quiet))
+
+
+@app.command("agents")
+def agents_list(
+    agents: AgentsOption = None,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the agents that are served."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.runs import list_agents
+
+    _do(list_agents, target(server, api_key), agents=agents, as_json=json)
+
+
+@app.command()
+def config(json: JsonOption = False) -> None:
+    """Print every setting: value, origin, meaning. Secrets are masked."""
+    from agent_server.cli.configuration import print_config
+    from agent_server.cli.connect import warn_of_unknown_variables
+
+    warn_of_unknown_variables()
+    print_config(as_json=json)
+
+
+@app.command()
+def doctor() -> None:
+    """Check what a server here would stand on, with a remedy for each fault."""
+    from agent_server.cli.doctor import doctor as work
+
+    if not work():
+        raise typer.Exit(1)
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to the newest schema; the server does so at its start, too."""
+    from agent_server.cli.database import upgrade_database
+
+    _do(upgrade_database)
+
+
+def _do(work: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the coroutine function ``work`` to its end."""
+    from functools import partial
+
+    import anyio
+
+    return anyio.run(partial(work, *args, **kwargs))
+
+
+def _exit(work: Any, *args: Any) -> None:
+    """Run ``work`` and leave with the exit code it answers."""
+    raise typer.Exit(_do(work, *args))

@@ -1,0 +1,78 @@
+"""A run as lines of text, one for each event worth telling, for pipes and log files.
+
+Leans on the same picture and words as the tree. Refuses to print what streams: the finished
+answer follows at the end.
+"""
+
+from agent_server.cli.errors import printable
+from agent_server.cli.tree import arguments, seconds, short
+from agent_server.domain import events as e
+
+WIDTH = 160
+
+
+def line_of(event: e.EventBase) -> str | None:
+    """What ``event`` tells in one line; None when it is not worth one."""
+    text = _text(event)
+    if text is None:
+        return None
+    line = " ".join(printable(text).split())
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+def _text(event: e.EventBase) -> str | None:
+    where = _path(event)
+    if isinstance(event, e.RunCreated):
+        return f"run {event.run_id}: {event.name}"
+    if isinstance(event, e.RunStarted):
+        return f"run taken up again, attempt {event.attempt}" if event.attempt > 1 else None
+    if isinstance(event, e.PlanCreated | e.PlanRevised):
+        tasks = "; ".join(
+            f"{t.id}: {t.description}"
+            + (f" (after {', '.join(t.depends_on)})" if t.depends_on else "")
+            for t in event.plan.tasks
+        )
+        word = "plan" if isinstance(event, e.PlanCreated) else f"plan revised, {event.reason}"
+        return f"{word}: {len(event.plan.tasks)} tasks: {tasks}"
+    if isinstance(event, e.TaskStarted):
+        again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+        return f"task {event.path} started{again}: {event.node}: {event.description}"
+    if isinstance(event, e.TaskCompleted):
+        return f"task {event.path} done: {event.node}"
+    if isinstance(event, e.TaskFailed):
+        return f"task {event.path} failed: {event.node}: {event.error.message}"
+    if isinstance(event, e.TaskSkipped):
+        return f"task {event.path} skipped: {event.node}: {event.reason}"
+    if isinstance(event, e.StepStarted):
+        if event.kind != "tool":
+            return None
+        return f"{where}tool {event.name}({arguments(event.input)})"
+    if isinstance(event, e.StepCompleted):
+        took = seconds(event.duration_ms / 1000)
+        if event.kind == "model":
+            used = f"{event.usage.input_tokens}→{event.usage.output_tokens} tokens"
+            return f"{where}model {event.name}: {used}, {took}"
+        if event.kind == "tool":
+            return f"{where}tool {event.name} = {short(event.output)}"
+        return None
+    if isinstance(event, e.StepFailed):
+        return f"{where}{event.kind} {event.name} failed: {event.error.message}"
+    if isinstance(event, e.StepInDoubt):
+        return f"{where}{event.kind} {event.name} is in doubt: {event.detail}"
+    if isinstance(event, e.RunWaiting):
+        return f"run waits for {event.waiting_for.kind}: {event.waiting_for.detail}"
+    if isinstance(event, e.RunResumed):
+        return f"run goes on: {event.reason}"
+    if isinstance(event, e.ActionCompleted):
+        return f"action {event.action} done, on {event.trigger}"
+    if isinstance(event, e.ActionFailed):
+        return f"action {event.action} failed, on {event.trigger}: {event.error.message}"
+    if isinstance(event, e.BudgetWarning):
+        return f"budget: {event.used} of {event.maximum} {event.limit} used"
+    return None
+
+
+def _path(event: e.EventBase) -> str:
+    """``task 2.1: `` for what happens inside a task, nothing for the run's own steps."""
+    path = (event.task_id or "").partition(".")[2]
+    return f"task {path}: " if path else ""

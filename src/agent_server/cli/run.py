@@ -1,0 +1,138 @@
+"""``agent-server run``: submit one run, show it live, print its answer.
+
+Leans on the client, the display and, without a server, on an embedded one. Refuses to lose a
+run: leaving it says how to come back.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from agent_server.cli import follow as following
+from agent_server.cli.connect import Target, connect
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import InvalidRequest
+from agent_server.domain.runs import Run, RunStatus
+
+EXIT_OK, EXIT_FAILED, EXIT_DETACHED = 0, 1, 130
+
+
+@dataclass(frozen=True)
+class Show:
+    """How a run is told: ``json`` only its final JSON, ``quiet`` only its answer."""
+
+    json: bool = False
+    quiet: bool = False
+
+    @property
+    def silent(self) -> bool:
+        return self.json or self.quiet
+
+
+async def run(
+    where: Target, fields: JsonObject, show: Show, overrides: Mapping[str, Any] | None = None
+) -> int:
+    """Submit the run that ``fields`` describe and follow it. Answers the exit code."""
+    async with connect(where, overrides) as client:
+        accepted = await client.runs.create(**fields)
+        return finish(
+            await following.follow(client, accepted.id, display(show)), accepted.id, where, show
+        )
+
+
+async def follow(where: Target, run_id: str, show: Show) -> int:
+    """Follow a run that was submitted before. Answers the exit code."""
+    async with connect(where) as client:
+        await client.runs.get(run_id)
+        return finish(await following.follow(client, run_id, display(show)), run_id, where, show)
+
+
+def display(show: Show) -> following.Display:
+    return following.display_for(Console(highlight=False), silent=show.silent)
+
+
+def finish(run: Run | None, run_id: str, where: Target, show: Show) -> int:
+    """Print what ``run`` ended with; None is a run that was left. Answers the exit code."""
+    if run is None:
+        sys.stderr.write(come_back(run_id, where))
+        return EXIT_DETACHED
+    if show.json:
+        following.print_run_json(run)
+    else:
+        following.print_answer(run, plain=show.quiet)
+    return EXIT_OK if run.status is RunStatus.SUCCEEDED else EXIT_FAILED
+
+
+def come_back(run_id: str, where: Target) -> str:
+    """What to do after leaving a run."""
+    command = f"agent-server runs follow {run_id}{where.flags}"
+    if where.url:
+        return f"\nLeft the run, which goes on at {where.url}. Come back with:\n  {command}\n"
+    return (
+        "\nLeft the run. It stands still until a server starts in this folder, and loses nothing. "
+        f"Go on with:\n  {command}\n"
+    )
+
+
+def request(
+    text: str | None,
+    *,
+    agent: str | None,
+    workflow: Path | None,
+    variables: str | None,
+    **common: str | None,
+) -> JsonObject:
+    """The fields of the run that the options describe. Raises ``InvalidRequest``."""
+    fields: JsonObject = {name: value for name, value in common.items() if value is not None}
+    if workflow is not None:
+        fields["workflow"] = read_workflow(workflow)
+        if variables is not None:
+            fields["variables"] = _json_object(variables, "--variables")
+    elif agent is not None:
+        fields |= {"agent": agent, "input": _text(text)}
+    else:
+        fields["goal"] = _text(text)
+    return fields
+
+
+def read_workflow(path: Path) -> JsonObject:
+    """The workflow definition in a YAML or JSON file. Raises ``InvalidRequest`` with its line."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(
+            f"The workflow file {str(path)!r} cannot be read: {error.strerror}."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise InvalidRequest(
+            f"The workflow file {str(path)!r}{line} is neither YAML nor JSON: {problem}."
+        ) from error
+    if not isinstance(content, dict):
+        raise InvalidRequest(
+            f"The workflow file {str(path)!r} holds {type(content).__name__}, not an object.",
+            hint="A workflow is an object with `nodes`: see docs/cli.md.",
+        )
+    return content
+
+
+def _json_object(text: str, option: str) -> JsonObject:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{option} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest(f'{option} must be a JSON object, such as {{"text": "hello"}}.')
+    return value
+
+
+def _text(text: str | None) -> str:
+    return sys.stdin.read().strip() if text == "-" else (text or "")

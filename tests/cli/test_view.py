@@ -1,0 +1,167 @@
+"""The picture of a run, drawn from recorded events."""
+
+import io
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+
+from rich.console import Console, RenderableType
+
+from agent_server.cli.plain import line_of
+from agent_server.cli.tree import render
+from agent_server.cli.view import view_of
+from agent_server.domain import events as e
+from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.plans import Plan, PlanTask
+from agent_server.domain.runs import RunStatus, Usage
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+def at(second: float) -> datetime:
+    return START + timedelta(seconds=second)
+
+
+def task(path: str) -> str:
+    return f"task_0123.{path}"
+
+
+PLAN = Plan(
+    tasks=(
+        PlanTask(id="facts", description="Collect the facts", agent="clerk"),
+        PlanTask(id="sums", description="Add the figures"),
+        PlanTask(id="report", description="Write the report", depends_on=("facts", "sums")),
+    )
+)
+RECORDED: list[e.EventBase] = [
+    e.RunCreated(run_id="run_0123", at=at(0), kind="goal", name="Write a report"),
+    e.RunStarted(run_id="run_0123", at=at(0)),
+    e.StepStarted(step="model/1", kind="model", name="demo", task_id=task(""), at=at(0)),
+    e.StepCompleted(
+        step="model/1",
+        kind="model",
+        name="demo",
+        task_id=task(""),
+        at=at(1),
+        duration_ms=1000,
+        usage=Usage(model_calls=1, input_tokens=100, output_tokens=40, cost_usd=Decimal("0.002")),
+    ),
+    e.PlanCreated(plan=PLAN, at=at(1)),
+    e.TaskStarted(path="1", node="facts", kind="agent", agent="clerk", task_id=task("1"), at=at(1)),
+    e.TaskStarted(path="2", node="sums", kind="agent", task_id=task("2"), at=at(1)),
+    e.StepStarted(
+        step="2/tool/c1",
+        kind="tool",
+        name="add",
+        input={"a": 1, "b": "x"},
+        task_id=task("2"),
+        at=at(2),
+    ),
+    e.StepCompleted(
+        step="2/tool/c1",
+        kind="tool",
+        name="add",
+        task_id=task("2"),
+        at=at(2.5),
+        duration_ms=500,
+        output=3,
+        usage=Usage(tool_calls=1),
+    ),
+    e.StepStarted(step="1/model/1", kind="model", name="demo", task_id=task("1"), at=at(2)),
+    e.MessageDelta(step="1/model/1", task_id=task("1"), text="The facts "),
+    e.MessageDelta(step="1/model/1", task_id=task("1"), text="are these"),
+]
+REST: list[e.EventBase] = [
+    e.TaskCompleted(path="2", node="sums", output=3, task_id=task("2"), at=at(3)),
+    e.TaskFailed(
+        path="1",
+        node="facts",
+        error=ErrorInfo(code="model_error", message="The model is \x1b[31mdown"),
+        task_id=task("1"),
+        at=at(4),
+    ),
+    e.TaskSkipped(path="3", node="report", reason="facts failed", task_id=task("3"), at=at(4)),
+    e.RunFailed(
+        at=at(5),
+        error=ErrorInfo(code="task_failed", message="facts failed"),
+        usage=Usage(model_calls=2, tool_calls=1, input_tokens=300, output_tokens=60),
+    ),
+]
+
+
+def drawn(picture: RenderableType, width: int = 100) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(picture)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_the_tree_shows_plan_tasks_tool_calls_streaming_text_usage_and_cost() -> None:
+    lines = drawn(render(view_of(RECORDED), now=at(3)))
+    assert lines == [
+        "◐ goal Write a report",
+        "├── ✓ model demo  100→40 tokens  1.00 s",
+        "├── ◐ facts  Collect the facts  clerk  2.00 s",
+        "│   └── ◐ model demo  The facts are these",
+        "├── ◐ sums  Add the figures  2.00 s",
+        "│   └── ✓ add(a=1, b=x) = 3  0.50 s",
+        "└── ○ report  Write the report  after facts, sums",
+        "running  3.00 s  1 model call, 1 tool call, 100→40 tokens, $0.0020  run_0123",
+    ]
+
+
+def test_the_end_shows_how_each_task_ended_and_what_the_server_counted() -> None:
+    view = view_of([*RECORDED, *REST])
+    assert view.status is RunStatus.FAILED
+    lines = drawn(render(view))
+    assert any("✗ facts  Collect the facts (The model is [31mdown)" in line for line in lines)
+    assert any("– report" in line and "facts failed" in line for line in lines)
+    assert "2 model calls, 1 tool call, 300→60 tokens, cost unknown" in lines[-1]
+
+
+def test_where_there_is_little_room_the_running_parts_stay() -> None:
+    started = [
+        e.TaskStarted(path=f"{n}", node=f"t{n}", kind="agent", task_id=task(f"{n}"), at=at(1))
+        for n in range(10, 60)
+    ]
+    done = [
+        e.TaskCompleted(path=f"{n}", node=f"t{n}", task_id=task(f"{n}"), at=at(2))
+        for n in range(10, 60)
+    ]
+    lines = drawn(render(view_of([*RECORDED, *started, *done]), now=at(3), height=12))
+    assert len(lines) <= 12
+    assert any("facts" in line for line in lines)
+    assert any("and 51 more tasks" in line for line in lines)
+
+
+def test_a_revised_plan_replaces_what_has_not_started() -> None:
+    revised = Plan(
+        tasks=(PLAN.tasks[0], PLAN.tasks[1], PlanTask(id="letter", description="Write a letter")),
+        revision=2,
+    )
+    view = view_of([*RECORDED, e.PlanRevised(plan=revised, reason="no report wanted")])
+    assert [t.node for t in view.tasks.values() if t.status == "pending" and t.path] == ["letter"]
+    assert view.revision == 2
+
+
+def test_a_step_in_doubt_is_marked() -> None:
+    doubt = e.StepInDoubt(
+        step="2/tool/c1", kind="tool", name="pay", detail="May have run", task_id=task("2")
+    )
+    lines = drawn(render(view_of([*RECORDED[:8], doubt]), now=at(3)))
+    assert any("? add(a=1, b=x)  May have run" in line for line in lines)
+
+
+def test_events_in_any_width_never_wrap_a_task_line() -> None:
+    for width in (30, 60, 200):
+        lines = drawn(render(view_of(RECORDED), now=at(3), width=width), width)
+        assert all(len(line) <= width for line in lines)
+
+
+def test_plain_lines_tell_the_same_story_without_the_stream() -> None:
+    lines = [line for event in [*RECORDED, *REST] if (line := line_of(event))]
+    assert lines[0] == "run run_0123: Write a report"
+    assert lines[1] == "model demo: 100→40 tokens, 1.00 s"
+    assert lines[2].startswith("plan: 3 tasks: facts: Collect the facts; sums: Add the figures;")
+    assert "task 2: tool add(a=1, b=x)" in lines
+    assert "task 2: tool add = 3" in lines
+    assert not any("are these" in line for line in lines)
+    assert not any("\x1b" in line for line in lines)
