@@ -264,3 +264,13 @@ async def test_the_example_file_is_served(make: MakeRegistry) -> None:
 def test_slugs_are_lower_case_with_one_dash_for_other_runs() -> None:
     assert slug("  My  Great_Agent (v2)! ") == "my-great-agent-v2"
     assert slug("äö") == ""
+
+
+async def test_the_sample_file_of_the_other_tests_is_served(make: MakeRegistry) -> None:
+    sample = Path(__file__).parents[1] / "support" / "agents_files" / "agents.py"
+    registry = make(str(sample))
+    catalog = await registry.load()
+    assert set(catalog.agents) == {"clerk", "front-desk", "judge", "boss", "caller"}
+    assert catalog.errors == ()
+    await registry.ready(catalog.agent("caller"))
+    assert "echo" in {info.name for info in registry.describe_tools()}

@@ -38,6 +38,7 @@ from agent_server.registry.sources import (
     Sources,
     find_sources,
     import_unit,
+    in_library,
 )
 from agent_server.settings import Settings
 
@@ -45,6 +46,7 @@ log = structlog.get_logger("agent_server.registry")
 
 _IMPORTING = threading.Lock()
 """``sys.modules`` is the process's, so one registry loads at a time."""
+_BUILTIN_NAMES = frozenset(tool.name for tool in BUILTIN_TOOLS)
 _DEBOUNCE_MS = 500
 _STEP_MS = 100
 _NOTHING = Sources((), (), (), ())
@@ -160,7 +162,7 @@ class Registry:
     # What inference asks of the operator's policies, answered by the newest catalog.
 
     def effect(self, tool: str, annotations: Mapping[str, Any] | None = None) -> ToolEffect:
-        if annotations is None and tool in self._connections.tools():
+        if annotations is None and tool in _BUILTIN_NAMES and tool in self._connections.tools():
             annotations = {}  # an MCP tool that says nothing of itself, not a built-in of its name
         return self._catalog.effect(tool, annotations)
 
@@ -198,7 +200,10 @@ class Registry:
                         break
                     await self._follow({Path(path) for _, path in found})
                     pending = asyncio.ensure_future(_next_of(changes))
-            except OSError as error:
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # watchfiles raises both, as for inotify limits
                 log.warning("agents.not_watched", reason=str(error))
                 return
             finally:
@@ -215,7 +220,7 @@ class Registry:
             log.exception("agents.reload_failed", files=sorted(map(str, changed)))
 
     def _publish(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+        known, self._catalog = self._catalog.errors, catalog
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         log.info(
@@ -226,6 +231,8 @@ class Registry:
             errors=len(catalog.errors),
         )
         for error in catalog.errors:
+            if error in known:
+                continue
             where = error.source if error.line is None else f"{error.source}:{error.line}"
             log.error(
                 "agents.load_error",
@@ -277,8 +284,7 @@ class Registry:
                 last_good = good is not None and bool(good.agents or good.tools)
                 error = result.error.model_copy(update={"serving_last_good": last_good})
                 self._units[unit.module] = replace(good or Loaded(unit), error=error)
-                library = Path(sys.prefix)
-                files.update(f for f in result.files if not f.is_relative_to(library))
+                files.update(file for file in result.files if not in_library(file))
             else:
                 self._units[unit.module] = collected(unit, result)
         FINDER.drop_aliases()
@@ -339,9 +345,8 @@ class Registry:
 
     def _watched(self) -> frozenset[Path]:
         folders = set(self._sources.watched)
-        library = Path(sys.prefix)
         for files in self._files.values():
-            folders |= {file.parent for file in files if not file.is_relative_to(library)}
+            folders |= {file.parent for file in files if not in_library(file)}
         return frozenset(folder for folder in folders if folder.is_dir())
 
     def _matters(self, change: Change, path: str) -> bool:

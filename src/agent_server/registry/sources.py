@@ -19,6 +19,7 @@ from agent_server.domain.agents import LoadError
 from agent_server.registry.importer import FINDER, SDK_PACKAGE, Root, is_private
 
 DEFAULTS = ("agents.py", "agents")
+_LIBRARIES = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
 _OURS = frozenset({SDK_PACKAGE, "agent_server", "openai", "pydantic"})
 
 
@@ -152,6 +153,11 @@ def import_unit(unit: Unit, cwd: Path) -> ModuleType | Failure:
         return Failure(_load_error(unit, error, cwd), tuple(files))
 
 
+def in_library(path: Path) -> bool:
+    """Whether ``path`` is Python's own or an installed package's, which nobody edits."""
+    return any(path.is_relative_to(folder) for folder in _LIBRARIES)
+
+
 def _looks_like_path(name: str) -> bool:
     return name.endswith(".py") or os.sep in name or "/" in name
 
@@ -207,8 +213,7 @@ def _installed_group(top: str, units: list[Unit]) -> Group:
         spec = None
     if spec is not None and spec.origin and top not in _OURS:
         folder = Path(spec.origin).parent
-        library = [sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")]
-        if not any(folder.is_relative_to(path) for path in library):
+        if not in_library(folder):
             folders = (folder,)
     return Group(f"module:{top}", tuple(units), (top,) if folders else (), folders)
 
