@@ -51,16 +51,16 @@ class EphemeralFollow:
             self._first = await self._take()
             if self._refused is not None and not self._first:
                 raise self._refused
-        except BaseException as error:
-            tasks.cancel_scope.cancel()
-            await tasks.__aexit__(type(error), error, error.__traceback__)
+        except BaseException:
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(self, *error: object) -> bool | None:
+    async def __aexit__(self, *error: object) -> None:
+        # The group is not told of the error: it would wrap what is to pass as it is.
         assert self._tasks is not None
         self._tasks.cancel_scope.cancel()
-        return await self._tasks.__aexit__(*error)  # type: ignore[arg-type]
+        await self._tasks.__aexit__(None, None, None)
 
     async def _run(self) -> None:
         try:

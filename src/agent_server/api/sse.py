@@ -182,7 +182,7 @@ class EventStream(Response):
         self._tasks: TaskGroup | None = None
         self._send: Send | None = None
         self._writing = False
-        self._pinging: anyio.Event | None = None
+        self._pinging: asyncio.Task[None] | None = None
         self.lagged = False
         self._gone = False
         self._stopped = False
@@ -209,6 +209,8 @@ class EventStream(Response):
                     last = await self._pump(follow, send)
                     self._tasks.cancel_scope.cancel()
             finally:
+                if self._pinging is not None:
+                    self._pinging.cancel()
                 self._tasks = None
                 self._send = None
                 self._streams.discard(self)
@@ -224,7 +226,7 @@ class EventStream(Response):
             self._writing = True
             for event in batch:
                 if self._pinging is not None:
-                    await self._pinging.wait()
+                    await self._pinging
                 await send({"type": "http.response.body", "body": encode(event), "more_body": True})
                 if event.type in ENDING:
                     return b""
@@ -256,17 +258,16 @@ class EventStream(Response):
         if self._tasks is None or quiet < TICKS - 1:
             return
         if not (self._writing or self._pinging):
-            self._pinging = anyio.Event()
-            self._tasks.start_soon(self._ping, self._pinging)
+            self._pinging = asyncio.get_running_loop().create_task(self._ping())
         elif quiet >= STALLED_TICKS:
             self._gone = True
             self._tasks.cancel_scope.cancel()
 
-    async def _ping(self, done: anyio.Event) -> None:
+    async def _ping(self) -> None:
+        """A comment into the quiet. Its task belongs to this stream, which ends it."""
         try:
             if self._send is not None:
                 await self._send({"type": "http.response.body", "body": PING, "more_body": True})
                 self._mark = self._streams.tick
         finally:
             self._pinging = None
-            done.set()
