@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from rich.console import Console, RenderableType
 
-from agent_server.cli.plain import line_of
+from agent_server.cli.plain import lines_of
 from agent_server.cli.tree import render
 from agent_server.cli.view import view_of
 from agent_server.domain import events as e
@@ -142,6 +142,21 @@ def test_a_revised_plan_replaces_what_has_not_started() -> None:
     assert view.revision == 2
 
 
+def test_a_delta_that_overtakes_the_start_of_its_task_and_step_finds_its_place() -> None:
+    early = [
+        e.MessageDelta(step="3/model/1", task_id=task("3"), text="Dear "),
+        e.TaskStarted(path="3", node="report", kind="agent", task_id=task("3"), at=at(2)),
+        e.StepStarted(step="3/tool/a", kind="tool", name="now", task_id=task("3"), at=at(2)),
+        e.StepStarted(step="3/model/1", kind="model", name="demo", task_id=task("3"), at=at(2)),
+        e.MessageDelta(step="3/model/1", task_id=task("3"), text="reader"),
+    ]
+    assert drawn(render(view_of([*RECORDED, *early]), now=at(3)))[-4:-1] == [
+        "└── ◐ report  Write the report  1.00 s",
+        "    ├── ◐ now()",
+        "    └── ◐ model demo  Dear reader",
+    ]
+
+
 def test_a_step_in_doubt_is_marked() -> None:
     doubt = e.StepInDoubt(
         step="2/tool/c1", kind="tool", name="pay", detail="May have run", task_id=task("2")
@@ -157,10 +172,15 @@ def test_events_in_any_width_never_wrap_a_task_line() -> None:
 
 
 def test_plain_lines_tell_the_same_story_without_the_stream() -> None:
-    lines = [line for event in [*RECORDED, *REST] if (line := line_of(event))]
+    lines = [line for event in [*RECORDED, *REST] for line in lines_of(event)]
     assert lines[0] == "run run_0123: Write a report"
     assert lines[1] == "model demo: 100→40 tokens, 1.00 s"
-    assert lines[2].startswith("plan: 3 tasks: facts: Collect the facts; sums: Add the figures;")
+    assert lines[2:6] == [
+        "plan: 3 tasks",
+        "  facts: Collect the facts",
+        "  sums: Add the figures",
+        "  report: Write the report (after facts, sums)",
+    ]
     assert "task 2: tool add(a=1, b=x)" in lines
     assert "task 2: tool add = 3" in lines
     assert not any("are these" in line for line in lines)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from agent_server.cli.errors import print_error, printable
-from agent_server.cli.plain import line_of
+from agent_server.cli.plain import lines_of
 from agent_server.cli.tree import footer, render
 from agent_server.cli.view import RunView
 from agent_server.client import AgentServerClient
@@ -60,8 +60,7 @@ class PlainLines:
         self._console = console
 
     async def show(self, view: RunView, event: EventBase) -> None:
-        line = line_of(event)
-        if line is not None:
+        for line in lines_of(event):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     async def keep_moving(self, view: RunView) -> None:

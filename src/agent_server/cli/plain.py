@@ -11,12 +11,21 @@ from agent_server.domain import events as e
 WIDTH = 160
 
 
-def line_of(event: e.EventBase) -> str | None:
-    """What ``event`` tells in one line; None when it is not worth one."""
-    text = _text(event)
-    if text is None:
-        return None
-    line = " ".join(printable(text).split())
+def lines_of(event: e.EventBase) -> list[str]:
+    """What ``event`` tells, a line each; none when it is not worth one."""
+    texts = [_text(event)]
+    if isinstance(event, e.PlanCreated | e.PlanRevised):
+        texts += [
+            f"  {task.id}: {task.description}"
+            + (f" (after {', '.join(task.depends_on)})" if task.depends_on else "")
+            for task in event.plan.tasks
+        ]
+    return [_cut(text) for text in texts if text is not None]
+
+
+def _cut(text: str) -> str:
+    indent = "  " if text.startswith("  ") else ""
+    line = indent + " ".join(printable(text).split())
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
@@ -27,13 +36,8 @@ def _text(event: e.EventBase) -> str | None:
     if isinstance(event, e.RunStarted):
         return f"run taken up again, attempt {event.attempt}" if event.attempt > 1 else None
     if isinstance(event, e.PlanCreated | e.PlanRevised):
-        tasks = "; ".join(
-            f"{t.id}: {t.description}"
-            + (f" (after {', '.join(t.depends_on)})" if t.depends_on else "")
-            for t in event.plan.tasks
-        )
         word = "plan" if isinstance(event, e.PlanCreated) else f"plan revised, {event.reason}"
-        return f"{word}: {len(event.plan.tasks)} tasks: {tasks}"
+        return f"{word}: {len(event.plan.tasks)} tasks"
     if isinstance(event, e.TaskStarted):
         again = f", attempt {event.attempt}" if event.attempt > 1 else ""
         return f"task {event.path} started{again}: {event.node}: {event.description}"

@@ -121,6 +121,7 @@ class RunView:
         if isinstance(event, e.TaskStarted):
             self._take_up(event.node, event.path)
             task = self._task(event.path, event.node)
+            task.node = event.node
             task.description = event.description or task.description
             task.agent, task.kind = event.agent, event.kind
             task.status, task.started_at = "running", task.started_at or event.at
@@ -136,9 +137,13 @@ class RunView:
             task.status, task.reason, task.ended_at = "skipped", event.reason, event.at
         elif isinstance(event, e.StepStarted):
             steps = self._steps(event)
+            # A delta may overtake its step's start: the start says where in the order it stands.
+            early = steps.pop(event.step, None)
             steps[event.step] = StepView(
                 event.step, event.kind, event.name, event.agent, event.input
             )
+            if early is not None and early.status == "running":
+                steps[event.step].text = early.text
         elif isinstance(event, e.StepCompleted):
             step = self._step(event, event.step, event.kind, event.name)
             step.status, step.output, step.text = "done", event.output, ""
@@ -173,6 +178,10 @@ class RunView:
         """The planned task ``node`` is now the task at ``path``, at the same place in the list."""
         planned = f"plan:{node}"
         if planned in self.tasks:
+            # What was heard of it before its start, since deltas do not wait.
+            early = self.tasks.pop(path, None)
+            if early is not None:
+                self.tasks[planned].steps = early.steps
             self.tasks[planned].path = path
             self.tasks = {path if k == planned else k: task for k, task in self.tasks.items()}
 
