@@ -1,0 +1,233 @@
+"""The durable agent loop: runs an unchanged SDK agent so that a crash repeats nothing finished.
+
+Leans on the SDK's ``Runner`` and on the ledgered models and tools. Refuses to know where agents
+come from, how runs are stored, and what becomes of the result.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from traceback import format_exception
+from typing import Any, Protocol
+
+import structlog
+from agents import Agent, FunctionTool, ModelProvider, RunHooks, RunItem, Runner, RunResult
+from agents.tool import invoke_function_tool
+from agents.tool_context import ToolContext
+
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import ToolError
+from agent_server.execution.ports import TaskContext
+from agent_server.inference.durable_run import (
+    DurableRun,
+    HintedPolicies,
+    Place,
+    ToolPolicies,
+    at,
+    enter,
+)
+from agent_server.inference.failures import SEE_LOG, as_run_error
+from agent_server.inference.hosting import configured, hooked, install
+from agent_server.inference.ledgered_model import History, LedgeredModel
+from agent_server.inference.ledgered_tool import ask_approval, instrument
+from agent_server.inference.tool_output import json_value
+from agent_server.settings import Settings
+
+_log = structlog.get_logger(__name__)
+_STOPPING_S = 2.0
+"""Seconds that tools get to notice that their run was cancelled."""
+
+
+class RunSession(Protocol):
+    """A session as one run sees it: what was there before, and what this run adds."""
+
+    async def get_items(self, limit: int | None = None) -> list[Any]: ...
+    async def add_items(self, items: list[Any]) -> None: ...
+    def staged(self) -> list[JsonObject]:
+        """What to store with the run's last transaction."""
+
+
+OpenSession = Callable[[TaskContext, str], RunSession]
+"""Opens the session of that id for the run."""
+
+
+@dataclass(frozen=True)
+class AgentResult:
+    """What running an agent gave."""
+
+    output: Any
+    """The final output as a JSON value."""
+    text: str
+    """The final output as text: itself, or its JSON."""
+    last_agent: str
+    new_items: list[JsonObject] = field(default_factory=list)
+    """What the run added to the conversation, as input items; the input itself is not in it."""
+    session_items: list[JsonObject] = field(default_factory=list)
+    """What the run adds to its session, to be stored with the run's last transaction."""
+
+
+class AgentLoop:
+    """Built once; runs any number of agents side by side."""
+
+    def __init__(
+        self,
+        provider: ModelProvider,
+        settings: Settings,
+        *,
+        policies: ToolPolicies | None = None,
+        open_session: OpenSession | None = None,
+        tracing: bool = False,
+    ) -> None:
+        """``tracing`` lets the SDK make spans for processors that this process has set; without
+        it a run makes none."""
+        self._provider = provider
+        self._settings = settings
+        self._policies = policies or HintedPolicies()
+        self._open_session = open_session
+        self._tracing = tracing
+        install()
+
+    async def run(
+        self,
+        ctx: TaskContext,
+        agent: Agent[Any],
+        input: str | list[JsonObject],
+        *,
+        scope: str = "",
+        model: str | None = None,
+        session_id: str | None = None,
+        context: Any = None,
+        max_turns: int | None = None,
+        hooks: RunHooks[Any] | None = None,
+    ) -> AgentResult:
+        """Run ``agent`` to its final output, each model and tool call a step below ``scope``.
+
+        ``model`` replaces the default for agents that name none. ``context`` is handed to tools,
+        guardrails and dynamic instructions as the SDK does. Called again after a crash with the
+        same arguments, it goes on from the first step that is missing.
+
+        Raises ``RunError`` when the run fails; ``Suspend`` when a call needs approval, or may or
+        may not have happened before a crash. Cancellation stops the model call in flight at once
+        and leaves a bounded moment to tools.
+        """
+        run = self._durable_run(ctx, model)
+        place = enter(run, scope)
+        turns = max_turns or self._settings.max_turns
+        session = None
+        history: list[Any] = []
+        if session_id is not None and self._open_session is not None:
+            session = self._open_session(ctx, session_id)
+            history = await session.get_items()
+        given: str | list[Any] = input
+        if session is not None and isinstance(input, str):
+            given = [{"role": "user", "content": input}]
+        ledgered = LedgeredModel(
+            place, self._provider, history=History(session_id, history) if session_id else None
+        )
+        try:
+            with at(place):
+                result = await Runner.run(
+                    agent,
+                    [*history, *given] if history else given,
+                    context=context,
+                    max_turns=turns,
+                    hooks=hooked(ledgered, hooks),
+                    run_config=configured(place, ledgered),
+                )
+        except asyncio.CancelledError as cancelled:
+            run.stop(cancelled)
+            await run.quiet(_STOPPING_S)
+            raise
+        except Exception as error:
+            run.check()
+            failure = as_run_error(error, agent, turns)
+            trace = "".join(format_exception(error)) if failure.hint == SEE_LOG else None
+            _log.info("agent.failed", agent=agent.name, code=failure.code, traceback=trace)
+            if failure is error:
+                raise
+            raise failure from error
+        run.check()
+        await self._ask_approvals(place, result)
+        return await self._result(result, session, given)
+
+    async def call_tool(
+        self, ctx: TaskContext, tool: FunctionTool, arguments: JsonObject, *, key: str
+    ) -> Any:
+        """Call ``tool`` outside any agent, as the step ``key`` (``tool/1``): its JSON output.
+
+        Raises ``ToolError`` where an agent would be told of the failure, and ``Suspend`` as
+        ``run`` does.
+        """
+        run = self._durable_run(ctx, None)
+        above, _, call_id = key.rpartition("/")
+        place = enter(run, above.removesuffix("tool").rstrip("/"))
+        instrument([tool])
+        text = json.dumps(arguments)
+        tool_context: ToolContext[Any] = ToolContext(
+            context=None, tool_name=tool.name, tool_call_id=call_id, tool_arguments=text
+        )
+        try:
+            with at(place):
+                output = await invoke_function_tool(
+                    function_tool=tool, context=tool_context, arguments=text
+                )
+        except asyncio.CancelledError as cancelled:
+            run.stop(cancelled)
+            await run.quiet(_STOPPING_S)
+            raise
+        except Exception as error:
+            run.check()
+            if isinstance(error, ToolError):
+                raise
+            raise ToolError(
+                f"Tool {tool.name!r} failed: {type(error).__name__}: {error}"
+            ) from error
+        run.check()
+        whole = place.scope.tool_key(call_id)
+        step = ctx.journal.recorded(whole).get(whole)
+        if step is not None and step.error is not None:
+            raise ToolError(
+                f"Tool {tool.name!r} failed: {step.error.message}", hint=step.error.hint
+            )
+        return json_value(output)
+
+    def _durable_run(self, ctx: TaskContext, model: str | None) -> DurableRun:
+        return DurableRun(
+            ctx=ctx,
+            provider=self._provider,
+            policies=self._policies,
+            default_model=model or self._settings.effective_model,
+            model_retries=self._settings.model_retries,
+            tool_timeout_s=self._settings.tool_timeout_s,
+            tracing_disabled=not self._tracing,
+        )
+
+    async def _ask_approvals(self, place: Place, result: RunResult) -> None:
+        for pending in result.interruptions:
+            arguments = pending.arguments
+            await ask_approval(
+                place.run,
+                place.scope.tool_key(pending.call_id or pending.name or "call"),
+                pending.name or "",
+                json.loads(arguments) if isinstance(arguments, str) and arguments else arguments,
+            )
+
+    async def _result(
+        self, result: RunResult, session: RunSession | None, given: str | Sequence[Any]
+    ) -> AgentResult:
+        new_items = [_input_item(item) for item in result.new_items]
+        if session is not None:
+            await session.add_items([*given, *new_items])
+        output = json_value(result.final_output)
+        return AgentResult(
+            output=output,
+            text=output if isinstance(output, str) else json.dumps(output, ensure_ascii=False),
+            last_agent=result.last_agent.name,
+            new_items=new_items,
+            session_items=session.staged() if session is not None else [],
+        )
+
+
+def _input_item(item: RunItem) -> JsonObject:
+    return dict(item.to_input_item())

@@ -1,0 +1,160 @@
+"""One durable run of an agent: what its models and tools share, and how it is stopped.
+
+Leans on the journal's port and on asyncio. Refuses to know the SDK's loop: what must leave that
+loop intact (``Suspend``, a lost lease, cancellation) is kept here, since the SDK turns
+exceptions of tools into text for the model.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from agents import ModelProvider
+
+from agent_server.domain.agents import ToolEffect
+from agent_server.execution.ports import Journal, Suspend, TaskContext
+from agent_server.inference.claims import Ledger, Scope
+
+T = TypeVar("T")
+
+
+class ToolPolicies(Protocol):
+    """What the operator decided about tools; asked at each call."""
+
+    def effect(self, tool: str, annotations: Mapping[str, Any] | None = None) -> ToolEffect:
+        """What calling ``tool`` twice would do. ``annotations`` are the hints that an MCP server
+        gave: ``read_only`` and ``idempotent``, each True, False or None."""
+
+    def timeout_s(self, tool: str) -> float | None:
+        """Seconds a call may take; None leaves it to the settings."""
+
+    def approval(self, tool: str) -> bool:
+        """Whether each call needs a person's consent."""
+
+
+class HintedPolicies:
+    """Policies without a policy file: ``once``, unless an MCP server's hints say better."""
+
+    def effect(self, tool: str, annotations: Mapping[str, Any] | None = None) -> ToolEffect:
+        return effect_of_hints(annotations)
+
+    def timeout_s(self, tool: str) -> float | None:
+        return None
+
+    def approval(self, tool: str) -> bool:
+        return False
+
+
+def effect_of_hints(annotations: Mapping[str, Any] | None) -> ToolEffect:
+    """The effect that an MCP tool's hints claim; ``once`` where they say nothing."""
+    if annotations is not None:
+        if annotations.get("read_only"):
+            return ToolEffect.NONE
+        if annotations.get("idempotent"):
+            return ToolEffect.IDEMPOTENT
+    return ToolEffect.ONCE
+
+
+@dataclass
+class DurableRun:
+    """One call of ``AgentLoop.run``, shared by every agent that runs inside it."""
+
+    ctx: TaskContext
+    provider: ModelProvider
+    policies: ToolPolicies
+    default_model: str
+    model_retries: int
+    tool_timeout_s: float
+    tracing_disabled: bool = True
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    stopped: BaseException | None = None
+    _busy: int = 0
+    _quiet: "asyncio.Event" = field(default_factory=asyncio.Event)
+
+    @property
+    def journal(self) -> Journal:
+        return self.ctx.journal
+
+    def check(self) -> None:
+        """Let nothing begin once the run is stopped; raises what stopped it."""
+        if self.stopped is not None:
+            raise self.stopped
+
+    def stop(self, reason: BaseException) -> None:
+        """Nothing of this run begins from now on; the first reason counts."""
+        if self.stopped is None:
+            self.stopped = reason
+
+    async def write(self, entry: Coroutine[Any, Any, T]) -> T:
+        """Await a journal's write, from whichever loop; what it raises stops the run."""
+        try:
+            return await self.at_home(entry)
+        except Exception as error:
+            self.stop(error)
+            raise
+
+    async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work`` on the run's own loop: a tool in a thread may run agents on another."""
+        if asyncio.get_running_loop() is self.loop:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """While a tool acts; ``suspend`` waits for these, so that none is cut off half done."""
+        self._busy += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if self._busy == 0:
+                self.loop.call_soon_threadsafe(self._quiet.set)
+
+    async def quiet(self, within_s: float | None = None) -> None:
+        """Return when no tool acts, or after ``within_s``."""
+        if self._busy == 0:
+            return
+        try:
+            await asyncio.wait_for(self._quiet.wait(), within_s)
+        except (asyncio.TimeoutError, TimeoutError):
+            return
+
+    async def suspend(self, reason: Suspend) -> None:
+        """Stop the run to wait for a decision, once the tools that act have ended. Raises it."""
+        self.stop(reason)
+        await self.at_home(self.quiet())
+        self.check()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the run the current code is: its run, and the scope of its steps."""
+
+    run: DurableRun
+    scope: Scope
+
+
+PLACE: ContextVar[Place | None] = ContextVar("agent_server_place", default=None)
+"""Set inside a durable run, and inherited by whatever tasks and threads it starts."""
+
+
+@contextmanager
+def at(place: Place) -> Iterator[None]:
+    """Run the block at ``place``."""
+    token = PLACE.set(place)
+    try:
+        yield
+    finally:
+        PLACE.reset(token)
+
+
+def enter(run: DurableRun, *parts: str) -> Place:
+    """The place below the journal's own scope named by ``parts``."""
+    journal = run.journal
+    named = [part for part in parts if part]
+    prefix = journal.key(*named) if named else journal.scope
+    return Place(run, Ledger.of(journal).scope(prefix))

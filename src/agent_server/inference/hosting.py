@@ -1,0 +1,145 @@
+"""Unchanged SDK agents made durable: the runner that every ``Runner.run`` of the process meets.
+
+Leans on the SDK's own runner, which it extends. Refuses to touch a run outside a durable one:
+without a place in the context, everything passes straight through.
+"""
+
+import asyncio
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from agents import Agent, ModelProvider, RunConfig, RunHooks, Tool, set_trace_processors
+from agents.items import ModelResponse
+from agents.models.multi_provider import MultiProvider
+from agents.result import RunResult, RunResultStreaming
+from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
+
+from agent_server.inference.durable_run import PLACE, Place
+from agent_server.inference.ledgered_model import LedgeredModel
+
+_TEMPLATE = RunConfig(
+    tracing_disabled=True,
+    tool_not_found_behavior="return_error_to_model",
+)
+"""Of a run that brings no configuration. A tool that does not exist is told to the model, which
+may recover within its turns."""
+
+
+def install() -> None:
+    """Host durable runs in this process. Call it before agents run; again is harmless.
+
+    The SDK's exporter, which would send traces out, is replaced by nothing.
+    """
+    if not isinstance(get_default_agent_runner(), DurableRunner):
+        set_default_agent_runner(DurableRunner())
+        set_trace_processors([])
+
+
+def set_tool_threads(threads: int) -> ThreadPoolExecutor:
+    """Bound the threads that carry out tools that are not coroutines, on the running loop."""
+    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="tool")
+    asyncio.get_running_loop().set_default_executor(pool)
+    return pool
+
+
+class DurableRunner(AgentRunner):
+    """The SDK's runner; inside a durable run, every model is ledgered."""
+
+    async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:
+        place = PLACE.get()
+        if place is not None:
+            place.run.check()
+            kwargs.update(_durable(place, kwargs.get("run_config"), kwargs.get("hooks")))
+        return await super().run(starting_agent, input, **kwargs)
+
+    def run_streamed(
+        self, starting_agent: Agent[Any], input: Any, **kwargs: Any
+    ) -> RunResultStreaming:
+        place = PLACE.get()
+        if place is not None:
+            place.run.check()
+            kwargs.update(_durable(place, kwargs.get("run_config"), kwargs.get("hooks")))
+        return super().run_streamed(starting_agent, input, **kwargs)
+
+
+def _durable(
+    place: Place, given: RunConfig | dict[str, Any] | None, hooks: RunHooks[Any] | None
+) -> dict[str, Any]:
+    """The run's configuration and hooks, with each model call made a step at ``place``."""
+    config = RunConfig(**given) if isinstance(given, dict) else given
+    outer = config.model if config is not None else None
+    if isinstance(outer, LedgeredModel):
+        model = LedgeredModel(place, outer.provider, outer.override)
+    else:
+        model = LedgeredModel(place, _provider(place, config), outer)
+    return {"run_config": configured(place, model, config), "hooks": hooked(model, hooks)}
+
+
+def configured(place: Place, model: LedgeredModel, given: RunConfig | None = None) -> RunConfig:
+    """``given`` with ``model`` for every agent."""
+    base = _TEMPLATE if given is None else given
+    return dataclasses.replace(
+        base,
+        model=model,
+        model_provider=model.provider,
+        tracing_disabled=(
+            base.tracing_disabled and place.run.tracing_disabled
+            if given is None
+            else given.tracing_disabled or place.run.tracing_disabled
+        ),
+    )
+
+
+def hooked(model: LedgeredModel, hooks: RunHooks[Any] | None) -> RunHooks[Any]:
+    """``hooks``, and ``model`` told which agent it answers for."""
+    return _Hooks(model) if hooks is None else _ForwardingHooks(model, hooks)
+
+
+def _provider(place: Place, config: RunConfig | None) -> ModelProvider:
+    """The run's own provider, if its configuration brings one; else ours."""
+    if config is None or type(config.model_provider) is MultiProvider:
+        return place.run.provider
+    return config.model_provider
+
+
+class _Hooks(RunHooks[Any]):
+    def __init__(self, model: LedgeredModel) -> None:
+        self._model = model
+
+    async def on_llm_start(
+        self, context: Any, agent: Agent[Any], system_prompt: str | None, input_items: list[Any]
+    ) -> None:
+        self._model.agent = agent
+
+
+class _ForwardingHooks(_Hooks):
+    """The user's own hooks behind ours."""
+
+    def __init__(self, model: LedgeredModel, hooks: RunHooks[Any]) -> None:
+        super().__init__(model)
+        self._hooks = hooks
+
+    async def on_llm_start(
+        self, context: Any, agent: Agent[Any], system_prompt: str | None, input_items: list[Any]
+    ) -> None:
+        self._model.agent = agent
+        await self._hooks.on_llm_start(context, agent, system_prompt, input_items)
+
+    async def on_llm_end(self, context: Any, agent: Agent[Any], response: ModelResponse) -> None:
+        await self._hooks.on_llm_end(context, agent, response)
+
+    async def on_agent_start(self, context: Any, agent: Any) -> None:
+        await self._hooks.on_agent_start(context, agent)
+
+    async def on_agent_end(self, context: Any, agent: Any, output: Any) -> None:
+        await self._hooks.on_agent_end(context, agent, output)
+
+    async def on_handoff(self, context: Any, from_agent: Any, to_agent: Any) -> None:
+        await self._hooks.on_handoff(context, from_agent, to_agent)
+
+    async def on_tool_start(self, context: Any, agent: Any, tool: Tool) -> None:
+        await self._hooks.on_tool_start(context, agent, tool)
+
+    async def on_tool_end(self, context: Any, agent: Any, tool: Tool, result: object) -> None:
+        await self._hooks.on_tool_end(context, agent, tool, cast(Any, result))

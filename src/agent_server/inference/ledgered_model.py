@@ -1,0 +1,380 @@
+"""Every model call of a durable run as a step of the ledger.
+
+Leans on the SDK's ``Model``, on ``models.respond`` and on the journal's port. Refuses to know
+which provider answers and how the journal stores: it asks once, records the answer, and gives
+the recorded answer on replay without events.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, cast
+
+from agents import (
+    Agent,
+    AgentOutputSchemaBase,
+    Handoff,
+    Model,
+    ModelResponse,
+    ModelSettings,
+    ModelTracing,
+    Tool,
+)
+from agents.agent import Agent as SdkAgent
+from agents.items import TResponseInputItem, TResponseOutputItem, TResponseStreamEvent
+from agents.models.default_models import get_default_model_settings
+from agents.models.interface import ModelProvider
+from agents.retry import ModelRetryAdvice, ModelRetryAdviceRequest
+from openai._models import construct_type
+from openai.types.responses import (
+    Response,
+    ResponseCompletedEvent,
+    ResponseFunctionToolCall,
+    ResponseOutputItem,
+    ResponseOutputMessage,
+    ResponseReasoningItem,
+    ResponseTextDeltaEvent,
+    ResponseUsage,
+)
+from openai.types.responses.response_prompt_param import ResponsePromptParam
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
+
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import ModelError, error_info
+from agent_server.domain.events import MessageCompleted
+from agent_server.domain.runs import Usage
+from agent_server.execution.ports import StepRecord
+from agent_server.inference.durable_run import Place
+from agent_server.inference.ledgered_tool import instrument
+from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
+from agent_server.inference.prices import cost_usd
+
+Items = list[TResponseInputItem]
+
+
+class History:
+    """The part of a run's input that its session already holds, as the first items of it."""
+
+    def __init__(self, session_id: str, items: Sequence[JsonObject]) -> None:
+        self.session_id = session_id
+        self.items = items
+
+
+class LedgeredModel(Model):
+    """Stands in for every model of one ``Runner.run`` inside a durable run.
+
+    It is the run configuration's model, so it answers for each agent that becomes active;
+    ``agent`` is set before each call by the run's hooks. ``override`` is a model that the run's
+    own configuration named for all agents. One instance is never used by two calls at once.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        provider: ModelProvider,
+        override: str | Model | None = None,
+        history: History | None = None,
+    ) -> None:
+        self.agent: SdkAgent[Any] | None = None
+        self.override = override
+        self.provider = provider
+        self._place = place
+        self._history = history
+        self._asked: Items = []
+        self._asked_hash = sha256()
+        self._asked_key: str | None = None
+        self._instructions: str | None = None
+
+    async def get_response(
+        self,
+        system_instructions: str | None,
+        input: str | Items,
+        model_settings: ModelSettings,
+        tools: list[Tool],
+        output_schema: AgentOutputSchemaBase | None,
+        handoffs: list[Handoff[Any, Any]],
+        tracing: ModelTracing,
+        *,
+        previous_response_id: str | None,
+        conversation_id: str | None,
+        prompt: ResponsePromptParam | None,
+    ) -> ModelResponse:
+        request = ModelRequest(
+            system_instructions,
+            input,
+            model_settings,
+            tools,
+            output_schema,
+            handoffs,
+            tracing,
+            previous_response_id,
+            conversation_id,
+            prompt,
+        )
+        return await self._answer(request)
+
+    async def stream_response(
+        self,
+        system_instructions: str | None,
+        input: str | Items,
+        model_settings: ModelSettings,
+        tools: list[Tool],
+        output_schema: AgentOutputSchemaBase | None,
+        handoffs: list[Handoff[Any, Any]],
+        tracing: ModelTracing,
+        *,
+        previous_response_id: str | None,
+        conversation_id: str | None,
+        prompt: ResponsePromptParam | None,
+    ) -> AsyncIterator[TResponseStreamEvent]:
+        """For a user's own ``Runner.run_streamed``: the answer at once, as two events.
+
+        The run's readers get each piece as it comes, by the journal.
+        """
+        answer = await self.get_response(
+            system_instructions,
+            input,
+            model_settings,
+            tools,
+            output_schema,
+            handoffs,
+            tracing,
+            previous_response_id=previous_response_id,
+            conversation_id=conversation_id,
+            prompt=prompt,
+        )
+        text = text_of(answer)
+        if text:
+            yield ResponseTextDeltaEvent.model_construct(
+                type="response.output_text.delta",
+                sequence_number=0,
+                output_index=0,
+                content_index=0,
+                item_id="",
+                delta=text,
+                logprobs=[],
+            )
+        yield ResponseCompletedEvent.model_construct(
+            type="response.completed", sequence_number=1, response=_as_response(answer)
+        )
+
+    def get_retry_advice(self, request: ModelRetryAdviceRequest) -> ModelRetryAdvice | None:
+        return self._resolve()[0].get_retry_advice(request)
+
+    def _supports_default_prompt_cache_key(self) -> bool:
+        supports = getattr(self._resolve()[0], "_supports_default_prompt_cache_key", None)
+        return bool(supports()) if callable(supports) else False
+
+    async def _cleanup_on_run_end(self, owner: object) -> None:
+        if isinstance(self.override, Model):
+            await self.override._cleanup_on_run_end(owner)
+        elif self.agent is not None and isinstance(self.agent.model, Model):
+            await self.agent.model._cleanup_on_run_end(owner)
+
+    def _resolve(self) -> tuple[Model, str]:
+        """The model that answers for the active agent, and its name."""
+        chosen = self.override or (self.agent.model if self.agent else None)
+        if isinstance(chosen, Model):
+            return chosen, str(getattr(chosen, "model", type(chosen).__name__))
+        name = chosen or self._place.run.default_model
+        return self.provider.get_model(name), name
+
+    def _settings(self, given: ModelSettings, name: str) -> ModelSettings:
+        """``given``, with the defaults of the model ``name`` where its agent set nothing.
+
+        The SDK does this by the name in its run configuration, which holds this object instead.
+        """
+        agent = self.agent
+        if agent is None or isinstance(self.override or agent.model, Model):
+            return given
+        implicit = (
+            get_default_model_settings(agent.model)
+            if isinstance(agent.model, str)
+            else get_default_model_settings()
+        )
+        if agent.model_settings != implicit:
+            return given
+        return get_default_model_settings(name).resolve(given)
+
+    async def _answer(self, request: ModelRequest) -> ModelResponse:
+        run = self._place.run
+        run.check()
+        instrument(request.tools)
+        agent = self.agent.name if self.agent is not None else ""
+        items = request.input
+        if isinstance(items, str):
+            items = [{"role": "user", "content": items}]
+        asked, digest, hasher = self._describe(items, agent, request.system_instructions)
+        key, earlier = self._place.scope.model_call(digest, agent)
+        self._asked, self._asked_hash, self._asked_key = items, hasher, key
+        self._instructions = request.system_instructions
+        if earlier is not None and earlier.status == "done":
+            return response_from_json(earlier.output)
+        model, name = self._resolve()
+        settings = self._settings(request.model_settings, name)
+        if settings is not request.model_settings:
+            request = replace(request, model_settings=settings)
+        step = StepRecord(
+            key=key,
+            kind="model",
+            name=name,
+            agent=agent,
+            input=asked,
+            input_hash=digest,
+            attempts=earlier.attempts + 1 if earlier is not None else 1,
+        )
+        return await run.at_home(self._ask(model, request, step))
+
+    async def _ask(self, model: Model, request: ModelRequest, step: StepRecord) -> ModelResponse:
+        run, agent = self._place.run, step.agent
+        journal = run.journal
+        await run.write(journal.begin(step, commit=False))
+        tries = step.attempts - 1
+
+        def on_text(text: str) -> None:
+            journal.delta(step.key, agent, text)
+
+        async def once() -> ModelResponse:
+            nonlocal tries
+            tries += 1
+            return await respond(model, request, on_text)
+
+        try:
+            response = await retrying(once, run.model_retries)
+        except Exception as error:
+            failed = replace(step, attempts=tries).failed(error_info(error), Usage(model_calls=1))
+            await run.write(journal.finish(failed, commit=False))
+            raise
+        used = response.usage
+        usage = Usage(
+            model_calls=1,
+            input_tokens=used.input_tokens,
+            output_tokens=used.output_tokens,
+            cost_usd=cost_usd(step.name, used),
+        )
+        text = text_of(response)
+        if text:
+            journal.emit(MessageCompleted(step=step.key, agent=agent, text=text))
+        done = replace(step, attempts=tries).done(response_to_json(response), usage)
+        await run.write(journal.finish(done, commit=False))
+        run.check()
+        return response
+
+    def _describe(
+        self, items: Items, agent: str, instructions: str | None
+    ) -> tuple[JsonObject, str, Any]:
+        """The step's input without what earlier steps hold, its digest, and the digest's state.
+
+        The digest covers the agent's name and the input items, not the instructions, which may
+        hold the time of day. Items of a session are named by their number: they cannot change
+        while the run goes on.
+        """
+        prefix: JsonObject = {"step": None, "session": None, "items": 0}
+        known = len(self._asked)
+        history = self._history
+        if known and items[:known] == self._asked:
+            prefix = {"step": self._asked_key, "session": None, "items": known}
+            hasher = self._asked_hash.copy()
+        elif history and history.items and items[: len(history.items)] == history.items:
+            known = len(history.items)
+            prefix = {"step": None, "session": history.session_id, "items": known}
+            hasher = sha256(f"{history.session_id}\0{known}".encode())
+        else:
+            known = 0
+            hasher = sha256()
+        new = items[known:] if known else items
+        try:
+            hasher.update(json.dumps(new, sort_keys=True).encode())
+        except (TypeError, ValueError):
+            new = to_jsonable_python(new, fallback=str)
+            hasher.update(json.dumps(new, sort_keys=True).encode())
+        final = hasher.copy()
+        final.update(b"\0" + agent.encode())
+        asked: JsonObject = {"prefix": prefix, "items": new}
+        if prefix["step"] is None or instructions != self._instructions:
+            asked["instructions"] = instructions
+        return asked, final.hexdigest(), hasher
+
+
+def text_of(response: ModelResponse) -> str:
+    """All text of an answer, joined."""
+    return "".join(
+        part.text or ""
+        for item in response.output
+        if isinstance(item, ResponseOutputMessage)
+        for part in item.content
+        if part.type == "output_text"
+    )
+
+
+def response_to_json(response: ModelResponse) -> JsonObject:
+    """A model's answer as the ledger holds it."""
+    usage = response.usage
+    return {
+        "output": [
+            (
+                item.model_dump(mode="json", exclude_unset=True, warnings=False)
+                if isinstance(item, BaseModel)
+                else item
+            )
+            for item in response.output
+        ],
+        "response_id": response.response_id,
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+            "cached": usage.input_tokens_details.cached_tokens,
+            "reasoning": usage.output_tokens_details.reasoning_tokens,
+        },
+    }
+
+
+_COMMON: dict[str, type[BaseModel]] = {
+    "message": ResponseOutputMessage,
+    "function_call": ResponseFunctionToolCall,
+    "reasoning": ResponseReasoningItem,
+}
+
+
+def response_from_json(value: JsonObject) -> ModelResponse:
+    """The inverse of ``response_to_json``."""
+    return ModelResponse(
+        output=[_output_item(item) for item in value["output"]],
+        usage=make_usage(**value["usage"]),
+        response_id=value["response_id"],
+    )
+
+
+def _output_item(value: JsonObject) -> TResponseOutputItem:
+    kind = _COMMON.get(value.get("type", ""))
+    if kind is not None:
+        try:
+            return cast(TResponseOutputItem, kind.model_validate(value))
+        except ValidationError:
+            pass  # a provider's own shape: taken as it is, like the first time
+    return cast(TResponseOutputItem, construct_type(type_=ResponseOutputItem, value=value))
+
+
+def _as_response(answer: ModelResponse) -> Response:
+    usage = answer.usage
+    return Response.model_construct(
+        id=answer.response_id or "",
+        object="response",
+        created_at=0,
+        model="",
+        output=list(answer.output),
+        parallel_tool_calls=True,
+        tool_choice="auto",
+        tools=[],
+        usage=ResponseUsage.model_construct(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.total_tokens,
+            input_tokens_details=usage.input_tokens_details,
+            output_tokens_details=usage.output_tokens_details,
+        ),
+    )

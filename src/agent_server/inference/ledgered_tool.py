@@ -1,0 +1,333 @@
+"""Every function tool's call in a durable run as a step of the ledger.
+
+Leans on the SDK's ``FunctionTool`` and on the journal's port. Refuses to know where tools come
+from: functions, MCP tools and agents as tools are all told apart by what the SDK says of them.
+
+The tool object stays the user's own, so that hooks and identity checks see what they know; only
+its invoker is exchanged for one that does nothing outside a durable run. The exchange happens
+when a model is about to be asked with the tool, since nothing can call it before.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from types import SimpleNamespace
+from typing import Any, cast
+
+import anyio
+from agents import FunctionTool, Tool
+from agents.agent_tool_state import get_agent_tool_state_scope, peek_agent_tool_run_result
+from agents.exceptions import ToolTimeoutError
+from agents.tool import (
+    _FailureHandlingFunctionToolInvoker,
+    _get_function_tool_invoke_context,
+    default_tool_timeout_error_message,
+)
+from agents.tool_context import ToolContext
+
+from agent_server.domain.agents import ToolEffect
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import ErrorInfo, ToolError
+from agent_server.domain.events import ApprovalRequested
+from agent_server.domain.runs import Usage, WaitingFor
+from agent_server.execution.ports import StepRecord, Suspend
+from agent_server.inference.durable_run import PLACE, DurableRun, Place, at
+from agent_server.inference.tool_output import output_from_json, output_to_json
+
+Invoke = Callable[[Any, str], Awaitable[Any]]
+_CALLED = Usage(tool_calls=1)
+_FAILURE = "_agent_server_failure"
+_OURS = "__agent_server_ledgered__"
+
+
+def instrument(tools: Iterable[Tool]) -> None:
+    """Make the calls of ``tools`` steps of whichever durable run they happen in."""
+    for tool in tools:
+        if not isinstance(tool, FunctionTool):
+            continue
+        invoke = tool.on_invoke_tool
+        if isinstance(invoke, _LedgeredInvoker) or hasattr(invoke, _OURS):
+            continue
+        if isinstance(invoke, _FailureHandlingFunctionToolInvoker):
+            tool.on_invoke_tool = _LedgeredInvoker(tool, invoke)
+        else:
+            tool.on_invoke_tool = _ledgered(tool, invoke)
+
+
+class _LedgeredInvoker(_FailureHandlingFunctionToolInvoker):
+    """The SDK's own invoker of a function tool, with the ledger around it.
+
+    A subclass, because the SDK knows by its type that a tool came from a plain function.
+    """
+
+    def __init__(self, tool: FunctionTool, inner: _FailureHandlingFunctionToolInvoker) -> None:
+        super().__init__(
+            inner._invoke_tool_impl,
+            partial(_note_failure, inner._on_handled_error),
+            function_tool=tool,
+        )
+        for name, value in vars(inner).items():
+            if name not in vars(self):
+                setattr(self, name, value)
+
+    async def __call__(self, ctx: ToolContext[Any], input: str) -> Any:
+        place = PLACE.get()
+        tool = self._function_tool
+        if place is None or tool is None:
+            return await super().__call__(ctx, input)
+        return await call_tool(place, tool, ctx, input, super().__call__)
+
+
+def _note_failure(
+    told: Callable[[FunctionTool, Exception, str, ToolContext[Any]], None],
+    tool: FunctionTool,
+    error: Exception,
+    arguments: str,
+    context: ToolContext[Any],
+) -> None:
+    """Remember the error that the SDK is about to turn into text for the model."""
+    setattr(context, _FAILURE, error)
+    told(tool, error, arguments, context)
+
+
+def _ledgered(tool: FunctionTool, invoke: Invoke) -> Invoke:
+    narrow = cast(FunctionTool, SimpleNamespace(on_invoke_tool=invoke))
+
+    async def inner(context: ToolContext[Any], arguments: str) -> Any:
+        return await invoke(_get_function_tool_invoke_context(narrow, context), arguments)
+
+    async def ledgered(context: ToolContext[Any], arguments: str) -> Any:
+        place = PLACE.get()
+        if place is None:
+            return await inner(context, arguments)
+        return await call_tool(place, tool, context, arguments, inner)
+
+    setattr(ledgered, _OURS, True)
+    return ledgered
+
+
+async def call_tool(
+    place: Place,
+    tool: FunctionTool,
+    context: ToolContext[Any],
+    arguments: str,
+    invoke: Invoke,
+) -> Any:
+    """Call ``tool`` once in the life of the run, or give what it gave in an earlier attempt.
+
+    Raises what the tool raises; ``ToolError`` where the recorded call had raised; and
+    ``Suspend`` (which also stops the run) for a call that may or may not have happened.
+    """
+    run = place.run
+    run.check()
+    name = tool.qualified_name
+    digest = sha256(f"{name}\0{arguments}".encode()).hexdigest()
+    key, earlier = place.scope.tool_call(context.tool_call_id, digest)
+    if earlier is not None and earlier.status == "done":
+        return output_from_json(tool, earlier.output)
+    if earlier is not None and earlier.status == "failed":
+        if earlier.output is not None:
+            return output_from_json(tool, earlier.output)
+        message = earlier.error.message if earlier.error else f"Tool {name!r} failed."
+        raise ToolError(message, hint=earlier.error.hint if earlier.error else None)
+    agent = getattr(context.agent, "name", None)
+    step = StepRecord(
+        key=key,
+        kind="tool",
+        name=name,
+        agent=agent,
+        input=_arguments(arguments),
+        input_hash=digest,
+        attempts=earlier.attempts + 1 if earlier is not None else 1,
+    )
+    container = tool._is_agent_tool
+    effect = ToolEffect.IDEMPOTENT if container else run.policies.effect(name, _hints(tool))
+    if earlier is not None and not effect.repeatable:
+        await _stop_in_doubt(run, earlier)
+    if run.policies.approval(name):
+        await ask_approval(run, key, name, step.input)
+    call = _Call(run, tool, effect, step)
+    await run.write(run.journal.begin(step, commit=not effect.repeatable))
+    with at(Place(run, place.scope.ledger.scope(key))):
+        if container:
+            return await call.carry_out(context, arguments, invoke)
+        with run.acting():
+            return await call.carry_out(context, arguments, invoke)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call that is really made."""
+
+    run: DurableRun
+    tool: FunctionTool
+    effect: ToolEffect
+    step: StepRecord
+
+    async def carry_out(self, context: ToolContext[Any], arguments: str, invoke: Invoke) -> Any:
+        run, tool = self.run, self.tool
+        limit_s, own = self._limit_s()
+        output: Any = None
+        timed_out = True
+        try:
+            with anyio.move_on_after(limit_s):
+                output = await invoke(context, arguments)
+                timed_out = False
+        except asyncio.CancelledError:
+            # Cancelled from outside: it stays as begun. The tool's own doing: it has failed.
+            run.check()
+            if _self_cancelled():
+                await self._failed(ErrorInfo(code=ToolError.code, message="The tool cancelled."))
+            raise
+        except Exception as error:
+            run.check()
+            await self._failed(_tool_error(error))
+            raise
+        run.check()
+        if timed_out:
+            return await self._timed_out(context, cast(float, limit_s), own)
+        if tool._is_agent_tool and _interrupted(context):
+            return output
+        failure = getattr(context, _FAILURE, None)
+        if isinstance(failure, Exception):
+            setattr(context, _FAILURE, None)
+            await self._failed(_tool_error(failure), output)
+        else:
+            done = self.step.done(output_to_json(tool, output), _CALLED)
+            await run.write(run.journal.finish(done, commit=self._commits()))
+        run.check()
+        return output
+
+    def _commits(self) -> bool:
+        return self.effect is not ToolEffect.NONE and not self.tool._is_agent_tool
+
+    def _limit_s(self) -> tuple[float | None, bool]:
+        """Seconds the call may take, and whether it is the tool's own limit.
+
+        The tool's own is anticipated by a moment, so that the ledger learns of it before the SDK.
+        """
+        policy = self.run.policies.timeout_s(self.tool.qualified_name)
+        if policy is None and not self.tool._is_agent_tool:
+            policy = self.run.tool_timeout_s
+        own = self.tool.timeout_seconds
+        if own is not None and (policy is None or own <= policy):
+            return own - min(0.01, own * 0.02), True
+        return policy, False
+
+    async def _timed_out(self, context: ToolContext[Any], limit_s: float, own: bool) -> Any:
+        """What the model is told; the same on replay."""
+        tool = self.tool
+        seconds = tool.timeout_seconds if own and tool.timeout_seconds else limit_s
+        error = ToolTimeoutError(tool_name=tool.name, timeout_seconds=seconds)
+        info = ErrorInfo(
+            code=ToolError.code,
+            message=str(error),
+            hint="Set the tool's `timeout_s` in agent-server.toml, or AGENT_SERVER_TOOL_TIMEOUT_S.",
+        )
+        if own and tool.timeout_behavior == "raise_exception":
+            await self._failed(info)
+            raise error
+        if own and tool.timeout_error_function is not None:
+            told = tool.timeout_error_function(context, error)
+            text = await told if isinstance(told, Awaitable) else told
+        else:
+            text = default_tool_timeout_error_message(tool_name=tool.name, timeout_seconds=seconds)
+            if not self.effect.repeatable:
+                text += " It may or may not have taken effect."
+        await self._failed(info, text)
+        return text
+
+    async def _failed(self, error: ErrorInfo, told: Any = None) -> None:
+        """Record the failure and what the model is told of it; with nothing told, it is raised."""
+        output = None if told is None else output_to_json(self.tool, told)
+        failed = self.step.failed(error, _CALLED, output=output)
+        await self.run.write(self.run.journal.finish(failed, commit=self._commits()))
+
+
+async def _stop_in_doubt(run: DurableRun, earlier: StepRecord) -> None:
+    detail = (
+        f"Tool {earlier.name!r} was called and the process died before it ended: "
+        "it may or may not have taken effect."
+    )
+    await run.write(run.journal.in_doubt(earlier, detail))
+    task = run.journal.task_id
+    await run.suspend(
+        Suspend(WaitingFor(kind="reconciliation", detail=detail, step=earlier.key, task_id=task))
+    )
+
+
+async def ask_approval(run: DurableRun, key: str, tool: str, arguments: Any) -> None:
+    """Ask, once, for consent to the call at ``key``, and stop the run to wait for it."""
+    journal = run.journal
+    asked = f"{key}/approval"
+    if asked not in journal.recorded(asked):
+        identity = sha256(f"{journal.run_id}\0{key}".encode()).hexdigest()[:32]
+        step = StepRecord(key=asked, kind="value", name="approval", input=arguments)
+        await run.write(journal.begin(step, commit=False))
+        run.loop.call_soon_threadsafe(
+            journal.emit,
+            ApprovalRequested(
+                approval_id=f"appr_{identity}", step=key, tool=tool, arguments=arguments
+            ),
+        )
+        await run.write(journal.finish(step.done(identity)))
+    detail = f"Tool {tool!r} needs approval to be called with {json.dumps(arguments)[:1000]}."
+    await run.suspend(
+        Suspend(WaitingFor(kind="approval", detail=detail, step=key, task_id=journal.task_id))
+    )
+
+
+def _arguments(arguments: str) -> Any:
+    """The arguments as JSON; as text where they do not parse."""
+    try:
+        return json.loads(arguments) if arguments else {}
+    except ValueError:
+        return arguments
+
+
+def _hints(tool: FunctionTool) -> JsonObject | None:
+    """What an MCP server said of its tool."""
+    given = tool._mcp_annotations
+    if given is None:
+        return None
+    return {
+        "read_only": _hint(given, "read_only_hint", "readOnlyHint"),
+        "idempotent": _hint(given, "idempotent_hint", "idempotentHint"),
+    }
+
+
+def _hint(given: object, *names: str) -> bool | None:
+    for name in names:
+        value = getattr(given, name, None)
+        if value is not None:
+            return bool(value)
+    return None
+
+
+def _tool_error(error: Exception) -> ErrorInfo:
+    text = str(error) or "no message"
+    return ErrorInfo(code=ToolError.code, message=f"{type(error).__name__}: {text}")
+
+
+def _interrupted(context: ToolContext[Any]) -> bool:
+    """Whether an agent as a tool stands still for an approval inside it."""
+    call = getattr(context, "tool_call", None)
+    if call is None:
+        return False
+    nested = peek_agent_tool_run_result(call, scope_id=get_agent_tool_state_scope(context))
+    return bool(getattr(nested, "interruptions", None))
+
+
+def _self_cancelled() -> bool:
+    """Whether nobody asked the current task to stop: a tool raised ``CancelledError`` itself.
+
+    Python 3.10 cannot tell; the call is then left as begun.
+    """
+    task = asyncio.current_task()
+    if sys.version_info < (3, 11) or task is None:
+        return False
+    return task.cancelling() == 0
