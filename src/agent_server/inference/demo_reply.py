@@ -34,6 +34,11 @@ _SCHEMA_ASKED = re.compile(r"JSON Schema:\s*(?=\{)")
 _OPTIONS = re.compile(
     r"\b(?:compare|between|choose|either|decide)\b[^:.?]*?[: ]\s*(.+)", re.I | re.S
 )
+_SEVERAL = re.compile(
+    r"\bcompare\s+((?:two|three|four|five|six|several|some|\d+)\s+.+?)"
+    r"(?=,?\s+and\s+(?:recommend|choose|pick|say|tell|decide|explain)\b|[.?!]|$)",
+    re.I | re.S,
+)
 _WORD = re.compile(r"[A-Za-zÀ-ÿ]{2,}")
 _STOP = frozenset(
     "about after also answer because before being could does doing each every from given gives "
@@ -223,13 +228,10 @@ def _plan(said: str, everything: str, schema: Mapping[str, Any]) -> str:
             for n, option in enumerate(options, 1)
         ]
     else:
-        sides = [
-            (
-                "facts",
-                f"Collect, as of today's date, what is known about: {subject}",
-                ("current_time",),
-            ),
-        ]
+        several = _SEVERAL.search(goal)
+        what = f"list {several.group(1)}, and" if several else "collect"
+        text = f"As of today's date, {what} what is known about: {subject}"
+        sides = [("facts", text, ("current_time",))]
     weighing = f"({weights[0]} + {weights[1]} + {weights[2]}) / 100"
     sides.append(
         (
@@ -306,7 +308,7 @@ def _options(goal: str) -> list[str]:
         return []
     listed = re.split(
         r"\.|\?|;| and (?:recommend|choose|pick|say|tell|decide|explain)\b",
-        found.group(1) if found else goal,
+        found.group(1) if found else goal.split(":")[-1],
     )[0]
     parts = re.split(r"\s*,\s*(?:and |or )?|\s+(?:or|vs\.?|versus|and)\s+", listed, flags=re.I)
     options = [part.strip(" :'\"") for part in parts]
@@ -350,7 +352,7 @@ def _answer(talk: _Talk) -> str:
         return f"{LABEL} There is nothing to answer yet: send me a message."
     if not talk.outputs and not talk.earlier:
         return (
-            f"{LABEL} You said: “{_short(talk.task, 300)}”. I am a stand-in without knowledge of "
+            f"{LABEL} Hello! You said: “{_short(talk.task, 300)}”. I am a stand-in without knowledge of "
             "my own: I plan, call tools and pass results on, always in the same way. Set "
             "OPENAI_API_KEY, or OPENAI_BASE_URL, for answers from a real model."
         )

@@ -18,6 +18,9 @@ CONNECT_TIMEOUT_S = 20.0
 IDLE_S = 30.0
 """How long an unused connection is kept."""
 IDLE_CONNECTIONS = 200
+STALE_S = 1.0
+"""A kept connection that ends within this time, without a byte, was closed before we wrote; the
+request goes out once more on another."""
 READ_AHEAD_BYTES = 1 << 20
 """How much of an answer may wait for its reader before the socket is left unread."""
 
@@ -230,6 +233,7 @@ class DirectServer:
         head = "\r\n".join(lines).encode("latin-1")
         while True:
             connection, reused = await self._connection(silence_s)
+            sent = connection.loop.time()
             try:
                 connection.send(head, body)
                 while not connection.head_done and connection.error is None:
@@ -239,8 +243,9 @@ class DirectServer:
                 raise
             if connection.error is None:
                 return _DirectExchange(self, connection, silence_s)
-            stale = reused and not connection.started and isinstance(connection.error, Broken)
-            if not stale:
+            soon = connection.loop.time() - sent < STALE_S
+            untouched = not connection.started and isinstance(connection.error, Broken)
+            if not (reused and untouched and soon):
                 raise connection.error
 
     async def _connection(self, silence_s: float) -> tuple[_Connection, bool]:
