@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import anyio
 import structlog
 from sqlalchemy import Connection, Row
 
@@ -596,9 +597,11 @@ class Engine:
             future = await asyncio.shield(begun)
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.wait([begun])
-            if not (self.draining or parent.lost or parent.local.cancel_reason is not None):
-                await self._cancel_child(parent.local, spec.path)
+            # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([begun])
+                if not (self.draining or parent.lost or parent.local.cancel_reason is not None):
+                    await self._cancel_child(parent.local, spec.path)
             raise
         finally:
             self._take_slot_back(parent)
@@ -725,9 +728,7 @@ class Engine:
             await asyncio.wait([child.task], timeout=CANCEL_WAIT_S)
             return
         run_id = local.snapshot.id
-        await asyncio.shield(
-            self.database.write(lambda c: store.cancel_idle_task(c, run_id, path, utcnow()))
-        )
+        await self.database.write(lambda c: store.cancel_idle_task(c, run_id, path, utcnow()))
 
     def _yield_slot(self, attempt: Attempt) -> None:
         """While it awaits children, the parent takes no slot."""
