@@ -129,7 +129,7 @@ async def test_a_reader_that_reads_nothing_is_given_up_and_memory_stays_bounded(
     async with listening(server.app) as port:
         async with stream(port, f"{RUNS}/{run_id}/events"):
             await until(lambda: server.streams.open == 1)
-            for n in range(300):
+            for _ in range(300):
                 server.runs.say(run_id, "message.delta", text="x" * 100_000)
                 await asyncio.sleep(0)
             await until(lambda: server.streams.open == 0)

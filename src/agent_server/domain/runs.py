@@ -62,30 +62,83 @@ class Usage(Frozen):
 class RunRequest(Frozen):
     """The body of ``POST /api/v1/runs``: exactly one of goal, agent, workflow."""
 
-    goal: str | None = Field(default=None, min_length=1, max_length=100_000)
-    role: str | None = Field(default=None, max_length=10_000)
-    task: str | None = Field(default=None, max_length=100_000)
-    expected_output: str | JsonObject | None = None
-    tools: tuple[str, ...] | None = Field(default=None, max_length=200)
-    agents: tuple[str, ...] | None = Field(default=None, max_length=200)
+    goal: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100_000,
+        description="What is to be reached; the planner makes the plan.",
+    )
+    role: str | None = Field(
+        default=None, max_length=10_000, description="With `goal`: whom the agents act as."
+    )
+    task: str | None = Field(
+        default=None, max_length=100_000, description="With `goal`: the work in more detail."
+    )
+    expected_output: str | JsonObject | None = Field(
+        default=None,
+        description="With `goal`: what is to come out, in words or as a JSON Schema that is enforced.",
+    )
+    tools: tuple[str, ...] | None = Field(
+        default=None,
+        max_length=200,
+        description="With `goal`: the only tools that the plan may use, by name.",
+    )
+    agents: tuple[str, ...] | None = Field(
+        default=None,
+        max_length=200,
+        description="With `goal`: the only agents that the plan may use, by name.",
+    )
 
-    agent: str | None = Field(default=None, min_length=1, max_length=200)
-    input: str | list[JsonObject] | None = None
+    agent: str | None = Field(
+        default=None, min_length=1, max_length=200, description="One agent, by name; needs `input`."
+    )
+    input: str | list[JsonObject] | None = Field(
+        default=None, description="With `agent`: a text, or a list of input items."
+    )
 
-    workflow: str | JsonObject | None = None
-    variables: JsonObject | None = None
+    workflow: str | JsonObject | None = Field(
+        default=None, description="A workflow, by name or as a definition."
+    )
+    variables: JsonObject | None = Field(default=None, description="With `workflow`: its inputs.")
 
-    session_id: str | None = Field(default=None, min_length=1, max_length=200)
-    approach: str | None = Field(default=None, max_length=100)
-    model: str | None = Field(default=None, min_length=1, max_length=200)
-    context: JsonObject = Field(default_factory=dict)
-    review: Literal["none", "plan"] = "none"
-    budget: Budget | None = None
-    subject: str | None = Field(default=None, max_length=200)
-    metadata: JsonObject = Field(default_factory=dict)
-    start_after: datetime | None = None
-    stream: bool = False
-    store: bool = True
+    session_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="The conversation that the run continues.",
+    )
+    approach: str | None = Field(
+        default=None,
+        max_length=100,
+        description="How a task is reasoned about, by name, or `auto`.",
+    )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="The model of every agent that names none.",
+    )
+    context: JsonObject = Field(
+        default_factory=dict, description="What agents and workflows may know besides."
+    )
+    review: Literal["none", "plan"] = Field(
+        default="none", description="`plan` waits until a person has seen the plan."
+    )
+    budget: Budget | None = Field(default=None, description="Ceilings over the whole run.")
+    subject: str | None = Field(
+        default=None, max_length=200, description="The person whom the data is about."
+    )
+    metadata: JsonObject = Field(
+        default_factory=dict, description="Yours; kept and answered as it is."
+    )
+    start_after: datetime | None = Field(
+        default=None, description="Not before this moment (RFC 3339)."
+    )
+    stream: bool = Field(default=False, description="The answer is the event stream.")
+    store: bool = Field(
+        default=True,
+        description="False: nothing is kept and nothing survives a crash; only for an agent, with `stream` or `?wait=`.",
+    )
     """False: nothing is stored and nothing survives a crash; only for an agent, and only with
     ``stream`` or ``?wait=``, since there is nothing to come back to."""
 
