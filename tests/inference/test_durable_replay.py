@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from agent_server.domain.agents import ToolEffect
 from agent_server.domain.errors import GuardrailTripped
 from agent_server.inference.durable_run import HintedPolicies
+from agent_server.testing.journal import memory_context
 from tests.support.durable import (
     Scene,
     call,
@@ -35,7 +36,6 @@ from tests.support.durable import (
     replay_from_every_prefix,
     say,
 )
-from agent_server.testing.journal import memory_context
 
 
 class Effects(HintedPolicies):

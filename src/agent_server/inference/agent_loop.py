@@ -12,7 +12,7 @@ from traceback import format_exception
 from typing import Any, Protocol
 
 import structlog
-from agents import Agent, FunctionTool, ModelProvider, RunHooks, RunItem, Runner, RunResult
+from agents import Agent, FunctionTool, ModelProvider, RunHooks, RunItem, RunResult
 from agents.tool import invoke_function_tool
 from agents.tool_context import ToolContext
 
@@ -28,8 +28,8 @@ from agent_server.inference.durable_run import (
     enter,
 )
 from agent_server.inference.failures import SEE_LOG, as_run_error
-from agent_server.inference.hosting import configured, hooked, install
-from agent_server.inference.ledgered_model import History, LedgeredModel
+from agent_server.inference.hosting import install, run_at
+from agent_server.inference.ledgered_model import History
 from agent_server.inference.ledgered_tool import ask_approval, instrument
 from agent_server.inference.tool_output import json_value
 from agent_server.settings import Settings
@@ -122,18 +122,17 @@ class AgentLoop:
         given: str | list[Any] = input
         if session is not None and isinstance(input, str):
             given = [{"role": "user", "content": input}]
-        ledgered = LedgeredModel(
-            place, self._provider, history=History(session_id, history) if session_id else None
-        )
+        earlier = History(session_id, history) if session_id and history else None
         try:
             with at(place):
-                result = await Runner.run(
+                result = await run_at(
+                    place,
                     agent,
                     [*history, *given] if history else given,
+                    history=earlier,
                     context=context,
                     max_turns=turns,
-                    hooks=hooked(ledgered, hooks),
-                    run_config=configured(place, ledgered),
+                    hooks=hooks,
                 )
         except asyncio.CancelledError as cancelled:
             run.stop(cancelled)

@@ -57,6 +57,11 @@ class Scope:
             if step.input_hash and key.startswith(start) and "/" not in key[len(start) :]:
                 self._by_digest.setdefault(step.input_hash, []).append(key)
 
+    @property
+    def used(self) -> bool:
+        """Whether any call was made here in this attempt."""
+        return bool(self._claimed)
+
     def model_call(self, digest: str, agent: str) -> tuple[str, StepRecord | None]:
         """The key of a model call, and what an earlier attempt recorded under it, if anything."""
         self._calls += 1

@@ -6,7 +6,7 @@ exceptions of tools into text for the model.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -71,7 +71,7 @@ class DurableRun:
     tracing_disabled: bool = True
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     stopped: BaseException | None = None
-    _busy: int = 0
+    _acting: set[str] = field(default_factory=set)
     _quiet: "asyncio.Event" = field(default_factory=asyncio.Event)
 
     @property
@@ -103,29 +103,41 @@ class DurableRun:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     @contextmanager
-    def acting(self) -> Iterator[None]:
-        """While a tool acts; ``suspend`` waits for these, so that none is cut off half done."""
-        self._busy += 1
+    def acting(self, key: str) -> Iterator[None]:
+        """While the tool call ``key`` acts: ``suspend`` lets it end, so that none is cut off."""
+        self._acting.add(key)
         self._quiet.clear()
         try:
             yield
         finally:
-            self._busy -= 1
-            if self._busy == 0:
-                self.loop.call_soon_threadsafe(self._quiet.set)
+            self._acting.discard(key)
+            if not self._acting:
+                self.on_loop(self._quiet.set)
+
+    def on_loop(self, act: Callable[..., None], *args: Any) -> None:
+        """``act(*args)`` on the run's own loop: at once if this is it."""
+        if asyncio.get_running_loop() is self.loop:
+            act(*args)
+        else:
+            self.loop.call_soon_threadsafe(act, *args)
 
     async def quiet(self, within_s: float | None = None) -> None:
         """Return when no tool acts, or after ``within_s``."""
-        if self._busy == 0:
+        if not self._acting:
             return
         try:
             await asyncio.wait_for(self._quiet.wait(), within_s)
         except (asyncio.TimeoutError, TimeoutError):
             return
 
-    async def suspend(self, reason: Suspend) -> None:
-        """Stop the run to wait for a decision, once the tools that act have ended. Raises it."""
+    async def suspend(self, key: str, reason: Suspend) -> None:
+        """Stop the run at the call ``key`` to wait for a decision. Raises ``reason``, or what
+        stopped the run before.
+
+        Tools that act are let end first; not those that this call is itself a part of.
+        """
         self.stop(reason)
+        self._acting = {other for other in self._acting if not key.startswith(f"{other}/")}
         await self.at_home(self.quiet())
         self.check()
 

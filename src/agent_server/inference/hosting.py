@@ -16,12 +16,9 @@ from agents.result import RunResult, RunResultStreaming
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
 
 from agent_server.inference.durable_run import PLACE, Place
-from agent_server.inference.ledgered_model import LedgeredModel
+from agent_server.inference.ledgered_model import History, LedgeredModel
 
-_TEMPLATE = RunConfig(
-    tracing_disabled=True,
-    tool_not_found_behavior="return_error_to_model",
-)
+_TEMPLATE = RunConfig(tool_not_found_behavior="return_error_to_model")
 """Of a run that brings no configuration. A tool that does not exist is told to the model, which
 may recover within its turns."""
 
@@ -43,6 +40,28 @@ def set_tool_threads(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
+async def run_at(
+    place: Place,
+    agent: Agent[Any],
+    input: str | list[Any],
+    *,
+    history: History | None,
+    context: Any,
+    max_turns: int,
+    hooks: RunHooks[Any] | None,
+) -> RunResult:
+    """The outermost run of a durable one. ``history`` is what ``input`` begins with."""
+    model = LedgeredModel(place, place.run.provider, history=history)
+    return await _PLAIN.run(
+        agent,
+        input,
+        context=context,
+        max_turns=max_turns,
+        hooks=_hooked(model, hooks),
+        run_config=_configured(place, model, _TEMPLATE),
+    )
+
+
 class DurableRunner(AgentRunner):
     """The SDK's runner; inside a durable run, every model is ledgered."""
 
@@ -50,7 +69,7 @@ class DurableRunner(AgentRunner):
         place = PLACE.get()
         if place is not None:
             place.run.check()
-            kwargs.update(_durable(place, kwargs.get("run_config"), kwargs.get("hooks")))
+            kwargs.update(_nested(place, kwargs.get("run_config"), kwargs.get("hooks")))
         return await super().run(starting_agent, input, **kwargs)
 
     def run_streamed(
@@ -59,46 +78,48 @@ class DurableRunner(AgentRunner):
         place = PLACE.get()
         if place is not None:
             place.run.check()
-            kwargs.update(_durable(place, kwargs.get("run_config"), kwargs.get("hooks")))
+            kwargs.update(_nested(place, kwargs.get("run_config"), kwargs.get("hooks")))
         return super().run_streamed(starting_agent, input, **kwargs)
 
 
-def _durable(
+_PLAIN = AgentRunner()
+
+
+def _nested(
     place: Place, given: RunConfig | dict[str, Any] | None, hooks: RunHooks[Any] | None
 ) -> dict[str, Any]:
-    """The run's configuration and hooks, with each model call made a step at ``place``."""
-    config = RunConfig(**given) if isinstance(given, dict) else given
-    outer = config.model if config is not None else None
+    """Configuration and hooks of a run inside a durable one, each model call a step at ``place``.
+
+    An agent as a tool inherits the configuration of the run around it, its ledgered model
+    included; a configuration of the user's own keeps its model and its provider.
+    """
+    config = RunConfig(**given) if isinstance(given, dict) else given or _TEMPLATE
+    outer = config.model
     if isinstance(outer, LedgeredModel):
         model = LedgeredModel(place, outer.provider, outer.override)
     else:
         model = LedgeredModel(place, _provider(place, config), outer)
-    return {"run_config": configured(place, model, config), "hooks": hooked(model, hooks)}
+    return {"run_config": _configured(place, model, config), "hooks": _hooked(model, hooks)}
 
 
-def configured(place: Place, model: LedgeredModel, given: RunConfig | None = None) -> RunConfig:
-    """``given`` with ``model`` for every agent."""
-    base = _TEMPLATE if given is None else given
+def _configured(place: Place, model: LedgeredModel, base: RunConfig) -> RunConfig:
+    """``base`` with ``model`` for every agent."""
     return dataclasses.replace(
         base,
         model=model,
         model_provider=model.provider,
-        tracing_disabled=(
-            base.tracing_disabled and place.run.tracing_disabled
-            if given is None
-            else given.tracing_disabled or place.run.tracing_disabled
-        ),
+        tracing_disabled=base.tracing_disabled or place.run.tracing_disabled,
     )
 
 
-def hooked(model: LedgeredModel, hooks: RunHooks[Any] | None) -> RunHooks[Any]:
+def _hooked(model: LedgeredModel, hooks: RunHooks[Any] | None) -> RunHooks[Any]:
     """``hooks``, and ``model`` told which agent it answers for."""
     return _Hooks(model) if hooks is None else _ForwardingHooks(model, hooks)
 
 
-def _provider(place: Place, config: RunConfig | None) -> ModelProvider:
+def _provider(place: Place, config: RunConfig) -> ModelProvider:
     """The run's own provider, if its configuration brings one; else ours."""
-    if config is None or type(config.model_provider) is MultiProvider:
+    if type(config.model_provider) is MultiProvider:
         return place.run.provider
     return config.model_provider
 

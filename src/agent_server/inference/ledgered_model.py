@@ -5,7 +5,6 @@ which provider answers and how the journal stores: it asks once, records the ans
 the recorded answer on replay without events.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -13,7 +12,6 @@ from hashlib import sha256
 from typing import Any, cast
 
 from agents import (
-    Agent,
     AgentOutputSchemaBase,
     Handoff,
     Model,
@@ -43,7 +41,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import ModelError, error_info
+from agent_server.domain.errors import error_info
 from agent_server.domain.events import MessageCompleted
 from agent_server.domain.runs import Usage
 from agent_server.execution.ports import StepRecord

@@ -35,6 +35,7 @@ from agent_server.domain.errors import ErrorInfo, ToolError
 from agent_server.domain.events import ApprovalRequested
 from agent_server.domain.runs import Usage, WaitingFor
 from agent_server.execution.ports import StepRecord, Suspend
+from agent_server.inference.claims import Scope
 from agent_server.inference.durable_run import PLACE, DurableRun, Place, at
 from agent_server.inference.tool_output import output_from_json, output_to_json
 
@@ -150,12 +151,13 @@ async def call_tool(
         await _stop_in_doubt(run, earlier)
     if run.policies.approval(name):
         await ask_approval(run, key, name, step.input)
-    call = _Call(run, tool, effect, step)
+    inside = place.scope.ledger.scope(key)
+    call = _Call(run, tool, effect, step, inside)
     await run.write(run.journal.begin(step, commit=not effect.repeatable))
-    with at(Place(run, place.scope.ledger.scope(key))):
+    with at(Place(run, inside)):
         if container:
             return await call.carry_out(context, arguments, invoke)
-        with run.acting():
+        with run.acting(key):
             return await call.carry_out(context, arguments, invoke)
 
 
@@ -167,6 +169,7 @@ class _Call:
     tool: FunctionTool
     effect: ToolEffect
     step: StepRecord
+    inside: Scope
 
     async def carry_out(self, context: ToolContext[Any], arguments: str, invoke: Invoke) -> Any:
         run, tool = self.run, self.tool
@@ -179,20 +182,21 @@ class _Call:
                 timed_out = False
         except asyncio.CancelledError:
             # Cancelled from outside: it stays as begun. The tool's own doing: it has failed.
-            run.check()
-            if _self_cancelled():
+            if run.stopped is None and _self_cancelled():
                 await self._failed(ErrorInfo(code=ToolError.code, message="The tool cancelled."))
             raise
         except Exception as error:
             run.check()
             await self._failed(_tool_error(error))
             raise
-        run.check()
+        failure = getattr(context, _FAILURE, None)
+        if self.inside.used or isinstance(failure, Exception):
+            # What it says may come of the stop itself, and is not recorded.
+            run.check()
         if timed_out:
             return await self._timed_out(context, cast(float, limit_s), own)
         if tool._is_agent_tool and _interrupted(context):
             return output
-        failure = getattr(context, _FAILURE, None)
         if isinstance(failure, Exception):
             setattr(context, _FAILURE, None)
             await self._failed(_tool_error(failure), output)
@@ -255,9 +259,8 @@ async def _stop_in_doubt(run: DurableRun, earlier: StepRecord) -> None:
     )
     await run.write(run.journal.in_doubt(earlier, detail))
     task = run.journal.task_id
-    await run.suspend(
-        Suspend(WaitingFor(kind="reconciliation", detail=detail, step=earlier.key, task_id=task))
-    )
+    waiting = WaitingFor(kind="reconciliation", detail=detail, step=earlier.key, task_id=task)
+    await run.suspend(earlier.key, Suspend(waiting))
 
 
 async def ask_approval(run: DurableRun, key: str, tool: str, arguments: Any) -> None:
@@ -268,7 +271,7 @@ async def ask_approval(run: DurableRun, key: str, tool: str, arguments: Any) -> 
         identity = sha256(f"{journal.run_id}\0{key}".encode()).hexdigest()[:32]
         step = StepRecord(key=asked, kind="value", name="approval", input=arguments)
         await run.write(journal.begin(step, commit=False))
-        run.loop.call_soon_threadsafe(
+        run.on_loop(
             journal.emit,
             ApprovalRequested(
                 approval_id=f"appr_{identity}", step=key, tool=tool, arguments=arguments
@@ -276,9 +279,8 @@ async def ask_approval(run: DurableRun, key: str, tool: str, arguments: Any) -> 
         )
         await run.write(journal.finish(step.done(identity)))
     detail = f"Tool {tool!r} needs approval to be called with {json.dumps(arguments)[:1000]}."
-    await run.suspend(
-        Suspend(WaitingFor(kind="approval", detail=detail, step=key, task_id=journal.task_id))
-    )
+    waiting = WaitingFor(kind="approval", detail=detail, step=key, task_id=journal.task_id)
+    await run.suspend(key, Suspend(waiting))
 
 
 def _arguments(arguments: str) -> Any:

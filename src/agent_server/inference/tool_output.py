@@ -7,10 +7,15 @@ import math
 from typing import Any
 
 from agents import FunctionTool, ToolOutputFileContent, ToolOutputImage, ToolOutputText
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 _CONTENT = (ToolOutputText, ToolOutputImage, ToolOutputFileContent)
-_BY_TYPE = {"text": ToolOutputText, "image": ToolOutputImage, "file": ToolOutputFileContent}
+_BY_TYPE: dict[str, type[BaseModel]] = {
+    "text": ToolOutputText,
+    "image": ToolOutputImage,
+    "file": ToolOutputFileContent,
+}
 _FORM = "$form"
 """Marks a JSON object that stands for something JSON does not have."""
 
