@@ -6,12 +6,12 @@ errors as problems, and tells log and metrics how the call went. Leans on ASGI, 
 """
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import AsyncIterator, Mapping
 from os import urandom
 from time import perf_counter
 from typing import Final, NamedTuple
 
-import anyio
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,8 +28,24 @@ from agent_server.domain.errors import (
 )
 from agent_server.settings import Settings
 
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from contextlib import asynccontextmanager
+
+    from anyio import fail_after
+
+    @asynccontextmanager
+    async def timeout(delay: float) -> AsyncIterator[None]:
+        """What Python 3.11 has built in, which is much the quicker of the two."""
+        with fail_after(delay):
+            yield
+
+
 CALL: Final = "agent_server.call"
 """Where the scope holds the ``Call``."""
+RAW_SEND: Final = "agent_server.send"
+"""Where the scope holds ``send`` without the layers in between, for what follows the headers."""
 PROBES: Final = frozenset({"/livez", "/readyz"})
 """Open to everybody: they say nothing but whether the server is up."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -89,6 +105,7 @@ class Door:
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
+        scope[RAW_SEND] = send
         error: AgentServerError | None = None
         try:
             origin = self._gate.hosts.allowed_origin(headers)
@@ -154,18 +171,20 @@ class Door:
             nonlocal taken, complete
             if complete:
                 return await receive()
-            with anyio.move_on_after(self._body_timeout_s):
-                message = await receive()
-                taken += len(message.get("body", b""))
-                complete = not message.get("more_body", False)
-                if taken > self._max_body:
-                    raise self._too_large("")
-                return message
-            raise RequestTimeout(
-                f"The body did not arrive within {self._body_timeout_s:g} s.",
-                hint="Send it faster, or raise AGENT_SERVER_BODY_TIMEOUT_S.",
-                headers={"Connection": "close"},
-            )
+            try:
+                async with timeout(self._body_timeout_s):
+                    message = await receive()
+            except TimeoutError as error:
+                raise RequestTimeout(
+                    f"The body did not arrive within {self._body_timeout_s:g} s.",
+                    hint="Send it faster, or raise AGENT_SERVER_BODY_TIMEOUT_S.",
+                    headers={"Connection": "close"},
+                ) from error
+            taken += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if taken > self._max_body:
+                raise self._too_large("")
+            return message
 
         return limited
 

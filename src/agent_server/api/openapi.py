@@ -5,12 +5,13 @@ answer bytes, because that is what a call costs least; so what they read and ans
 once, and refused or written there. Refuses to know what a route does.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
@@ -20,7 +21,7 @@ from agent_server.api.problems import MEDIA_TYPE, Problem
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import RunError, error_codes
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 REF = "#/components/schemas/{model}"
 
 STREAM_EXAMPLE = (
@@ -43,6 +44,13 @@ TAGS = [
     {"name": "catalogue", "description": "What this server can do: agents, tools, models."},
     {"name": "operations", "description": "Probes, metrics and the documentation."},
 ]
+
+
+class DirectRoute(APIRoute):
+    """A route whose handler is called as it is: no dependencies are looked for."""
+
+    def get_route_handler(self) -> Handler:
+        return self.endpoint
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,7 @@ def _reference(model: type[BaseModel]) -> JsonObject:
 def mount(app: FastAPI, routes: list[Route]) -> None:
     """Add ``routes`` to ``app``, and the document that describes them as ``app.openapi``."""
     for route in routes:
-        app.add_api_route(
+        app.router.add_api_route(
             route.path,
             route.handler,
             methods=[route.method],
@@ -201,6 +209,7 @@ def mount(app: FastAPI, routes: list[Route]) -> None:
             response_model=None,
             response_class=Response,
             openapi_extra=route.extra(),
+            route_class_override=DirectRoute,
         )
     models: set[type[BaseModel]] = {Problem}
     for route in routes:

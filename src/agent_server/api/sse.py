@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agent_server.api.door import RAW_SEND
 from agent_server.api.ports import Follow
 from agent_server.domain.errors import RateLimited
 from agent_server.domain.events import Event
@@ -197,6 +198,7 @@ class EventStream(Response):
                     "headers": self.raw_headers,
                 }
             )
+            send = scope.get(RAW_SEND, send)
             self._send = send
             self._mark = self._streams.tick
             last = b""
