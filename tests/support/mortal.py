@@ -2,7 +2,8 @@
 
 ``World`` is what a database would hold: steps, events and ended tasks. ``World.run`` carries a
 root handler out; with ``die_at`` it dies at that boundary, after or before a commit, and whatever
-was not committed is gone. Running again on the same world is the next attempt.
+was not committed is gone. Running again on the same world is the next attempt. A task that stands
+still ends the attempt as well: ``suspended`` holds why.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -163,7 +164,8 @@ class Context:
             end = TaskCompleted(path=spec.path, node=spec.node, output=output)
         except Suspend as suspend:
             world.suspended.append(suspend)
-            await anyio.sleep_forever()
+            world.dead = True
+            raise Died() from None
         except LostLease:
             raise
         except Exception as error:
@@ -197,7 +199,8 @@ async def every_death(
     make: Callable[[], tuple[World, Handler]],
 ) -> AsyncIterator[tuple[World, Any]]:
     """For each boundary of an undisturbed run: a world whose first attempt died there, and what
-    the next attempt gave. The undisturbed one comes first."""
+    the next attempt gave; ``world.suspended`` says if that one stands still for a decision. The
+    undisturbed one comes first."""
     world, handler = make()
     output = await world.run(handler)
     boundaries = world.boundaries
@@ -210,4 +213,8 @@ async def every_death(
             pass
         else:
             raise AssertionError(f"there is no boundary {number} in this run")
-        yield world, await world.run(handler)
+        try:
+            output = await world.run(handler)
+        except Died:
+            assert world.suspended, "the second attempt ends or stands still"
+        yield world, output

@@ -167,9 +167,17 @@ def _unknown(path: str, noun: str, name: str, known: Collection[str]) -> FieldEr
     return FieldError(path=path, message=f"there is no {noun} {name!r}", hint=hint)
 
 
+def _direct(tasks: Sequence[PlanTask]) -> dict[str, list[str]]:
+    """What each task names; two of one id, a fault of its own, count as one."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        found.setdefault(task.id, []).extend(task.depends_on)
+    return found
+
+
 def _ancestors(tasks: Sequence[PlanTask]) -> dict[str, set[str]]:
     """For each task, everything that it waits for, directly or not."""
-    direct = {task.id: set(task.depends_on) for task in tasks}
+    direct = _direct(tasks)
     found: dict[str, set[str]] = {}
     for start in direct:
         seen: set[str] = set()
@@ -185,7 +193,7 @@ def _ancestors(tasks: Sequence[PlanTask]) -> dict[str, set[str]]:
 
 def cycles(tasks: Sequence[PlanTask]) -> list[list[str]]:
     """Each ring of tasks that wait for each other, once, in the order in which they wait."""
-    direct = {task.id: [n for n in task.depends_on] for task in tasks}
+    direct = _direct(tasks)
     above = _ancestors(tasks)
     found: list[list[str]] = []
     placed: set[str] = set()
