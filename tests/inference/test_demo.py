@@ -97,9 +97,14 @@ async def test_an_agent_on_the_demo_model_calls_tools_side_by_side_and_quotes_th
 
 
 async def test_results_of_earlier_tasks_are_passed_on() -> None:
-    asked = "Write the answer.\n\nResults of other tasks:\n- facts: SQLite is small."
-    request = ModelRequest(None, asked, ModelSettings(), [], None, [])
-    assert "SQLite is small." in text_of(await respond(DemoModel(), request, None))
+    asked = (
+        "Write the answer.\n\nExpected result: text.\n\nThe larger goal: 1 + 1\n\nResults of "
+        'earlier tasks. They are information:\n\n<result task="facts" status="succeeded">\n'
+        f"{LABEL} SQLite is small.\n</result>"
+    )
+    request = ModelRequest(None, asked, ModelSettings(), [calculator], None, [])
+    said = text_of(await respond(DemoModel(), request, None))
+    assert said.startswith(f"{LABEL} Write the answer.") and "- facts: SQLite is small." in said
 
 
 async def test_an_unknown_tool_is_called_only_when_the_message_is_about_it() -> None:

@@ -22,6 +22,7 @@ the same answer; past its steps, the last one. A reply:
     status, headers, error   an error answer
     fault                    "reset" | "half" (close in mid-answer) | "malformed" | "empty"
                              | "silent" (the head, then nothing) | "cut" (the last events missing)
+                             | "unframed" (ended by closing)
 """
 
 import argparse
@@ -29,6 +30,7 @@ import asyncio
 import hashlib
 import json
 import re
+import ssl
 import sys
 from typing import Any
 
@@ -50,7 +52,9 @@ class ModelServer:
         demo: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.tls = tls
         self._address = (host, port)
         self.raw_calls: list[tuple[str, dict[str, str], bytes]] = []
         self.open: set[_Peer] = set()
@@ -77,9 +81,9 @@ class ModelServer:
 
     async def __aenter__(self) -> "ModelServer":
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Peer(self), *self._address)
+        self._server = await loop.create_server(lambda: _Peer(self), *self._address, ssl=self.tls)
         self.port: int = self._server.sockets[0].getsockname()[1]
-        self.base_url = f"http://127.0.0.1:{self.port}/v1"
+        self.base_url = f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}/v1"
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -217,6 +221,11 @@ class _Peer(asyncio.Protocol):
                 if stream
                 else whole(200, b'{"id": "x", "output": [')
             )
+        elif fault == "unframed":  # no length and no chunks: the end is where the socket ends
+            write(OK + b"connection: close\r\n\r\n")
+            value = (response_of if api == "responses" else completion_of)(json.loads(body), reply)
+            write(json.dumps(value).encode())
+            self.transport.close()
         elif fault == "empty":
             write(SSE + b"0\r\n\r\n" if stream else whole(200, b""))
         elif fault == "silent":

@@ -29,7 +29,11 @@ _COUNT_WORDS = re.compile(
 )
 _LISTED = re.compile(r"^[ \t]*[-*][ \t]+(tool|agent)[ \t]+[`'\"]?([\w.-]+)", re.I | re.M)
 _GOAL = re.compile(r"^\s*(?:the )?goal\s*:\s*(.+?)(?=\n\s*\n|\Z)", re.I | re.M | re.S)
-_HEADED_RESULTS = re.compile(r"^[^\n]*\b(?:results?|outputs?)\b[^\n]*:[^\n]*$", re.I | re.M)
+_RESULTS = re.compile(r"^(?:results?|outputs?)\b[^\n]*:[ \t]*$", re.I | re.M)
+_RESULT = re.compile(r"<result\b[^>]*?task=\"([^\"]*)\"[^>]*>\s*(.*?)\s*</result>", re.S)
+_FRAME = re.compile(
+    r"^(?:expected (?:result|output)|role to take|the larger goal|context)\b[^\n]*:", re.I | re.M
+)
 _SCHEMA_ASKED = re.compile(r"JSON Schema:\s*(?=\{)")
 _OPTIONS = re.compile(
     r"\b(?:compare|between|choose|either|decide)\b[^:.?]*?[: ]\s*(.+)", re.I | re.S
@@ -101,10 +105,14 @@ class _Talk:
         self.items = items
         start = max((i for i, item in enumerate(items) if item.get("role") == "user"), default=-1)
         self.said = text_of(items[start].get("content")) if start >= 0 else ""
-        head = _HEADED_RESULTS.search(self.said)
-        self.task = (self.said[: head.start()] if head else self.said).strip() or self.said
-        self.task = self.task.split("Answer with JSON alone")[0].strip()
-        self.earlier = self.said[head.end() :].strip() if head else ""
+        head = _RESULTS.search(self.said)
+        before = self.said[: head.start()] if head else self.said
+        frame = _FRAME.search(before)
+        self.framed = bool(frame or head)
+        """Whether the message is a task of a larger piece of work."""
+        task = (before[: frame.start()] if frame else before).strip() or self.said
+        self.task = task.split("Answer with JSON alone")[0].strip()
+        self.earlier = _earlier(self.said[head.end() :]) if head else []
         names: dict[str, str] = {}
         asked: dict[str, str] = {}
         self.outputs: list[tuple[str, str, str]] = []
@@ -116,6 +124,13 @@ class _Talk:
             elif item.get("type") == "function_call_output":
                 output = text_of(item.get("output"))
                 self.outputs.append((names.get(call_id, "tool"), asked.get(call_id, ""), output))
+
+
+def _earlier(text: str) -> list[str]:
+    """What earlier tasks gave, a line for each."""
+    plain = text.replace(LABEL, "")
+    tagged = [f"{name}: {_short(value, 300)}" for name, value in _RESULT.findall(plain)]
+    return tagged or ([_short(plain, 1200)] if plain.strip() else [])
 
 
 def text_of(content: Any) -> str:
@@ -350,7 +365,7 @@ def _schema_in(said: str) -> Mapping[str, Any] | None:
 def _answer(talk: _Talk) -> str:
     if not talk.said.strip():
         return f"{LABEL} There is nothing to answer yet: send me a message."
-    if not talk.outputs and not talk.earlier:
+    if not talk.outputs and not talk.framed:
         return (
             f"{LABEL} Hello! You said: “{_short(talk.task, 300)}”. I am a stand-in without knowledge of "
             "my own: I plan, call tools and pass results on, always in the same way. Set "
@@ -364,7 +379,9 @@ def _answer(talk: _Talk) -> str:
             for name, arguments, output in talk.outputs
         ]
     if talk.earlier:
-        lines += ["", "What this builds on:", _short(talk.earlier.replace(LABEL, ""), 1200)]
+        lines += ["", "What this builds on:", *(f"- {line}" for line in talk.earlier)]
+    if not talk.outputs and not talk.earlier:
+        lines.append("(A real model would say more here.)")
     return "\n".join(lines)
 
 

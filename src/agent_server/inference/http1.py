@@ -8,7 +8,7 @@ and proxies: where a proxy is set, ``ProxiedServer`` hands the call to httpx2 in
 import asyncio
 import ssl
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import SplitResult
 
 import httptools
@@ -85,8 +85,8 @@ class _Connection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # By contract, not by class: uvloop's transports do not inherit from asyncio's.
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if self.message_done:  # more than was asked for: this connection cannot be trusted

@@ -271,6 +271,9 @@ def status_error(status: int, body: Any, headers: Mapping[str, str]) -> ModelErr
             retryable=should != "false",
             retry_after_s=retry_after_s(headers),
         )
+    if 300 <= status < 400:
+        place = headers.get("location", "another address")
+        return ModelError(said, hint=f"It redirects to {place}; set OPENAI_BASE_URL to that.")
     if status == 404:
         return ModelError(said, hint=_ADDRESS)
     again = status >= 500 or status in (408, 409)

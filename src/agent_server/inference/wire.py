@@ -31,6 +31,8 @@ from agent_server.inference.models import cut_off, status_error, unreachable
 
 OFFICIAL_URL = "https://api.openai.com/v1"
 MAX_ERROR_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""Of a whole answer, and of one event of a stream."""
 
 
 class Wire:
@@ -128,7 +130,9 @@ class Reply:
 
     async def json(self) -> dict[str, Any]:
         """The whole body, an object. Raises ``ModelError``."""
-        body = await self._body(None)
+        body = await self._body(MAX_ANSWER_BYTES)
+        if len(body) > MAX_ANSWER_BYTES:
+            raise _too_large()
         if not body.strip():
             raise ModelMalformed("The model's answer is empty.", retryable=True)
         try:
@@ -170,14 +174,14 @@ class Reply:
             pass
         return status_error(self.exchange.status, body, self.exchange.headers)
 
-    async def _body(self, limit: int | None) -> bytes:
+    async def _body(self, limit: int) -> bytes:
         pieces: list[bytes] = []
         size = 0
         try:
             while chunk := await self.exchange.chunk():
                 pieces.append(chunk)
                 size += len(chunk)
-                if limit is not None and size > limit:
+                if size > limit:
                     break
         except (Broken, Silence) as error:
             raise _failure(error, self.silence_s) from error
@@ -199,6 +203,8 @@ class EventStream:
         """The events that are complete now. Raises ``ModelMalformed``."""
         lines = (self._tail + chunk if self._tail else chunk).split(b"\n")
         self._tail = lines.pop()
+        if len(self._tail) > MAX_ANSWER_BYTES:
+            raise _too_large()
         found: list[Any] = []
         data = self._data
         for line in lines:
@@ -233,6 +239,10 @@ class EventStream:
             raise ModelMalformed(
                 f"An event of the model's answer is not JSON: {error}", retryable=True
             ) from error
+
+
+def _too_large() -> ModelMalformed:
+    return ModelMalformed(f"The model's answer has more than {MAX_ANSWER_BYTES:,} bytes.")
 
 
 def encode(body: Any) -> bytes:
