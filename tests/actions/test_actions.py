@@ -1,8 +1,10 @@
 """Actions fire once, through crashes, and their failure is their own."""
 
+import asyncio
 import json
 from typing import Any
 
+import anyio
 import pytest
 
 from agent_server.actions.firing import ActionFiring
@@ -10,11 +12,11 @@ from agent_server.actions.handler import Actions, ActionServices
 from agent_server.actions.ssrf import GuardedHttp
 from agent_server.actions.tasks import ActionTask
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import InvalidRequest
+from agent_server.domain.errors import InvalidRequest, TaskFailed
 from agent_server.domain.plans import PlanAction
-from agent_server.domain.runs import RunRequest
+from agent_server.domain.runs import RunRequest, WaitingFor
 from agent_server.domain.workflows import ToolNode
-from agent_server.execution.ports import TaskContext
+from agent_server.execution.ports import LostLease, Suspend, TaskContext
 from agent_server.workflow.expressions import render
 from tests.actions.conftest import LocalServer
 from tests.support.mortal import Died, World, every_death
@@ -158,6 +160,57 @@ async def test_a_post_that_honours_the_key_is_sent_again_with_the_same_key(
         local_server.seen.clear()
         assert keys == {f"{world.run_id}:action/1/run.succeeded/http/1"}
         assert len(world.of("action.completed")) == 1
+
+
+@pytest.mark.parametrize("stop", ["cancelled", "suspended", "taken over", "failed"])
+async def test_a_root_that_stops_takes_its_actions_along_or_waits_for_them(stop: str) -> None:
+    started, go_on, ended = anyio.Event(), anyio.Event(), []
+
+    async def slow(ctx: TaskContext) -> Any:
+        started.set()
+        try:
+            await go_on.wait()
+            ended.append("finished")
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def root(ctx: TaskContext) -> Any:
+        async with ActionFiring(ctx, render) as firing:
+            firing.arm([PlanAction(trigger="run.failed", action="emit", parameters={"event": "e"})])
+            firing.fire("run.failed")
+            await started.wait()
+            if stop == "suspended":
+                raise Suspend(WaitingFor(kind="review"))
+            if stop == "taken over":
+                raise LostLease("gone")
+            if stop == "failed":
+                go_on.set()
+                raise TaskFailed("as it is")
+            await anyio.sleep_forever()
+
+    running = asyncio.ensure_future(World(REQUEST, {"action": slow}).run(root))
+    await started.wait()
+    if stop == "cancelled":
+        running.cancel()
+    expected = {
+        "cancelled": asyncio.CancelledError,
+        "suspended": Suspend,
+        "taken over": LostLease,
+        "failed": TaskFailed,
+    }
+    with pytest.raises(expected[stop]):
+        await asyncio.wait_for(running, 5)
+    assert ended == ["finished" if stop == "failed" else "cancelled"]
+
+
+async def test_an_action_that_loses_the_lease_stops_the_root() -> None:
+    async def lost(ctx: TaskContext) -> Any:
+        raise LostLease("another worker has it")
+
+    root = firing_on(PlanAction(trigger="run.succeeded", action="emit", parameters={"event": "e"}))
+    with pytest.raises(LostLease):
+        await World(REQUEST, {"action": lost}).run(root)
 
 
 async def once(world: World, local: LocalServer, **parameters: Any) -> Any:

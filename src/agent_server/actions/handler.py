@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jsonschema
+from referencing import Registry
 
 from agent_server.actions.ssrf import GuardedHttp
 from agent_server.domain.base import JsonObject
@@ -95,7 +96,8 @@ class Actions:
         """
         schema = self.get(name).parameters
         if rendered:
-            errors = jsonschema.Draft202012Validator(schema).iter_errors(parameters)
+            validator = jsonschema.Draft202012Validator(schema, registry=Registry())
+            errors = validator.iter_errors(parameters)
             return [
                 FieldError(
                     path="/".join(["parameters", *map(str, e.absolute_path)]), message=e.message

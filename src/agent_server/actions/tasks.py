@@ -1,4 +1,4 @@
-"""The handlers of tasks that carry an action out: one that fired, and one that is a node.
+"""The handler of tasks that carry out an action that fired.
 
 Leans on the actions by name and on the contract of durable code. Refuses to know why an action
 fires and what it does.
@@ -57,20 +57,10 @@ class ActionTask:
         stored = ctx.payload.get("error")
         if stored is not None:
             raise RunError(stored["message"], hint=stored.get("hint"))
-        return await carry_out(self._actions, ctx, ctx.payload["event"])
+        return await _run(self._actions, ctx, ctx.payload["event"])
 
 
-class ActionNodeTask:
-    """The handler of a workflow's ``action`` nodes: the action is the task, and fails it."""
-
-    def __init__(self, actions: Actions) -> None:
-        self._actions = actions
-
-    async def __call__(self, ctx: TaskContext) -> Any:
-        return await carry_out(self._actions, ctx, {"type": "workflow.node", "node": ctx.node})
-
-
-async def carry_out(actions: Actions, ctx: TaskContext, event: JsonObject) -> Any:
+async def _run(actions: Actions, ctx: TaskContext, event: JsonObject) -> Any:
     """Run the action that ``ctx.payload`` names with its parameters, which are checked first."""
     name: str = ctx.payload["action"]
     parameters: JsonObject = ctx.payload.get("parameters", {})
