@@ -44,6 +44,7 @@ _SEVERAL = re.compile(
     re.I | re.S,
 )
 _WORD = re.compile(r"[A-Za-zÀ-ÿ]{2,}")
+_BUILDS_ON = "What this builds on:"
 _STOP = frozenset(
     "about after also answer because before being could does doing each every from given gives "
     "have having into make more most need other please return returns should some such than that "
@@ -129,7 +130,10 @@ class _Talk:
 def _earlier(text: str) -> list[str]:
     """What earlier tasks gave, a line for each."""
     plain = text.replace(LABEL, "")
-    tagged = [f"{name}: {_short(value, 300)}" for name, value in _RESULT.findall(plain)]
+    tagged = [
+        f"{name}: {_short(value.split(_BUILDS_ON)[0], 300)}"
+        for name, value in _RESULT.findall(plain)
+    ]
     return tagged or ([_short(plain, 1200)] if plain.strip() else [])
 
 
@@ -375,11 +379,11 @@ def _answer(talk: _Talk) -> str:
     if talk.outputs:
         lines += ["", "What the tools gave:"]
         lines += [
-            f"- {name} {_short(arguments, 120)} → {_short(output, 300)}"
+            f"- {name} {_short(arguments, 60)} → {_short(output, 300)}"
             for name, arguments, output in talk.outputs
         ]
     if talk.earlier:
-        lines += ["", "What this builds on:", *(f"- {line}" for line in talk.earlier)]
+        lines += ["", _BUILDS_ON, *(f"- {line}" for line in talk.earlier)]
     if not talk.outputs and not talk.earlier:
         lines.append("(A real model would say more here.)")
     return "\n".join(lines)
