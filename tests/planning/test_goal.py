@@ -134,6 +134,29 @@ async def test_several_last_tasks_are_put_together() -> None:
     assert world.of("task.completed")[-1].node == "synthesis"
 
 
+async def test_a_synthesis_that_fails_is_tried_again_within_bounds() -> None:
+    tries: list[int] = []
+
+    def work(instructions: str, items: list[Any]) -> Any:
+        if "Give the answer to this goal" not in said(items):
+            return None
+        tries.append(1)
+        if len(tries) < limit:
+            raise RuntimeError("not now")
+        return [say("both")]
+
+    limit = 2
+    rule = planning(plan(task("a"), task("b")), work=work)
+    output, world, _ = await reach(rule, knobs={"max_task_retries": 1})
+    assert output == "both"
+    assert world.ended["synthesis"].status == "failed"
+    tries.clear()
+    limit = 9
+    with pytest.raises(TaskFailed, match="'synthesis' failed"):
+        await reach(rule, knobs={"max_task_retries": 1})
+    assert len(tries) == 2
+
+
 async def test_the_planner_is_told_what_there_is() -> None:
     _, _, model = await reach(
         planning(plan(task("a"))), role="a judge", task="weigh it", expected_output="short"

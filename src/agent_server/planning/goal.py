@@ -188,25 +188,28 @@ class GoalRun:
         name = "synthesis"
         while name in {task.id for task in plan.tasks}:
             name += "_"
-        spec = TaskSpec(
-            path=name,
-            node=name,
-            kind=KIND,
-            description="Put the results together into the answer.",
-            payload={
-                "input": _synthesis_input(request, plan, results),
-                "model": request.model,
-                "output_schema": schema,
-            },
-        )
-        outcome = await ctx.child(spec)
-        if outcome.status == "succeeded":
-            return outcome.output
-        error = outcome.error or ErrorInfo(code=TaskFailed.code, message="It was cancelled.")
-        if error.code == BudgetExceeded.code:
-            raise BudgetExceeded(error.message, hint=error.hint)
-        if error.code == OutputInvalid.code:
-            raise OutputInvalid(error.message, hint=error.hint, errors=error.errors)
+        for attempt in range(1, self._settings.max_task_retries + 2):
+            spec = TaskSpec(
+                path=name if attempt == 1 else f"{name}@{attempt}",
+                node=name,
+                kind=KIND,
+                description="Put the results together into the answer.",
+                payload={
+                    "input": _synthesis_input(request, plan, results),
+                    "model": request.model,
+                    "output_schema": schema,
+                },
+            )
+            outcome = await ctx.child(spec)
+            if outcome.status == "succeeded":
+                return outcome.output
+            error = outcome.error or ErrorInfo(code=TaskFailed.code, message="It was cancelled.")
+            if error.code == BudgetExceeded.code:
+                raise BudgetExceeded(error.message, hint=error.hint)
+            if error.code == OutputInvalid.code:
+                raise OutputInvalid(error.message, hint=error.hint, errors=error.errors)
+            if error.code in _BEYOND_REVISION or outcome.status == "cancelled":
+                break
         raise _task_failed(name, error, 0)
 
 
