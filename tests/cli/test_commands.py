@@ -12,7 +12,7 @@ import pytest
 
 from agent_server import __version__
 from agent_server.cli import main
-from agent_server.cli.serve import listen, print_key
+from agent_server.cli.serve import bind, print_key
 from agent_server.domain.errors import ConfigurationError
 from tests.cli.conftest import KEY, Running
 
@@ -298,7 +298,7 @@ def test_a_port_in_use_is_named_with_what_to_do() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"listens already on port {port}") as caught:
-            listen("127.0.0.1", port)
+            bind("127.0.0.1", port)
     assert "--port" in (caught.value.hint or "")
 
 

@@ -54,7 +54,7 @@ def serve(
             "Reloading is for development: AGENT_SERVER_ENV is 'production'.",
             hint="Unset AGENT_SERVER_RELOAD, and leave out --reload.",
         )
-    listener = listen(settings.host, settings.port)
+    listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
     if generate_key and settings.api_key is None:
         _export({"api_key": f"as-{secrets.token_urlsafe(32)}"})
@@ -92,21 +92,27 @@ def serve(
         # uvicorn's way to say that the start failed; the reason is what a person needs.
         if server.failure is None:
             raise
+    except OSError as error:
+        # Another process began to listen there while the application was loading.
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise _cannot_listen(settings.host, port, error) from error
     except KeyboardInterrupt:
         pass
     if server.failure is not None:
         raise server.failure
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at ``host`` and ``port``. Raises ``ConfigurationError``."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to ``host`` and ``port``; it listens once the application is ready.
+
+    Raises ``ConfigurationError`` when something else listens there, or nothing may.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        # Now, so that a second server fails here and not after it has opened the database.
-        listener.listen(2048)
     except OSError as error:
         listener.close()
         raise _cannot_listen(host, port, error) from error

@@ -10,7 +10,7 @@ below carries them.
 
 import logging
 import sys
-from typing import Any, TextIO
+from typing import TextIO
 
 import structlog
 from structlog.types import Processor
@@ -18,7 +18,16 @@ from structlog.types import Processor
 from agent_server.observability.redaction import Redaction, secrets_of
 from agent_server.settings import Settings
 
-CHATTY = ("httpx2", "httpcore2", "openai", "openai.agents", "mcp", "asyncio", "watchfiles")
+CHATTY = (
+    "httpx2",
+    "httpcore2",
+    "openai",
+    "openai.agents",
+    "mcp",
+    "asyncio",
+    "watchfiles",
+    "alembic.runtime.plugins",
+)
 """Libraries that are heard from WARNING on, unless the level is DEBUG."""
 
 
@@ -71,13 +80,9 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers[:] = []
-        logger.propagate = True
+        # Our own door logs each call, with more to say.
+        logger.propagate = name != "uvicorn.access"
         logger.setLevel(level)
     for name in CHATTY:
         logging.getLogger(name).setLevel(level if level <= logging.DEBUG else logging.WARNING)
     logging.captureWarnings(True)
-
-
-def uvicorn_log_options() -> dict[str, Any]:
-    """What uvicorn is given so that it leaves the logs as ``configure_logs`` set them up."""
-    return {"log_config": None, "access_log": False}
