@@ -72,6 +72,29 @@ async def test_a_streamed_run_inside_a_tool_is_ledgered() -> None:
     assert "tool/c/model/1" in {step.key for step in journal.writes}
 
 
+async def test_a_run_inside_a_tool_keeps_the_model_of_its_own_configuration() -> None:
+    helper = Agent(name="helper", instructions="helper")
+
+    @function_tool
+    async def consult() -> str:
+        named = await Runner.run(helper, "one", run_config=RunConfig(model="named"))
+        own = ScriptedModel([[assistant_message("own")]])
+        given = await Runner.run(helper, "two", run_config={"model": own})
+        return f"{named.final_output} {given.final_output}"
+
+    def rule(instructions: str, items: list[Any]) -> list[Any]:
+        if instructions == "helper":
+            return [say("by name")]
+        got = outputs_of(items)
+        return [say(got["c"])] if got else [call("consult", {}, "c")]
+
+    loop, _ = loop_for(rule)
+    ctx, journal = memory_context()
+    assert (await loop.run(ctx, Agent(name="a", tools=[consult]), "hi")).output == "by name own"
+    inner = [s.name for s in journal.writes if s.key.startswith("tool/c/model")]
+    assert inner == ["named", "ScriptedModel"]
+
+
 async def test_runs_side_by_side_keep_their_journals_apart() -> None:
     def rule(instructions: str, items: list[Any]) -> list[Any]:
         got = outputs_of(items)

@@ -21,10 +21,11 @@ from agents import (
     output_guardrail,
 )
 from agents.mcp import MCPServerStdio
+from agents.retry import ModelRetryBackoffSettings, ModelRetrySettings
 from pydantic import BaseModel
 
 from agent_server.domain.agents import ToolEffect
-from agent_server.domain.errors import GuardrailTripped
+from agent_server.domain.errors import GuardrailTripped, ModelError
 from agent_server.inference.durable_run import HintedPolicies
 from agent_server.testing.journal import memory_context
 from tests.support.durable import (
@@ -301,6 +302,38 @@ def tool_that_fails_the_run() -> Scene:
     return scene
 
 
+def tool_that_cancels_itself() -> Scene:
+    scene = failing_tool()
+    calls = scene.tool_calls
+
+    @function_tool
+    async def fragile() -> str:
+        calls["fragile"] += 1
+        raise asyncio.CancelledError
+
+    scene.agent = Agent(name="careful", tools=[fragile])
+    scene.options = {"policies": Effects(fragile=ToolEffect.NONE)}
+    return scene
+
+
+def model_repeated_by_the_sdk() -> Scene:
+    """The agent's own retry settings ask again after a failure, within the SDK."""
+    scene = plain()
+    asked: list[int] = []
+
+    def rule(instructions: str, items: list[Any]) -> list[Any]:
+        asked.append(1)
+        if len(asked) == 1:
+            raise ModelError("a hiccup")
+        return [say("better")]
+
+    retry = ModelRetrySettings(max_retries=2, policy=lambda context: True)
+    retry.backoff = ModelRetryBackoffSettings(initial_delay=0, max_delay=0, jitter=False)
+    scene.agent.model_settings = ModelSettings(retry=retry)
+    scene.rule = rule
+    return scene
+
+
 def unknown_tool_is_told_to_the_model() -> Scene:
     def rule(instructions: str, items: list[Any]) -> list[Any]:
         got = outputs_of(items)
@@ -371,6 +404,7 @@ SCENES = [
     dynamic_instructions,
     failing_tool,
     tool_that_fails_the_run,
+    tool_that_cancels_itself,
     unknown_tool_is_told_to_the_model,
     bad_arguments_are_told_to_the_model,
     reused_call_id,
@@ -444,6 +478,18 @@ async def test_a_tripped_guardrail_says_which_and_why() -> None:
     assert isinstance(played.error, GuardrailTripped)
     assert "'polite'" in played.error.detail
     assert '{"verdict": "fine"}' in played.error.detail
+
+
+async def test_a_call_that_the_sdk_repeated_is_answered_by_its_last_try_on_replay() -> None:
+    first = await play(model_repeated_by_the_sdk)
+    assert first.result is not None, first.error
+    assert [(s.key, s.status) for s in first.journal.writes] == [
+        ("model/1", "failed"),
+        ("model/2", "done"),
+    ]
+    again = await play(model_repeated_by_the_sdk, first.journal.writes)
+    assert again.result is not None and again.result.output == "better"
+    assert again.model.asked == []
 
 
 async def test_an_input_that_differs_on_replay_keeps_the_recorded_answer() -> None:

@@ -1,7 +1,6 @@
 """Tool calls of a durable run: effects, doubt, time limits, approvals, cancellation."""
 
 import asyncio
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,6 @@ from agent_server.domain.errors import (
 from agent_server.domain.runs import Budget
 from agent_server.execution.ports import LostLease, StepRecord, Suspend
 from agent_server.inference.durable_run import HintedPolicies
-from agent_server.inference.hosting import set_tool_threads
 from agent_server.inference.tool_output import output_from_json, output_to_json
 from agent_server.testing.journal import memory_context
 from tests.support.durable import call, loop_for, outputs_of, say
@@ -329,24 +327,6 @@ async def test_usage_counts_models_and_tools() -> None:
     assert (usage.model_calls, usage.tool_calls) == (2, 1)
     assert (usage.input_tokens, usage.output_tokens) == (20, 10)
     assert usage.cost_usd is None
-
-
-async def test_tools_that_are_not_coroutines_run_in_the_bounded_pool() -> None:
-    names: list[str] = []
-
-    @function_tool
-    def where() -> str:
-        names.append(threading.current_thread().name)
-        return "here"
-
-    pool = set_tool_threads(2)
-    try:
-        loop, _ = loop_for(once("where"))
-        ctx, _ = memory_context()
-        await loop.run(ctx, Agent(name="a", tools=[where]), "go")
-    finally:
-        pool.shutdown()
-    assert names and names[0].startswith("tool")
 
 
 @pytest.mark.parametrize(

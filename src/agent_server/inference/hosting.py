@@ -4,9 +4,7 @@ Leans on the SDK's own runner, which it extends. Refuses to touch a run outside 
 without a place in the context, everything passes straight through.
 """
 
-import asyncio
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from agents import Agent, ModelProvider, RunConfig, RunHooks, Tool, set_trace_processors
@@ -31,13 +29,6 @@ def install() -> None:
     if not isinstance(get_default_agent_runner(), DurableRunner):
         set_default_agent_runner(DurableRunner())
         set_trace_processors([])
-
-
-def set_tool_threads(threads: int) -> ThreadPoolExecutor:
-    """Bound the threads that carry out tools that are not coroutines, on the running loop."""
-    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="tool")
-    asyncio.get_running_loop().set_default_executor(pool)
-    return pool
 
 
 async def run_at(
@@ -118,7 +109,10 @@ def _hooked(model: LedgeredModel, hooks: RunHooks[Any] | None) -> RunHooks[Any]:
 
 
 def _provider(place: Place, config: RunConfig) -> ModelProvider:
-    """The run's own provider, if its configuration brings one; else ours."""
+    """The run's own provider, if its configuration brings one; else ours.
+
+    A ``MultiProvider`` counts as none, since the SDK puts one into every configuration.
+    """
     if type(config.model_provider) is MultiProvider:
         return place.run.provider
     return config.model_provider

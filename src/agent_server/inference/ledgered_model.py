@@ -82,9 +82,12 @@ class LedgeredModel(Model):
         self._place = place
         self._history = history
         self._asked: Items = []
+        self._asker = ""
         self._asked_hash = sha256()
         self._asked_key: str | None = None
         self._instructions: str | None = None
+        self._question: JsonObject = {}
+        self._digest = ""
 
     async def get_response(
         self,
@@ -205,10 +208,11 @@ class LedgeredModel(Model):
         items = request.input
         if isinstance(items, str):
             items = [{"role": "user", "content": items}]
-        asked, digest, hasher = self._describe(items, agent, request.system_instructions)
+        if not self._asked or items != self._asked or agent != self._asker:
+            self._describe(items, agent, request.system_instructions)
+        asked, digest = self._question, self._digest
         key, earlier = self._place.scope.model_call(digest, agent)
-        self._asked, self._asked_hash, self._asked_key = items, hasher, key
-        self._instructions = request.system_instructions
+        self._asked_key = key
         if earlier is not None and earlier.status == "done":
             return response_from_json(earlier.output)
         model, name = self._resolve()
@@ -261,12 +265,11 @@ class LedgeredModel(Model):
         run.check()
         return response
 
-    def _describe(
-        self, items: Items, agent: str, instructions: str | None
-    ) -> tuple[JsonObject, str, Any]:
-        """The step's input without what earlier steps hold, its digest, and the digest's state.
+    def _describe(self, items: Items, agent: str, instructions: str | None) -> None:
+        """Note the step's input, without what earlier steps hold, and its digest.
 
-        The digest covers the agent's name and the input items, not the instructions, which may
+        Called when the question is a new one: the SDK repeats a failed call with the same. The
+        digest covers the agent's name and the input items, not the instructions, which may
         hold the time of day. Items of a session are named by their number: they cannot change
         while the run goes on.
         """
@@ -291,10 +294,12 @@ class LedgeredModel(Model):
             hasher.update(json.dumps(new, sort_keys=True).encode())
         final = hasher.copy()
         final.update(b"\0" + agent.encode())
-        asked: JsonObject = {"prefix": prefix, "items": new}
+        question: JsonObject = {"prefix": prefix, "items": new}
         if prefix["step"] is None or instructions != self._instructions:
-            asked["instructions"] = instructions
-        return asked, final.hexdigest(), hasher
+            question["instructions"] = instructions
+        self._asked, self._asked_hash, self._asker = items, hasher, agent
+        self._instructions = instructions
+        self._question, self._digest = question, final.hexdigest()
 
 
 def text_of(response: ModelResponse) -> str:

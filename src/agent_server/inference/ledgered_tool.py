@@ -31,7 +31,7 @@ from agents.tool_context import ToolContext
 
 from agent_server.domain.agents import ToolEffect
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import ErrorInfo, ToolError
+from agent_server.domain.errors import ErrorInfo, RunCancelled, ToolError
 from agent_server.domain.events import ApprovalRequested
 from agent_server.domain.runs import Usage, WaitingFor
 from agent_server.execution.ports import StepRecord, Suspend
@@ -43,6 +43,7 @@ Invoke = Callable[[Any, str], Awaitable[Any]]
 _CALLED = Usage(tool_calls=1)
 _FAILURE = "_agent_server_failure"
 _OURS = "__agent_server_ledgered__"
+_CANCELLED = ErrorInfo(code=RunCancelled.code, message="The tool cancelled itself.")
 
 
 def instrument(tools: Iterable[Tool]) -> None:
@@ -133,8 +134,7 @@ async def call_tool(
     if earlier is not None and earlier.status == "failed":
         if earlier.output is not None:
             return output_from_json(tool, earlier.output)
-        message = earlier.error.message if earlier.error else f"Tool {name!r} failed."
-        raise ToolError(message, hint=earlier.error.hint if earlier.error else None)
+        raise _again(earlier)
     agent = getattr(context.agent, "name", None)
     step = StepRecord(
         key=key,
@@ -183,7 +183,7 @@ class _Call:
         except asyncio.CancelledError:
             # Cancelled from outside: it stays as begun. The tool's own doing: it has failed.
             if run.stopped is None and _self_cancelled():
-                await self._failed(ErrorInfo(code=ToolError.code, message="The tool cancelled."))
+                await self._failed(_CANCELLED)
             raise
         except Exception as error:
             run.check()
@@ -281,6 +281,16 @@ async def ask_approval(run: DurableRun, key: str, tool: str, arguments: Any) -> 
     detail = f"Tool {tool!r} needs approval to be called with {json.dumps(arguments)[:1000]}."
     waiting = WaitingFor(kind="approval", detail=detail, step=key, task_id=journal.task_id)
     await run.suspend(key, Suspend(waiting))
+
+
+def _again(earlier: StepRecord) -> BaseException:
+    """What a call raised in an earlier attempt, to be raised again."""
+    error = earlier.error
+    if error is None:
+        return ToolError(f"Tool {earlier.name!r} failed.")
+    if error.code == _CANCELLED.code:
+        return asyncio.CancelledError()
+    return ToolError(error.message, hint=error.hint)
 
 
 def _arguments(arguments: str) -> Any:
