@@ -7,7 +7,7 @@ errors as problems, and tells log and metrics how the call went. Leans on ASGI, 
 
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from os import urandom
 from time import perf_counter
 from typing import Final, NamedTuple
@@ -44,8 +44,8 @@ else:
 
 CALL: Final = "agent_server.call"
 """Where the scope holds the ``Call``."""
-RAW_SEND: Final = "agent_server.send"
-"""Where the scope holds ``send`` without the layers in between, for what follows the headers."""
+LATER: Final = "agent_server.later"
+"""Where the scope takes an answer (``Serve``) that is to begin when the framework has unwound."""
 PROBES: Final = frozenset({"/livez", "/readyz"})
 """Open to everybody: they say nothing but whether the server is up."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -53,6 +53,9 @@ CORS_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-API-Key, X-Request-ID"
 )
 CORS_EXPOSED = b"Idempotency-Replayed, Location, X-Request-ID"
+
+Serve = Callable[[Receive, Send, Send], Awaitable[None]]
+"""Answers by itself: headers go to the first ``send``, what follows to the second."""
 
 log = structlog.get_logger("agent_server.http")
 
@@ -105,7 +108,8 @@ class Door:
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
-        scope[RAW_SEND] = send
+        later: list[Serve] = []
+        scope[LATER] = later
         error: AgentServerError | None = None
         try:
             origin = self._gate.hosts.allowed_origin(headers)
@@ -126,6 +130,10 @@ class Door:
             if scope["method"] not in READING:
                 receive = self._limited(headers, receive)
             await self._app(scope, receive, answer)
+            if later:
+                for key in [key for key in scope if key.startswith("fastapi")]:
+                    del scope[key]  # exit stacks, empty by now, that would live as long as we do
+                await later.pop()(receive, answer, send)
         except AgentServerError as refused:
             error = refused
         except Exception:

@@ -13,11 +13,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, get_args
 
 import anyio
-from anyio.abc import TaskGroup
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from agent_server.api.door import RAW_SEND
+from agent_server.api.door import LATER
 from agent_server.api.ports import Follow
 from agent_server.domain.errors import RateLimited
 from agent_server.domain.events import Event
@@ -180,7 +179,7 @@ class EventStream(Response):
             self.raw_headers.append((name.lower().encode(), value.encode("latin-1")))
         self._streams = streams
         self._follow = follow
-        self._tasks: TaskGroup | None = None
+        self._scope: anyio.CancelScope | None = None
         self._send: Send | None = None
         self._writing = False
         self._pinging: asyncio.Task[None] | None = None
@@ -190,30 +189,37 @@ class EventStream(Response):
         self._mark = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Step aside until the framework has unwound: the door then calls ``serve``.
+
+        A stream may stay open for hours, and what the framework holds for a request is several
+        times what a stream needs.
+        """
+        scope[LATER].append(self.serve)
+
+    async def serve(self, receive: Receive, start: Send, send: Send) -> None:
         async with self._follow as follow:
-            await send(
+            await start(
                 {
                     "type": "http.response.start",
                     "status": self.status_code,
                     "headers": self.raw_headers,
                 }
             )
-            send = scope.get(RAW_SEND, send)
             self._send = send
             self._mark = self._streams.tick
             last = b""
             self._streams.add(self)
+            watch = asyncio.get_running_loop().create_task(self._watch(receive))
             try:
-                async with anyio.create_task_group() as self._tasks:
-                    self._tasks.start_soon(self._watch, receive)
+                with anyio.CancelScope() as self._scope:
                     if self._streams.draining:
                         self.stop()
                     last = await self._pump(follow, send)
-                    self._tasks.cancel_scope.cancel()
             finally:
+                watch.cancel()
                 if self._pinging is not None:
                     self._pinging.cancel()
-                self._tasks = None
+                self._scope = None
                 self._send = None
                 self._streams.discard(self)
         if self._stopped:
@@ -244,26 +250,26 @@ class EventStream(Response):
         while (await receive())["type"] != "http.disconnect":
             pass
         self._gone = True
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     def stop(self) -> None:
         """End with word that the server drains. A write that nobody reads is not waited for."""
         self._stopped = True
         if self._writing or self._pinging:
             self._gone = True
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     def on_tick(self, tick: int) -> None:
         quiet = tick - self._mark
-        if self._tasks is None or quiet < TICKS - 1:
+        if self._scope is None or quiet < TICKS - 1:
             return
         if not (self._writing or self._pinging):
             self._pinging = asyncio.get_running_loop().create_task(self._ping())
         elif quiet >= STALLED_TICKS:
             self._gone = True
-            self._tasks.cancel_scope.cancel()
+            self._scope.cancel()
 
     async def _ping(self) -> None:
         """A comment into the quiet. Its task belongs to this stream, which ends it."""
