@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from agent_server.domain.errors import ExpressionError
 from agent_server.workflow.expressions import escape, expression, render, template, templates_in
-from agent_server.workflow.language import FUNCTIONS, MAX_CHARS, Lookup
+from agent_server.workflow.functions import FUNCTIONS
+from agent_server.workflow.values import MAX_CHARS, Lookup
 
 
 class Results(Lookup):

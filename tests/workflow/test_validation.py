@@ -242,7 +242,7 @@ def test_depth_and_size_are_bounded() -> None:
 
 def test_thousands_of_faults_are_told_in_bounded_time_and_space() -> None:
     bad = flow(
-        *(tool(f"n{i}", f"ecko{i}", value="{{ nodes.x%d.output }}" % i) for i in range(3_000))
+        *(tool(f"n{i}", f"ecko{i}", value=f"{{{{ nodes.x{i}.output }}}}") for i in range(3_000))
     )
     start = time.process_time()
     assert len(faults(bad)) <= 100

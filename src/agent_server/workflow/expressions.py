@@ -5,24 +5,27 @@ is, evaluating it ends soon with a JSON value or an ``ExpressionError`` that sho
 know what the names of a scope stand for.
 """
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from agent_server.domain.errors import ExpressionError
-from agent_server.workflow.language import (
+from agent_server.workflow.language import Compiler, parse
+from agent_server.workflow.values import (
     MAX_CHARS,
     MAX_LENGTH,
     MAX_NESTING,
-    Compiler,
     Lookup,
     Scope,
     Work,
     Wrong,
     measure,
-    parse,
     to_json,
 )
+
+_SIMPLE = re.compile(r"[^{}'\"]{0,2000}\}\}")
+"""The rest of an expression without quotes and braces, which is most of them."""
 
 
 class Expr:
@@ -164,6 +167,9 @@ def _split(source: str) -> Iterator[str | Expr]:
 
 def _closing(source: str, position: int) -> int | None:
     """Where the ``}}`` stands that ends the expression beginning at ``position``."""
+    simple = _SIMPLE.match(source, position)
+    if simple is not None:
+        return simple.end() - 2
     depth = 0
     quote = ""
     end = min(len(source), position + MAX_LENGTH + 10)

@@ -11,7 +11,7 @@ result does not depend on who is faster.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agent_server.domain.errors import ExpressionError, FieldError
 from agent_server.domain.workflows import (
@@ -29,14 +29,13 @@ from agent_server.domain.workflows import (
     lists_of,
 )
 from agent_server.workflow.expressions import Expr, expression, template, templates_in
-from agent_server.workflow.language import did_you_mean, nearest
+from agent_server.workflow.values import did_you_mean, nearest
 
 MAX_PROBLEMS: Final = 200
 """After so many, names are not looked at any further: a suggestion for each costs time."""
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """One expression of a node: where it stands, and whether it is asked around the body."""
 
     path: str

@@ -21,7 +21,7 @@ How it stays exact:
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
@@ -52,8 +52,10 @@ from agent_server.domain.workflows import (
 )
 from agent_server.execution.ports import TaskContext, TaskOutcome, TaskSpec
 from agent_server.workflow.expressions import expression, render
-from agent_server.workflow.graph import Graph, Lane, analyse
-from agent_server.workflow.language import Lookup, Scope
+from agent_server.workflow.graph import Lane, analyse
+from agent_server.workflow.race import Failed, Race
+from agent_server.workflow.sight import Frame, Results, Variables, merged, result_of
+from agent_server.workflow.values import Scope
 
 MAX_EXECUTIONS: Final = 10_000
 """Nodes one run may carry out, each iteration, item and attempt counted."""
@@ -142,108 +144,6 @@ async def run_workflow(
 
 
 @dataclass(frozen=True)
-class _Vars:
-    """The variables a node sees: their values, and by which place in the order they were written
-    in this list (one that is missing comes from outside)."""
-
-    values: JsonObject
-    written: dict[str, int]
-
-    def write(self, values: Mapping[str, Any], rank: int) -> "_Vars":
-        if not values:
-            return self
-        return _Vars({**self.values, **values}, {**self.written, **dict.fromkeys(values, rank)})
-
-    def writes(self) -> JsonObject:
-        return {name: self.values[name] for name in self.written}
-
-
-def _merged(sources: list[_Vars], outside: _Vars) -> _Vars:
-    """What is seen after all of ``sources``: for each variable, the last writer in the order."""
-    if not sources:
-        return outside
-    first = sources[0]
-    if all(source is first for source in sources):
-        return first
-    values, written = dict(outside.values), dict[str, int]()
-    for source in sources:
-        for name, rank in source.written.items():
-            if rank >= written.get(name, -1):
-                written[name] = rank
-                values[name] = source.values[name]
-    return _Vars(values, written)
-
-
-@dataclass
-class _Frame:
-    """Where results are kept: the workflow's own, or those of one item of a map."""
-
-    names: JsonObject
-    """``item``, ``index`` and ``iteration``, as they are called here."""
-    parent: "_Frame | None" = None
-    results: dict[str, JsonObject] = field(default_factory=dict)
-    earlier: dict[str, JsonObject] = field(default_factory=dict)
-    """Results of the previous iterations of loops."""
-
-    def find(self, node_id: str) -> JsonObject | None:
-        frame: _Frame | None = self
-        while frame is not None:
-            if node_id in frame.results:
-                return frame.results[node_id]
-            frame = frame.parent
-        return None
-
-    def find_earlier(self, node_id: str) -> JsonObject | None:
-        frame: _Frame | None = self
-        while frame is not None:
-            if node_id in frame.earlier:
-                return frame.earlier[node_id]
-            frame = frame.parent
-        return None
-
-
-class _Nodes(Lookup):
-    """``nodes`` in an expression."""
-
-    __slots__ = ("_earlier", "_frame", "_graph")
-
-    def __init__(self, graph: Graph, frame: _Frame, earlier: Collection[str]) -> None:
-        self._graph = graph
-        self._frame = frame
-        self._earlier = earlier
-
-    def find(self, key: str) -> JsonObject:
-        in_earlier = key in self._earlier
-        found = self._frame.find_earlier(key) if in_earlier else self._frame.find(key)
-        if found is not None:
-            return found
-        if key not in self._graph.places:
-            raise KeyError(key)
-        return _result("pending")
-
-    def known(self) -> Collection[str]:
-        return self._graph.places
-
-
-def _result(status: str, output: Any = None, error: ErrorInfo | None = None) -> JsonObject:
-    return {
-        "status": status,
-        "output": output,
-        "error": None if error is None else error.model_dump(mode="json"),
-    }
-
-
-class _Failed(Exception):
-    """A node failed and its policy lets nobody go on."""
-
-    def __init__(self, node_id: str, path: str, error: ErrorInfo) -> None:
-        super().__init__(node_id)
-        self.node_id = node_id
-        self.path = path
-        self.error = error
-
-
-@dataclass(frozen=True)
 class _Ended:
     """What a node, or a list of nodes, gave."""
 
@@ -287,13 +187,13 @@ class Interpreter:
 
     async def run(self) -> WorkflowResult:
         """See ``run_workflow``."""
-        frame = _Frame({})
+        frame = Frame({})
         for node_id, output in self._done.items():
-            frame.results[node_id] = _result("succeeded", output)
+            frame.results[node_id] = result_of("succeeded", output)
         first = render(self._definition.variables, {"inputs": self._inputs})
         try:
             ended = await self._lane("", 0, self._prefix, frame, first)
-        except _Failed as failed:
+        except Failed as failed:
             raise NodeFailed(
                 failed.node_id, failed.path, failed.error, self._outermost(frame)
             ) from None
@@ -303,12 +203,12 @@ class Interpreter:
             scope = {
                 "inputs": self._inputs,
                 "vars": variables,
-                "nodes": _Nodes(self._graph, frame, ()),
+                "nodes": Results(self._graph, frame, ()),
             }
             output = render(self._definition.output, scope)
         return WorkflowResult(output, variables, self._outermost(frame))
 
-    def _outermost(self, frame: _Frame) -> dict[str, Any]:
+    def _outermost(self, frame: Frame) -> dict[str, Any]:
         found = dict(self._done)
         for node in self._definition.nodes:
             result = frame.results.get(node.id)
@@ -319,11 +219,11 @@ class Interpreter:
     # Lists ----------------------------------------------------------------------------------
 
     async def _lane(
-        self, owner: str, number: int, path: str, frame: _Frame, values: JsonObject
+        self, owner: str, number: int, path: str, frame: Frame, values: JsonObject
     ) -> _Ended:
         """Carry out one list. ``path`` is what its nodes' positions are added to."""
         lane = self._graph.lanes[owner, number]
-        outside = _Vars(values, {})
+        outside = Variables(values, {})
         if lane.sequential:
             seen = outside
             ended = _NOTHING
@@ -333,12 +233,12 @@ class Interpreter:
             return _Ended(ended.output, seen.writes())
         return await self._graph_lane(lane, path, frame, outside)
 
-    async def _graph_lane(self, lane: Lane, path: str, frame: _Frame, outside: _Vars) -> _Ended:
+    async def _graph_lane(self, lane: Lane, path: str, frame: Frame, outside: Variables) -> _Ended:
         nodes, rank = lane.nodes, lane.rank
         left = [len(waits) for waits in lane.waits]
-        after: list[_Vars] = [outside] * len(nodes)
+        after: list[Variables] = [outside] * len(nodes)
         outputs: list[Any] = [None] * len(nodes)
-        race = _Race(self._drain)
+        race = Race(self._drain)
 
         async def work(index: int) -> None:
             following: list[int] | None = [index]
@@ -350,7 +250,7 @@ class Interpreter:
 
         async def step(index: int) -> list[int]:
             node = nodes[index]
-            seen = _merged([after[other] for other in lane.waits[index]], outside)
+            seen = merged([after[other] for other in lane.waits[index]], outside)
             ended = await self._node(node, f"{path}{index + 1}", frame, seen.values)
             outputs[index] = ended.output
             after[index] = seen.write(ended.writes, rank[index])
@@ -373,20 +273,20 @@ class Interpreter:
                     if rank[index] > race.first:
                         self._forget(frame, node)
             raise failed
-        return _Ended(outputs[-1], _merged(after, outside).writes())
+        return _Ended(outputs[-1], merged(after, outside).writes())
 
-    def _forget(self, frame: _Frame, node: Node) -> None:
+    def _forget(self, frame: Frame, node: Node) -> None:
         """Nobody may see how far this node came: it depends on who was faster."""
-        frame.results[node.id] = _result("cancelled")
+        frame.results[node.id] = result_of("cancelled")
         for inner in self._graph.inside(node):
             frame.results.pop(inner, None)
 
     async def _side_by_side(
         self, count: int, width: int | None, one: Callable[[int], Awaitable[_Ended]]
-    ) -> tuple[list[_Ended], "_Race"]:
+    ) -> tuple[list[_Ended], "Race"]:
         """``one(0)`` … ``one(count - 1)``, at most ``width`` at a time, started in order."""
         found = [_NOTHING] * count
-        race = _Race(self._drain)
+        race = Race(self._drain)
         numbers = iter(range(count))
 
         async def work() -> None:
@@ -405,8 +305,8 @@ class Interpreter:
 
     # Nodes ----------------------------------------------------------------------------------
 
-    async def _node(self, node: Node, path: str, frame: _Frame, values: JsonObject) -> _Ended:
-        """Carry out one node with its policies. Raises ``_Failed`` if nobody may go on."""
+    async def _node(self, node: Node, path: str, frame: Frame, values: JsonObject) -> _Ended:
+        """Carry out one node with its policies. Raises ``Failed`` if nobody may go on."""
         if node.id in self._done and path.rpartition(".")[0] == self._prefix.rpartition(".")[0]:
             return _Ended(self._done[node.id])
         scope = self._scope(node, frame, values)
@@ -423,8 +323,8 @@ class Interpreter:
                     return await self._skipped(node, path, frame, "the task was skipped")
                 break
             except ExpressionError as error:
-                failed = _Failed(node.id, here, error.info())
-            except _Failed as error:
+                failed = Failed(node.id, here, error.info())
+            except Failed as error:
                 failed = error
             if failed.error.code in _FATAL:
                 raise _FATAL[failed.error.code](failed.error.message, hint=failed.error.hint)
@@ -432,7 +332,7 @@ class Interpreter:
             if not _worth_retrying(node, failed.error, attempt):
                 return await self._given_up(node, path, frame, failed)
             await self._pause(node, path, attempt)
-        frame.results[node.id] = _result("succeeded", ended.output)
+        frame.results[node.id] = result_of("succeeded", ended.output)
         if self._observer is not None:
             await self._observer.node_completed(node, path, ended.output)
         return ended
@@ -445,25 +345,25 @@ class Interpreter:
                 hint="Lower the bounds of its loops, map over fewer items, or split it.",
             )
 
-    def _scope(self, node: Node, frame: _Frame, values: JsonObject) -> Scope:
+    def _scope(self, node: Node, frame: Frame, values: JsonObject) -> Scope:
         earlier = self._graph.earlier.get(node.id, ())
         return {
             **frame.names,
             "inputs": self._inputs,
             "vars": values,
-            "nodes": _Nodes(self._graph, frame, earlier),
+            "nodes": Results(self._graph, frame, earlier),
         }
 
-    async def _skipped(self, node: Node, path: str, frame: _Frame, reason: str) -> _Ended:
+    async def _skipped(self, node: Node, path: str, frame: Frame, reason: str) -> _Ended:
         for skipped in (node.id, *self._graph.inside(node)):
-            frame.results[skipped] = _result("skipped")
+            frame.results[skipped] = result_of("skipped")
         await self._ctx.skip(self._spec(node, path, {}), reason)
         if self._observer is not None:
             await self._observer.node_skipped(node, path, reason)
         return _NOTHING
 
-    async def _given_up(self, node: Node, path: str, frame: _Frame, failed: _Failed) -> _Ended:
-        frame.results[node.id] = _result("failed", None, failed.error)
+    async def _given_up(self, node: Node, path: str, frame: Frame, failed: Failed) -> _Ended:
+        frame.results[node.id] = result_of("failed", None, failed.error)
         if self._observer is not None:
             await self._observer.node_failed(node, path, failed.error)
         if node.on_error == "continue":
@@ -485,7 +385,7 @@ class Interpreter:
             )
 
     async def _carry_out(
-        self, node: Node, path: str, frame: _Frame, values: JsonObject, scope: Scope
+        self, node: Node, path: str, frame: Frame, values: JsonObject, scope: Scope
     ) -> _Ended | None:
         """One attempt. None if somebody skipped the task."""
         if isinstance(node, (AgentNode, ToolNode, ApproachNode, ActionNode)):
@@ -530,10 +430,10 @@ class Interpreter:
         if outcome.status == "cancelled":
             raise RunCancelled(f"The task {path!r} ({node.id!r}) was cancelled.")
         error = outcome.error or ErrorInfo(code=TaskFailed.code, message="The task failed.")
-        raise _Failed(node.id, path, error)
+        raise Failed(node.id, path, error)
 
     async def _parallel(
-        self, node: ParallelNode, path: str, frame: _Frame, values: JsonObject
+        self, node: ParallelNode, path: str, frame: Frame, values: JsonObject
     ) -> _Ended:
         found, race = await self._side_by_side(
             len(node.branches),
@@ -550,7 +450,7 @@ class Interpreter:
         return _Ended([ended.output for ended in found], _last_writes(found))
 
     async def _branch(
-        self, node: BranchNode, path: str, frame: _Frame, values: JsonObject, scope: Scope
+        self, node: BranchNode, path: str, frame: Frame, values: JsonObject, scope: Scope
     ) -> _Ended:
         taken = len(node.cases)
         for number, case in enumerate(node.cases):
@@ -566,7 +466,7 @@ class Interpreter:
         return await self._lane(node.id, taken, f"{path}.{taken + 1}.", frame, values)
 
     async def _map(
-        self, node: MapNode, path: str, frame: _Frame, values: JsonObject, scope: Scope
+        self, node: MapNode, path: str, frame: Frame, values: JsonObject, scope: Scope
     ) -> _Ended:
         over = node.over
         items = expression(over).evaluate(scope) if isinstance(over, str) else render(over, scope)
@@ -581,7 +481,7 @@ class Interpreter:
 
         def one(number: int) -> Awaitable[_Ended]:
             names = {**frame.names, node.name: items[number], "index": number}
-            inner = _Frame(names, frame)
+            inner = Frame(names, frame)
             return self._lane(node.id, 0, f"{path}.{number + 1}.", inner, values)
 
         found, race = await self._side_by_side(len(items), node.max_parallel, one)
@@ -590,7 +490,7 @@ class Interpreter:
             raise failed
         return _Ended([ended.output for ended in found], _last_writes(found))
 
-    async def _loop(self, node: LoopNode, path: str, frame: _Frame, values: JsonObject) -> _Ended:
+    async def _loop(self, node: LoopNode, path: str, frame: Frame, values: JsonObject) -> _Ended:
         inside = list(self._graph.inside(node))
         for inner in inside:
             frame.results.pop(inner, None)
@@ -604,12 +504,12 @@ class Interpreter:
             if node.condition is not None and not self._ask(node, frame, now, iteration):
                 break
             if iteration > node.max_iterations:
-                raise _Failed(node.id, path, _over_bound(node))
+                raise Failed(node.id, path, _over_bound(node))
             for inner in inside:
                 result = frame.results.pop(inner, None)
                 if result is not None:
                     frame.earlier[inner] = result
-            body = _Frame({**outer, "iteration": iteration}, frame.parent)
+            body = Frame({**outer, "iteration": iteration}, frame.parent)
             body.results, body.earlier = frame.results, frame.earlier
             ended = await self._lane(node.id, 0, f"{path}.{iteration}.", body, now)
             writes = {**writes, **ended.writes}
@@ -617,61 +517,13 @@ class Interpreter:
                 if self._ask(node, frame, {**values, **writes}, iteration):
                     break
                 if iteration == node.max_iterations:
-                    raise _Failed(node.id, path, _over_bound(node))
+                    raise Failed(node.id, path, _over_bound(node))
             iteration += 1
         return _Ended(ended.output, writes)
 
-    def _ask(self, node: LoopNode, frame: _Frame, values: JsonObject, iteration: int) -> bool:
+    def _ask(self, node: LoopNode, frame: Frame, values: JsonObject, iteration: int) -> bool:
         scope = {**self._scope(node, frame, values), "iteration": iteration}
         return bool(expression(node.condition or node.until or "false").evaluate(scope))
-
-
-class _Race:
-    """Work side by side where the first in the order decides, however fast the others are.
-
-    A failure calls off what comes later in the order, unless ``drain``. Errors that are not a
-    node's failure call everything off.
-    """
-
-    def __init__(self, drain: bool) -> None:
-        self._drain = drain
-        self._scopes: dict[int, anyio.CancelScope] = {}
-        self._failed: _Failed | None = None
-        self._fatal: Exception | None = None
-        self.first = -1
-        """The place in the order of the failure that decides."""
-        self.group: anyio.abc.TaskGroup | None = None
-
-    async def run(self, rank: int, work: Callable[[], Awaitable[list[int]]]) -> list[int]:
-        """``work()``'s result; nothing if it failed, was called off or is not to start."""
-        if self._fatal is not None or (self._failed and rank > self.first and not self._drain):
-            return []
-        with anyio.CancelScope() as scope:
-            self._scopes[rank] = scope
-            try:
-                return await work()
-            except _Failed as failed:
-                self._fail(rank, failed)
-            except Exception as error:
-                self._fatal = self._fatal or error
-                assert self.group is not None
-                self.group.cancel_scope.cancel()
-            finally:
-                del self._scopes[rank]
-        return []
-
-    def _fail(self, rank: int, failed: _Failed) -> None:
-        if self._failed is None or rank < self.first:
-            self.first, self._failed = rank, failed
-            for other, scope in self._scopes.items():
-                if other > rank and not self._drain:
-                    scope.cancel()
-
-    def settle(self) -> _Failed | None:
-        """The failure that decides. Raises an error that is not a node's."""
-        if self._fatal is not None:
-            raise self._fatal
-        return self._failed
 
 
 def _worth_retrying(node: Node, error: ErrorInfo, attempt: int) -> bool:

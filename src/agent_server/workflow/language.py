@@ -4,52 +4,30 @@ Leans on Python's parser alone: a source is parsed, each construct that is not o
 refused, and what is left becomes closures that can only reach JSON values. Refuses to know
 attributes, methods and anything of Python's objects: a dotted name looks up a JSON object.
 
-Why not an evaluator from a shelf: ``docs/decisions/expressions.md``.
+Why not an evaluator from a shelf: ``docs/decisions/0003-expressions-of-our-own.md``.
 """
 
 import ast
-import difflib
-import json
-import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
-MAX_LENGTH: Final = 2_000
-"""Characters of one expression."""
-MAX_NESTING: Final = 60
-"""Levels of one expression's tree."""
-MAX_CHARS: Final = 1_000_000
-"""Characters of a text, and of a value written as JSON (roughly)."""
-MAX_WORK: Final = 100_000
-"""Elements that one evaluation may touch."""
-MAX_INT_BITS: Final = 1_024
-MAX_NUMBER_TEXT: Final = 400
-
-RESERVED: Final = frozenset(
-    {"inputs", "vars", "nodes", "index", "iteration", "true", "false", "null"}
+from agent_server.workflow.functions import COMPARISONS, FUNCTIONS, OPERATORS
+from agent_server.workflow.values import (
+    MAX_LENGTH,
+    MAX_NESTING,
+    Scope,
+    Work,
+    Wrong,
+    did_you_mean,
+    kind_of,
+    look_up,
+    measure,
+    number,
+    position_of,
 )
-"""Names that the ``as`` of a map cannot take."""
 
 
-class Lookup:
-    """A read-only object of the scope whose fields are found on demand. Subclass it."""
-
-    def find(self, key: str) -> Any:
-        """The JSON value under ``key``; raises ``KeyError``."""
-        raise KeyError(key)
-
-    def known(self) -> Collection[str]:
-        """The keys, for a suggestion."""
-        return ()
-
-
-Scope = Mapping[str, Any]
-"""Names to JSON values or ``Lookup``."""
-
-
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """A name an expression uses, with the constant keys behind it: ``nodes.a.output``."""
 
     root: str
@@ -58,77 +36,7 @@ class Reference:
     """Nothing is taken from what ``keys`` names by a key that is only known later."""
 
 
-class Work:
-    """What one evaluation may still do."""
-
-    __slots__ = ("left",)
-
-    def __init__(self) -> None:
-        self.left = MAX_WORK
-
-    def spend(self, amount: int) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise Wrong(f"it takes more than {MAX_WORK} steps")
-
-
-class Wrong(Exception):
-    """What is wrong, without the expression; ``Expr`` adds it."""
-
-    def __init__(self, detail: str, hint: str | None = None) -> None:
-        super().__init__(detail)
-        self.hint = hint
-
-
 Evaluate = Callable[[Scope, Work], Any]
-
-
-def nearest(name: str, known: Collection[str]) -> str | None:
-    """The name among ``known`` that ``name`` was most likely meant to be."""
-    found = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
-    return found[0] if found else None
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str | None:
-    """A hint that suggests the nearest name, or lists them when they are few."""
-    near = nearest(name, known)
-    if near is not None:
-        return f"Did you mean {near!r}?"
-    if known and len(known) <= 10:
-        return "There is: " + ", ".join(sorted(str(k) for k in known)) + "."
-    return None
-
-
-def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
-
-
-def measure(value: Any, work: Work) -> None:
-    """Spend one step for each element of ``value``; raises when it is too large or not JSON."""
-    if type(value) is str:
-        if len(value) > MAX_CHARS:
-            raise Wrong(f"a text is over {MAX_CHARS} characters")
-        return
-    if type(value) not in (list, dict):
-        return
-    chars = 0
-    todo: list[Any] = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, str):
-            chars += len(item) + 2
-        elif isinstance(item, dict):
-            work.spend(len(item) + 1)
-            chars += sum(map(len, item)) + 4 * len(item)
-            todo.extend(item.values())
-        elif isinstance(item, list):
-            work.spend(len(item) + 1)
-            chars += len(item)
-            todo.extend(item)
-        elif isinstance(item, Lookup):
-            raise Wrong("it gives a whole scope", "Name one thing in it.")
-        if chars > MAX_CHARS:
-            raise Wrong(f"a value is over {MAX_CHARS} characters of JSON")
 
 
 def parse(source: str) -> ast.expr:
@@ -181,7 +89,7 @@ class Compiler:
         elif value is not None and type(value) not in (bool, int, float):
             raise Wrong(f"{value!r} is not a JSON value")
         elif value is not None:
-            _number(value)
+            number(value)
         return lambda scope, work: value
 
     def name(self, node: ast.Name, depth: int) -> Evaluate:
@@ -213,21 +121,21 @@ class Compiler:
             def cut(scope: Scope, work: Work) -> Any:
                 value = inner(scope, work)
                 if type(value) not in (list, str):
-                    raise Wrong(f"{_kind(value)} cannot be sliced")
+                    raise Wrong(f"{kind_of(value)} cannot be sliced")
                 work.spend(1 if type(value) is str else len(value))
                 return value[
-                    _position(low(scope, work)) if low else None : (
-                        _position(high(scope, work)) if high else None
+                    position_of(low(scope, work)) if low else None : (
+                        position_of(high(scope, work)) if high else None
                     )
                 ]
 
             return cut
         key = self.compile(index, depth)
-        return lambda scope, work: _look_up(inner(scope, work), key(scope, work))
+        return lambda scope, work: look_up(inner(scope, work), key(scope, work))
 
     def _item(self, value: ast.expr, key: Any, depth: int) -> Evaluate:
         inner = self._chain(value, key, depth)
-        return lambda scope, work: _look_up(inner(scope, work), key)
+        return lambda scope, work: look_up(inner(scope, work), key)
 
     def _chain(self, value: ast.expr, key: Any, depth: int) -> Evaluate:
         """``value``, whose reference grows by ``key`` (None: by a key that is not constant)."""
@@ -246,13 +154,13 @@ class Compiler:
         if isinstance(node.op, ast.Not):
             return lambda scope, work: not inner(scope, work)
         if isinstance(node.op, ast.USub):
-            return lambda scope, work: -_number(inner(scope, work))
+            return lambda scope, work: -number(inner(scope, work))
         if isinstance(node.op, ast.UAdd):
-            return lambda scope, work: +_number(inner(scope, work))
+            return lambda scope, work: +number(inner(scope, work))
         raise Wrong("the operator '~' is not part of the language")
 
     def binary(self, node: ast.BinOp, depth: int) -> Evaluate:
-        operate = _OPERATORS.get(type(node.op))
+        operate = OPERATORS.get(type(node.op))
         if operate is None:
             raise Wrong(
                 f"the operator {type(node.op).__name__} is not part of the language",
@@ -279,7 +187,7 @@ class Compiler:
         first = self.compile(node.left, depth)
         rest = []
         for sign, value in zip(node.ops, node.comparators, strict=True):
-            test = _COMPARISONS.get(type(sign))
+            test = COMPARISONS.get(type(sign))
             if test is None:
                 raise Wrong("'is' is not part of the language", "Compare with '=='.")
             rest.append((test, self.compile(value, depth)))
@@ -324,7 +232,7 @@ class Compiler:
             for key, value in parts:
                 name = key(scope, work)
                 if type(name) is not str:
-                    raise Wrong(f"a key must be text, not {_kind(name)}")
+                    raise Wrong(f"a key must be text, not {kind_of(name)}")
                 made[name] = value(scope, work)
             measure(made, work)
             return made
@@ -372,52 +280,6 @@ def _read_name(name: str) -> Evaluate:
     return read
 
 
-def _look_up(value: Any, key: Any) -> Any:
-    """``value[key]`` for JSON values; nothing of Python's objects can be reached."""
-    if type(value) is dict:
-        if type(key) is not str:
-            raise Wrong(f"a key must be text, not {_kind(key)}")
-        if key in value:
-            return value[key]
-        raise Wrong(f"there is no {key!r} in it", did_you_mean(key, value))
-    if type(value) in (list, str):
-        position = _position(key, of=value)
-        if -len(value) <= position < len(value):
-            return value[position]
-        raise Wrong(f"position {position} is outside; the length is {len(value)}")
-    if isinstance(value, Lookup):
-        try:
-            return value.find(str(key))
-        except KeyError:
-            raise Wrong(f"there is no {key!r}", did_you_mean(str(key), value.known())) from None
-    raise Wrong(f"{_kind(value)} has no {key!r}")
-
-
-def _position(value: Any, of: Any = None) -> int:
-    if type(value) is not int:
-        if type(of) is list or of is None:
-            raise Wrong(f"a position must be a whole number, not {_shown(value)}")
-        raise Wrong(f"{_kind(of)} has no {_shown(value)}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) and len(value) < 60 else _kind(value)
-
-
-def _kind(value: Any) -> str:
-    names: dict[type, str] = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-    }
-    return names.get(type(value), "a scope")
-
-
 def _construct(node: ast.AST) -> str:
     names: dict[type, str] = {
         ast.Lambda: "lambda",
@@ -437,167 +299,8 @@ def _construct(node: ast.AST) -> str:
     return names.get(type(node), type(node).__name__)
 
 
-def _number(value: Any) -> Any:
-    """``value`` if it is a number of bearable size. Raises ``Wrong``."""
-    if type(value) is int:
-        if value.bit_length() > MAX_INT_BITS:
-            raise Wrong("a number is too large")
-    elif type(value) is float:
-        if not math.isfinite(value):
-            raise Wrong("a number is not finite")
-    elif type(value) is not bool:
-        raise Wrong(f"{_kind(value)} is not a number")
-    return value
-
-
-def _add(left: Any, right: Any, work: Work) -> Any:
-    if type(left) is str and type(right) is str:
-        if len(left) + len(right) > MAX_CHARS:
-            raise Wrong(f"a text is over {MAX_CHARS} characters")
-        return left + right
-    if type(left) is list and type(right) is list:
-        work.spend(len(left) + len(right))
-        made = left + right
-        measure(made, work)
-        return made
-    if str in (type(left), type(right)):
-        raise Wrong(f"{_kind(left)} and {_kind(right)} cannot be added", "Use str(…) first.")
-    return _number(_number(left) + _number(right))
-
-
-def _arithmetic(operate: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Work], Any]:
-    return lambda left, right, work: _number(operate(_number(left), _number(right)))
-
-
-def _power(left: Any, right: Any, work: Work) -> Any:
-    base, exponent = _number(left), _number(right)
-    if abs(exponent) > MAX_INT_BITS or (
-        isinstance(base, int)
-        and isinstance(exponent, int)
-        and base.bit_length() * abs(exponent) > MAX_INT_BITS
-    ):
-        raise Wrong("a power is too large")
-    value = base**exponent
-    if isinstance(value, complex):
-        raise Wrong("a power is not a real number")
-    return _number(value)
-
-
-def _contains(left: Any, right: Any) -> bool:
-    if type(right) in (list, dict) or (type(right) is str and type(left) is str):
-        if type(right) is dict and type(left) is not str:
-            return False
-        return left in right
-    raise Wrong(f"{_kind(right)} cannot contain {_kind(left)}")
-
-
-def _sized(value: Any) -> Any:
-    if type(value) not in (str, list, dict):
-        raise Wrong(f"{_kind(value)} has no length")
-    return value
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise Wrong(f"{_kind(value)} is not text")
-    return value
-
-
-def _extreme(choose: Callable[[list[Any]], Any]) -> Callable[..., Any]:
-    def run(*values: Any) -> Any:
-        items = values[0] if len(values) == 1 else list(values)
-        if type(items) is not list or not items:
-            raise Wrong("it needs numbers or texts, or a list of them that is not empty")
-        return choose(items)
-
-    return run
-
-
-def _sum(items: Any) -> Any:
-    if type(items) is not list:
-        raise Wrong(f"{_kind(items)} cannot be summed up")
-    total: Any = 0
-    for item in items:
-        total = _number(total + _number(item))
-    return total
-
-
-def _int(value: Any) -> int:
-    if type(value) is str:
-        return int(_short(value))
-    return int(_number(value))
-
-
-def _float(value: Any) -> float:
-    number: float = _number(float(_short(value) if type(value) is str else _number(value)))
-    return number
-
-
-def _short(text: str) -> str:
-    if len(text) > MAX_NUMBER_TEXT:
-        raise Wrong("a text is too long to be a number")
-    return text
-
-
-def _as_text(value: Any) -> str:
-    return value if type(value) is str else to_json(value)
-
-
-def _round(value: Any, digits: Any = None) -> Any:
-    if digits is not None and (type(digits) is not int or abs(digits) > 100):
-        raise Wrong("the number of digits must be a whole number up to 100")
-    return _number(round(_number(value), digits))
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if type(value) is not dict:
-        raise Wrong(f"{_kind(value)} is not an object")
-    return value
-
-
-FUNCTIONS: Final[dict[str, tuple[Callable[..., Any], int, int]]] = {
-    "len": (lambda value: len(_sized(value)), 1, 1),
-    "min": (_extreme(min), 1, 20),
-    "max": (_extreme(max), 1, 20),
-    "sum": (_sum, 1, 1),
-    "round": (_round, 1, 2),
-    "abs": (lambda value: abs(_number(value)), 1, 1),
-    "int": (_int, 1, 1),
-    "float": (_float, 1, 1),
-    "str": (_as_text, 1, 1),
-    "json": (to_json, 1, 1),
-    "lower": (lambda value: _text(value).lower(), 1, 1),
-    "upper": (lambda value: _text(value).upper(), 1, 1),
-    "contains": (lambda container, item: _contains(item, container), 2, 2),
-    "startswith": (lambda text, start: _text(text).startswith(_text(start)), 2, 2),
-    "keys": (lambda value: list(_object(value)), 1, 1),
-    "values": (lambda value: list(_object(value).values()), 1, 1),
-    "get": (lambda value, key, default=None: _object(value).get(_text(key), default), 2, 3),
-}
-"""Every function, with the fewest and the most arguments it takes."""
-
 _CONSTANTS: Final[dict[str, Any]] = {"true": True, "false": False, "null": None}
 
-_OPERATORS: Final[dict[type[ast.operator], Callable[[Any, Any, Work], Any]]] = {
-    ast.Add: _add,
-    ast.Sub: _arithmetic(lambda left, right: left - right),
-    ast.Mult: _arithmetic(lambda left, right: left * right),
-    ast.Div: _arithmetic(lambda left, right: left / right),
-    ast.FloorDiv: _arithmetic(lambda left, right: left // right),
-    ast.Mod: _arithmetic(lambda left, right: left % right),
-    ast.Pow: _power,
-}
-
-_COMPARISONS: Final[dict[type[ast.cmpop], Callable[[Any, Any], bool]]] = {
-    ast.Eq: lambda left, right: bool(left == right),
-    ast.NotEq: lambda left, right: bool(left != right),
-    ast.Lt: lambda left, right: bool(left < right),
-    ast.LtE: lambda left, right: bool(left <= right),
-    ast.Gt: lambda left, right: bool(left > right),
-    ast.GtE: lambda left, right: bool(left >= right),
-    ast.In: _contains,
-    ast.NotIn: lambda left, right: not _contains(left, right),
-}
 
 _FORMS: Final[dict[type[ast.expr], Callable[[Compiler, Any, int], Evaluate]]] = {
     ast.Constant: Compiler.constant,

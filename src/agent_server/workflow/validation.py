@@ -33,8 +33,8 @@ from agent_server.domain.workflows import (
 )
 from agent_server.reasoning.fit import schema_fault
 from agent_server.workflow.graph import MAX_PROBLEMS, Graph, analyse
-from agent_server.workflow.language import RESERVED, did_you_mean
 from agent_server.workflow.schemas import checked
+from agent_server.workflow.values import RESERVED, did_you_mean
 
 MAX_REPORTED: Final = 100
 """Errors listed; the message counts all of them."""
