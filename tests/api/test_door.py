@@ -76,12 +76,14 @@ async def test_a_request_id_is_taken_or_made(server: Server) -> None:
         (b'{"goal": "\\ud800"}', ""),
         (b'{"goal": "g", "context": {"x": NaN}}', "NaN"),
         (b'{"goal": "g", "context": {"x": -Infinity}}', "Infinity"),
+        (b'{"goal": "g", "context": {"x": 1e400}}', "1e400"),
+        (b'{"goal": "g", "context": {"x": ' + b"9" * 400 + b".0}}", "too large"),
+        (b'{"goal": "g", "context": {"x": ' + b"9" * 5000 + b"}}", "number out of range"),
         (b"   ", "empty"),
     ],
 )
-async def test_what_is_not_json_is_malformed_with_its_place(
-    server: Server, body: bytes, said: str
-) -> None:
+async def test_what_is_not_json_is_malformed_with_its_place(body: bytes, said: str) -> None:
+    server = Server(settings())
     answer = await server.call("POST", RUNS, body, JSON)
     assert (answer.status, answer.json()["code"]) == (400, "malformed_body")
     assert said in answer.json()["detail"]
@@ -106,6 +108,19 @@ async def test_brackets_in_texts_and_side_by_side_are_not_depth(server: Server) 
     context = {"text": '[{"\\' * 100, "wide": [[] for _ in range(100)]}
     body = json.dumps({"goal": "g", "context": context}).encode()
     assert (await server.call("POST", RUNS, body, JSON)).status == 202
+
+
+async def test_texts_that_look_like_unusual_numbers_are_texts(server: Server) -> None:
+    body = {"goal": "NaN, Infinity and 1e400 are words here", "context": {"x": 1e300}}
+    assert (await server.call("POST", RUNS, body)).status == 202
+
+
+async def test_head_answers_what_get_would_without_a_body(server: Server) -> None:
+    for path in ("/livez", "/readyz", "/api/v1/agents"):
+        answer = await server.call("HEAD", path)
+        assert (answer.status, answer.body) == (200, b"")
+        assert answer.headers["content-length"] != "0"
+    assert (await server.call("HEAD", "/nowhere")).status == 404
 
 
 async def test_many_quotes_are_looked_at_once(server: Server) -> None:

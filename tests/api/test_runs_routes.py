@@ -93,6 +93,11 @@ async def test_an_unknown_field_is_refused_with_the_nearest_name(
         {"goal": ""},
         {"goal": "a\0b"},
         {"goal": "g", "session_id": "\0"},
+        {"goal": "g", "tools": ["\0"]},
+        {"workflow": {"name": "w", "nodes": [{"id": "\0"}]}},
+        {"goal": "g", "start_after": "2020-01-01T00:00:00"},
+        {"goal": "g", "budget": {"deadline_s": 1e300}},
+        {"goal": "g", "budget": {"max_cost_usd": "1e1000000"}},
     ],
 )
 async def test_a_body_that_does_not_fit_is_422(server: Server, body: dict[str, object]) -> None:
@@ -133,6 +138,8 @@ async def test_the_list_takes_filters_a_limit_and_an_opaque_cursor(server: Serve
     assert (await server.call("GET", f"{RUNS}?limit=201")).status == 422
     assert (await server.call("GET", f"{RUNS}?status=done")).status == 422
     assert (await server.call("GET", f"{RUNS}?q=%00")).status == 422
+    assert (await server.call("GET", f"{RUNS}?created_after=2020-01-01")).status == 422
+    assert (await server.call("GET", f"{RUNS}?created_after=2020-01-01T00:00:00Z")).status == 200
     bad = await server.call("GET", f"{RUNS}?cursor=nonsense")
     assert bad.json()["code"] == "invalid_cursor"
 

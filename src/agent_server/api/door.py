@@ -23,6 +23,7 @@ from agent_server.auth.principal import Principal
 from agent_server.domain.errors import (
     AgentServerError,
     BodyTooLarge,
+    MethodNotAllowed,
     RequestTimeout,
     UnsupportedMediaType,
 )
@@ -99,6 +100,12 @@ class Door:
             (b"x-content-type-options", b"nosniff"),
         ]
 
+        headed = scope["method"] == "HEAD"
+        if headed:
+            # Answered by the handlers of GET; a copy, for the server below looks at its own.
+            scope = {**scope, "method": "GET"}
+            send = _without_body(send)
+
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
@@ -130,6 +137,8 @@ class Door:
             if scope["method"] not in READING:
                 receive = self._limited(headers, receive)
             await self._app(scope, receive, answer)
+            if later and headed:
+                raise MethodNotAllowed("HEAD is not allowed for an event stream.", hint="Use GET.")
             if later:
                 for key in [key for key in scope if key.startswith("fastapi")]:
                     del scope[key]  # exit stacks, empty by now, that would live as long as we do
@@ -230,6 +239,15 @@ async def _problem(error: AgentServerError, path: str, request_id: str, send: Se
     headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in error.headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _without_body(send: Send) -> Send:
+    async def headers_only(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return headers_only
 
 
 async def _preflight(send: Send) -> None:

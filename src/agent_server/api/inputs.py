@@ -9,13 +9,13 @@ import binascii
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, TypeVar, get_args
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from starlette.requests import Request
 
 from agent_server.domain.base import Frozen
@@ -33,6 +33,8 @@ M = TypeVar("M", bound=BaseModel)
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 STRING = re.compile(rb'"(?:[^"\\]+|\\.)*(?:"|\\?\Z)', re.DOTALL)
 """A text, also one that never ends: so that no quote is looked at twice."""
+UNUSUAL = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{309}")
+"""What may be a number that is none, or is too large; a text that looks like one costs a look."""
 PAIR = re.compile(rb"\[\]|\{\}")
 BRACKETS = b"[]{}"
 NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in BRACKETS)
@@ -70,7 +72,7 @@ class RunsQuery(ListQuery):
         default=None, max_length=200, description="Only of this session."
     )
     workflow: str | None = Field(default=None, max_length=200, description="Only of this workflow.")
-    created_after: datetime | None = Field(
+    created_after: AwareDatetime | None = Field(
         default=None, description="Only runs created after this moment (RFC 3339)."
     )
     q: str | None = Field(
@@ -127,8 +129,8 @@ def parse(raw: bytes, model: type[M], *, max_depth: int) -> M:
             f"The body is nested deeper than {max_depth} levels.",
             hint="Send flatter JSON, or raise AGENT_SERVER_MAX_JSON_DEPTH.",
         )
-    if b"NaN" in raw or b"Infinity" in raw:
-        _refuse_constants(raw)
+    if UNUSUAL.search(raw):
+        _refuse_unusual_numbers(raw)
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
@@ -145,13 +147,23 @@ def refuse_nul(asked: BaseModel, raw: bytes) -> None:
     if b"\\u0000" not in raw:
         return
     for name, value in asked:
-        if name != "input" and isinstance(value, str) and "\0" in value:
+        if name in ("input", "context", "metadata", "variables"):
+            continue
+        if _has_nul(value):
             message = "It holds a NUL character."
             raise InvalidRequest(
                 f"Field {name!r} holds a NUL character.",
                 hint="Leave the character out.",
                 errors=[FieldError(path=name, message=message)],
             )
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(inner) for key, inner in value.items())
+    return isinstance(value, list | tuple) and any(map(_has_nul, value))
 
 
 def nested_deeper(raw: bytes, limit: int) -> bool:
@@ -172,14 +184,20 @@ def nested_deeper(raw: bytes, limit: int) -> bool:
     return bool(rest)
 
 
-def _refuse_constants(raw: bytes) -> None:
-    """Raise for NaN and Infinity, which Python's parsers read and JSON does not have."""
+def _refuse_unusual_numbers(raw: bytes) -> None:
+    """Raise for NaN and Infinity, which Python's parsers read and JSON does not have, and for
+    numbers so large that reading makes them infinite."""
 
     def refuse(name: str) -> None:
         raise MalformedBody(f"The body is not JSON: {name} is not a JSON number.")
 
+    def read(number: str) -> float:
+        if math.isinf(float(number)):
+            raise MalformedBody(f"The number {number[:40]} in the body is too large.")
+        return 0.0
+
     try:
-        json.loads(raw, parse_constant=refuse)
+        json.loads(raw, parse_constant=refuse, parse_float=read)
     except (ValueError, RecursionError):
         return  # not JSON at all: the one parser that counts says where
 

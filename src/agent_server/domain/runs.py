@@ -10,13 +10,15 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.plans import TaskStatus
 
 RunKind = Literal["goal", "agent", "workflow"]
+MAX_COUNT = 2**53
+MAX_DEADLINE_S = 10 * 365 * 86_400
 
 
 class RunStatus(str, Enum):
@@ -41,11 +43,11 @@ ENDED = frozenset(
 class Budget(Frozen):
     """Ceilings over the whole tree of a run. None is no ceiling."""
 
-    max_cost_usd: Decimal | None = Field(default=None, gt=0)
-    max_tokens: int | None = Field(default=None, gt=0)
-    max_model_calls: int | None = Field(default=None, gt=0)
-    max_tool_calls: int | None = Field(default=None, gt=0)
-    deadline_s: float | None = Field(default=None, gt=0)
+    max_cost_usd: Decimal | None = Field(default=None, gt=0, le=1_000_000_000)
+    max_tokens: int | None = Field(default=None, gt=0, le=MAX_COUNT)
+    max_model_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT)
+    max_tool_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT)
+    deadline_s: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_S)
     """Wall time from creation to end, in seconds."""
 
 
@@ -131,7 +133,7 @@ class RunRequest(Frozen):
     metadata: JsonObject = Field(
         default_factory=dict, description="Yours; kept and answered as it is."
     )
-    start_after: datetime | None = Field(
+    start_after: AwareDatetime | None = Field(
         default=None, description="Not before this moment (RFC 3339)."
     )
     stream: bool = Field(default=False, description="The answer is the event stream.")
