@@ -64,7 +64,7 @@ def test_every_route_has_its_line() -> None:
 
 
 def test_every_event_type_has_its_line() -> None:
-    listed = set(re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \|", page("api.md"), re.MULTILINE))
+    listed = set(re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \|", page("events.md"), re.MULTILINE))
     assert {kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])} == listed
 
 

@@ -1,11 +1,13 @@
 """The picture of a run, drawn from recorded events."""
 
 import io
+import re
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
 from rich.console import Console, RenderableType
 
+from agent_server.cli.follow import LiveTree, display_for
 from agent_server.cli.plain import lines_of
 from agent_server.cli.tree import render
 from agent_server.cli.view import view_of
@@ -185,3 +187,19 @@ def test_plain_lines_tell_the_same_story_without_the_stream() -> None:
     assert "task 2: tool add = 3" in lines
     assert not any("are these" in line for line in lines)
     assert not any("\x1b" in line for line in lines)
+
+
+async def test_on_a_terminal_the_tree_is_drawn_in_place_and_left_standing_at_the_end() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=30)
+    display = display_for(console, silent=False)
+    assert isinstance(display, LiveTree)
+    view = view_of([])
+    for event in RECORDED:
+        view.apply(event)
+        await display.show(view, event)
+    display.close(view)
+    *_, last = out.getvalue().split("\x1b[?25h")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last)
+    assert "◐ goal Write a report" in plain and "The facts are these" in plain
+    assert plain.rstrip().endswith("run_0123")

@@ -119,7 +119,7 @@ def read_workflow(path: Path) -> JsonObject:
     if not isinstance(content, dict):
         raise InvalidRequest(
             f"The workflow file {str(path)!r} holds {type(content).__name__}, not an object.",
-            hint="A workflow is an object with `nodes`: see docs/cli.md.",
+            hint="A workflow is an object with `nodes`, a list.",
         )
     return content
 

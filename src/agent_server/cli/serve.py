@@ -24,6 +24,7 @@ import structlog
 import uvicorn
 from uvicorn.supervisors import ChangeReload
 
+from agent_server.auth.gate import require_safe
 from agent_server.cli.connect import warn_of_unknown_variables
 from agent_server.domain.errors import AgentServerError, ConfigurationError
 from agent_server.observability import configure_logs
@@ -54,6 +55,9 @@ def serve(
             "Reloading is for development: AGENT_SERVER_ENV is 'production'.",
             hint="Unset AGENT_SERVER_RELOAD, and leave out --reload.",
         )
+    if not generate_key:
+        # Before anything is loaded; the application asks once more.
+        require_safe(settings)
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
     if generate_key and settings.api_key is None:
