@@ -15,9 +15,9 @@ import anyio
 from fastapi import FastAPI
 
 from agent_server import __version__
-from agent_server.actions.tasks import ActionTask
 from agent_server.actions.handler import Actions, ActionServices
 from agent_server.actions.ssrf import GuardedHttp
+from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.deps import ApiDeps
 from agent_server.api.ports import ApproachInfo, ModelInfo

@@ -41,18 +41,14 @@ async def running(
     )
     await engine.start()
     try:
-        yield Runs(
-            database=database, engine=engine, hub=hub, settings=chosen, validate=accept
-        )
+        yield Runs(database=database, engine=engine, hub=hub, settings=chosen, validate=accept)
     finally:
         await engine.stop()
         await database.close()
 
 
 async def submit(runs: Runs, **request: Any) -> Run:
-    submitted = await runs.submit(
-        RunRequest(**request), tenant=DEFAULT_TENANT, principal="test"
-    )
+    submitted = await runs.submit(RunRequest(**request), tenant=DEFAULT_TENANT, principal="test")
     return submitted.run
 
 

@@ -113,9 +113,7 @@ async def test_what_was_acknowledged_is_on_disk_for_another_reader(
     database = database_at(sqlite_url)
     await database.open()
     await database.write(upgrade)
-    await database.write(
-        lambda c: c.execute(text("INSERT INTO nodes VALUES ('x', 'all', 0, 0)"))
-    )
+    await database.write(lambda c: c.execute(text("INSERT INTO nodes VALUES ('x', 'all', 0, 0)")))
     with sqlite3.connect(tmp_path / "data" / "server.db") as other:
         assert other.execute("SELECT id FROM nodes").fetchall() == [("x",)]
     await database.close()

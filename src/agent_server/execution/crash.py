@@ -25,8 +25,17 @@ POINTS: Final = (
 )
 """Every point, so that the crash test covers all of them."""
 
-_name, _, _count = os.environ.get("AGENT_SERVER_TEST_CRASH_AT", "").partition(":")
-_left = int(_count or 1)
+_name = ""
+_left = 0
+
+
+def arm(where: str) -> None:
+    """Die at the point ``where`` (``name`` or ``name:count``); empty disarms."""
+    global _name, _left
+    _name, _, count = where.partition(":")
+    if _name and _name not in POINTS:
+        raise ValueError(f"there is no crash point {_name!r}; there are {', '.join(POINTS)}")
+    _left = int(count or 1)
 
 
 def crash_point(name: str) -> None:
@@ -37,3 +46,6 @@ def crash_point(name: str) -> None:
     _left -= 1
     if _left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+arm(os.environ.get("AGENT_SERVER_TEST_CRASH_AT", ""))

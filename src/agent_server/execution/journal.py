@@ -270,7 +270,6 @@ class DurableJournal:
         batch, self._pending = self._pending, _Batch()
         # A task of its own: cancelled here, the write still ends and readers still hear of it.
         self._writing = asyncio.get_running_loop().create_task(self._write(batch, last))
-        self._writing.add_done_callback(self._written)
         await asyncio.shield(self._writing)
         if self._failure is not None:
             raise self._failure
@@ -312,14 +311,15 @@ class DurableJournal:
             self._timer = None
         batch, self._pending = self._pending, _Batch()
         self._writing = asyncio.get_running_loop().create_task(self._write(batch, None))
-        self._writing.add_done_callback(self._written)
 
-    def _written(self, _task: "asyncio.Task[None]") -> None:
+    async def _write(self, batch: _Batch, last: Ending | None) -> None:
+        await self._commit(batch, last)
+        # Here and not in a callback of the task: whoever awaited it must find it gone.
         self._writing = None
         if self._pending and not self._closed and self._failure is None:
             self._linger()
 
-    async def _write(self, batch: _Batch, last: Ending | None) -> None:
+    async def _commit(self, batch: _Batch, last: Ending | None) -> None:
         """One transaction. Never raises: the failure is kept and raised to whoever waits."""
         try:
             published, totals, observed = await self._database.write(

@@ -1,0 +1,163 @@
+"""Real server processes that start in a moment, so that tests can kill them by the dozen.
+
+One process (the nursery) imports the server once; each server is forked from it, listens on a
+port of its own and can be killed like any other. Leans on fork, so on Unix. Refuses to share
+anything between two servers but what they find on disk.
+"""
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Nursery:
+    """Starts servers: ``with Nursery() as nursery: server = nursery.start({...})``."""
+
+    def __enter__(self) -> "Nursery":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.server_process"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def start(
+        self, env: dict[str, str], *, folder: Path, crash_at: str = "", port: int = 0
+    ) -> "Server":
+        """A server in ``folder`` with ``env``; it may not answer yet."""
+        order = {"env": env, "folder": str(folder), "crash_at": crash_at, "port": port}
+        self._say(order)
+        answer = self._hear()
+        return Server(self, answer["pid"], answer["port"], folder / "server.log")
+
+    def kill(self, pid: int, sig: int) -> None:
+        self._say({"kill": pid, "signal": sig})
+        self._hear()
+
+    def ended(self, pid: int, timeout_s: float) -> bool:
+        """Whether the server has ended, waiting up to ``timeout_s`` for it."""
+        self._say({"wait": pid, "timeout_s": timeout_s})
+        return bool(self._hear()["ended"])
+
+    def _say(self, order: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the nursery has died"
+        return dict(json.loads(line))
+
+
+class Server:
+    """One forked server process."""
+
+    def __init__(self, nursery: Nursery, pid: int, port: int, log: Path) -> None:
+        self._nursery = nursery
+        self.pid = pid
+        self.port = port
+        self.log = log
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def kill(self) -> None:
+        """SIGKILL, and return when the process is gone."""
+        self._nursery.kill(self.pid, signal.SIGKILL)
+        assert await self.ended(10)
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        self._nursery.kill(self.pid, signal.SIGTERM)
+
+    async def ended(self, timeout_s: float) -> bool:
+        """Whether the server has ended, waiting up to ``timeout_s`` for it."""
+        return await asyncio.to_thread(self._nursery.ended, self.pid, timeout_s)
+
+
+def _nursery() -> None:
+    # Imported before any fork, and before any thread or loop exists.
+    from tests.support.server_serving import serve_on
+
+    living: dict[int, int] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "kill" in order:
+            if order["kill"] in living:
+                os.kill(order["kill"], order["signal"])
+            answer: dict[str, Any] = {}
+        elif "wait" in order:
+            answer = {"ended": _wait(living, order["wait"], order["timeout_s"])}
+        else:
+            answer = _start(living, order, serve_on)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    for pid in list(living):
+        os.kill(pid, signal.SIGKILL)
+        _wait(living, pid, 10)
+
+
+def _start(living: dict[int, int], order: dict[str, Any], serve_on: Any) -> dict[str, Any]:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", order["port"]))
+    listener.listen(1024)
+    port = listener.getsockname()[1]
+    pid = os.fork()
+    if pid == 0:
+        sys.stdin.close()
+        log = os.open(
+            Path(order["folder"]) / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+        )
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.update(order["env"])
+        os.chdir(order["folder"])
+        status = 1
+        try:
+            status = serve_on(listener, order["crash_at"])
+        finally:
+            os._exit(status)
+    listener.close()
+    living[pid] = os.pidfd_open(pid)
+    return {"pid": pid, "port": port}
+
+
+def _wait(living: dict[int, int], pid: int, timeout_s: float) -> bool:
+    if pid not in living:
+        return True
+    ready, _, _ = select.select([living[pid]], [], [], timeout_s)
+    if not ready:
+        return False
+    os.waitpid(pid, 0)
+    os.close(living.pop(pid))
+    return True
+
+
+if __name__ == "__main__":
+    _nursery()

@@ -1,0 +1,20 @@
+"""What a forked server does: the real application on a socket it is given."""
+
+import socket
+
+import uvicorn
+
+from agent_server.execution import crash
+from agent_server.observability import configure_logs
+from agent_server.server import create_app
+from agent_server.settings import load_settings
+
+
+def serve_on(listener: socket.socket, crash_at: str) -> int:
+    """Serve until told to stop, or until the crash point is reached."""
+    crash.arm(crash_at)
+    settings = load_settings(env_file=None)
+    configure_logs(settings)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
