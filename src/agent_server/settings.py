@@ -207,7 +207,7 @@ def load_settings(
                     f"{error.strerror}."
                 ) from error
     try:
-        return Settings(_env_file=env_file, **values)
+        return Settings(_env_file=env_file, **values)  # type: ignore[call-arg]  # an initialiser's option
     except ValidationError as error:
         problems = [
             FieldError(path=PREFIX + "__".join(str(p) for p in e["loc"]).upper(), message=e["msg"])

@@ -7,7 +7,7 @@ Leans on the domain. Facts are stored with a sequence number per run, from 1 and
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -241,36 +241,34 @@ class RunBudgetExceeded(EventBase):
 
 
 Event = Annotated[
-    Union[
-        RunCreated,
-        RunStarted,
-        PlanCreated,
-        PlanRevised,
-        TaskStarted,
-        TaskCompleted,
-        TaskFailed,
-        TaskSkipped,
-        StepStarted,
-        StepCompleted,
-        StepFailed,
-        StepInDoubt,
-        MessageDelta,
-        MessageCompleted,
-        MemoryWritten,
-        MemoryRecalled,
-        ApprovalRequested,
-        ApprovalDecided,
-        ActionTriggered,
-        ActionCompleted,
-        ActionFailed,
-        BudgetWarning,
-        RunWaiting,
-        RunResumed,
-        RunSucceeded,
-        RunFailed,
-        RunCancelled,
-        RunBudgetExceeded,
-    ],
+    RunCreated
+    | RunStarted
+    | PlanCreated
+    | PlanRevised
+    | TaskStarted
+    | TaskCompleted
+    | TaskFailed
+    | TaskSkipped
+    | StepStarted
+    | StepCompleted
+    | StepFailed
+    | StepInDoubt
+    | MessageDelta
+    | MessageCompleted
+    | MemoryWritten
+    | MemoryRecalled
+    | ApprovalRequested
+    | ApprovalDecided
+    | ActionTriggered
+    | ActionCompleted
+    | ActionFailed
+    | BudgetWarning
+    | RunWaiting
+    | RunResumed
+    | RunSucceeded
+    | RunFailed
+    | RunCancelled
+    | RunBudgetExceeded,
     Field(discriminator="type"),
 ]
 
