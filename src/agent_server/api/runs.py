@@ -156,8 +156,10 @@ class RunRoutes:
                 one + "/tasks",
                 self.tasks,
                 summary="List a run's tasks",
+                description="In the order they were begun.",
                 tag="runs",
                 name="list_run_tasks",
+                query=inputs.ListQuery,
                 answers={200: TaskPage},
                 errors=(404, 422),
             ),
@@ -291,8 +293,12 @@ class RunRoutes:
         return Json(dump(await self._runs.plan(*_target(request))))
 
     async def tasks(self, request: Request) -> Response:
-        inputs.query(request, inputs.NoQuery)
-        return Json(dump_page(map(dump, await self._runs.tasks(*_target(request))), None))
+        wanted = inputs.query(request, inputs.ListQuery)
+        first = 0 if wanted.cursor is None else inputs.decode_cursor(wanted.cursor)
+        found = await self._runs.tasks(*_target(request))
+        last = first + wanted.limit
+        cursor = inputs.encode_cursor(last) if len(found) > last else None
+        return Json(dump_page(map(dump, found[first:last]), cursor))
 
     async def steps(self, request: Request) -> Response:
         wanted = inputs.query(request, inputs.ListQuery)
