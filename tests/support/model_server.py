@@ -32,6 +32,7 @@ import json
 import re
 import ssl
 import sys
+from collections.abc import Callable
 from typing import Any
 
 Json = dict[str, Any]
@@ -58,6 +59,8 @@ class ModelServer:
         self._address = (host, port)
         self.raw_calls: list[tuple[str, dict[str, str], bytes]] = []
         self.open: set[_Peer] = set()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a request has come and when a connection has gone."""
         self.script({"queue": queue or [], "rules": rules or [], "default": default, "demo": demo})
 
     def script(self, script: Json) -> None:
@@ -66,6 +69,11 @@ class ModelServer:
         self.default: Json = script.get("default") or DEFAULT_REPLY
         self.demo = bool(script.get("demo", getattr(self, "demo", False)))
         self.rendered: dict[tuple[str, bool, int], bytes] = {}
+
+    @property
+    def unanswered(self) -> int:
+        """Requests whose answer is still being written, on connections that are open."""
+        return sum(peer.task is not None for peer in self.open)
 
     @property
     def calls(self) -> list[Json]:
@@ -127,6 +135,7 @@ class _Peer(asyncio.Protocol):
         self.server.open.discard(self)
         if self.task is not None:
             self.task.cancel()
+        self.server.on_change()
 
     def abort(self) -> None:
         self.transport.abort()
@@ -155,6 +164,7 @@ class _Peer(asyncio.Protocol):
             self.server.raw_calls.append((target, headers, body))
             api = "responses" if path.endswith("/responses") else "chat"
             self.answer(api, body)
+            self.server.on_change()
         elif path == "/calls":
             calls = self.server.calls
             models: dict[str, int] = {}

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,14 +53,25 @@ class Nursery:
         answer = self._hear()
         return Server(self, answer["pid"], answer["port"], folder / "server.log")
 
+    def run(self, *argv: str, env: dict[str, str], folder: Path, log: str = "cli.log") -> "Command":
+        """``agent-server argv…`` in ``folder``, as a process of its own; its output in ``log``."""
+        order = {"env": env, "folder": str(folder), "argv": argv, "log": log}
+        self._say(order)
+        return Command(self, self._hear()["pid"], folder / log)
+
     def kill(self, pid: int, sig: int) -> None:
         self._say({"kill": pid, "signal": sig})
         self._hear()
 
     def ended(self, pid: int, timeout_s: float) -> bool:
         """Whether the server has ended, waiting up to ``timeout_s`` for it."""
+        return self.exit_code(pid, timeout_s) is not None
+
+    def exit_code(self, pid: int, timeout_s: float) -> int | None:
+        """What the process ended with, waiting up to ``timeout_s`` for it; None: it goes on."""
         self._say({"wait": pid, "timeout_s": timeout_s})
-        return bool(self._hear()["ended"])
+        code: int | None = self._hear()["code"]
+        return code
 
     def _say(self, order: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -100,11 +112,35 @@ class Server:
         return await asyncio.to_thread(self._nursery.ended, self.pid, timeout_s)
 
 
+class Command:
+    """One forked command."""
+
+    def __init__(self, nursery: Nursery, pid: int, log: Path) -> None:
+        self._nursery = nursery
+        self.pid = pid
+        self._log = log
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text()
+
+    def signal(self, sig: int) -> None:
+        self._nursery.kill(self.pid, sig)
+
+    def exit_code(self, timeout_s: float = 30) -> int:
+        """Its exit code, once it has ended."""
+        code = self._nursery.exit_code(self.pid, timeout_s)
+        assert code is not None, f"it goes on:\n{self.output[-4000:]}"
+        return code
+
+
 def _nursery() -> None:
     # Imported before any fork, and before any thread or loop exists.
-    from tests.support.server_serving import serve_on
+    from tests.support.server_serving import command, serve_on
 
     living: dict[int, int] = {}
+    codes: dict[int, int] = {}
     for line in sys.stdin:
         order = json.loads(line)
         if "kill" in order:
@@ -112,14 +148,16 @@ def _nursery() -> None:
                 os.kill(order["kill"], order["signal"])
             answer: dict[str, Any] = {}
         elif "wait" in order:
-            answer = {"ended": _wait(living, order["wait"], order["timeout_s"])}
+            answer = {"code": _wait(living, codes, order["wait"], order["timeout_s"])}
+        elif "argv" in order:
+            answer = {"pid": _fork(living, order, order["log"], lambda: command(order["argv"]))}
         else:
             answer = _start(living, order, serve_on)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
     for pid in list(living):
         os.kill(pid, signal.SIGKILL)
-        _wait(living, pid, 10)
+        _wait(living, codes, pid, 10)
 
 
 def _start(living: dict[int, int], order: dict[str, Any], serve_on: Any) -> dict[str, Any]:
@@ -128,11 +166,19 @@ def _start(living: dict[int, int], order: dict[str, Any], serve_on: Any) -> dict
     listener.bind(("127.0.0.1", order["port"]))
     listener.listen(1024)
     port = listener.getsockname()[1]
+    pid = _fork(living, order, "server.log", lambda: serve_on(listener, order["crash_at"]))
+    listener.close()
+    return {"pid": pid, "port": port}
+
+
+def _fork(
+    living: dict[int, int], order: dict[str, Any], log_name: str, work: Callable[[], int]
+) -> int:
     pid = os.fork()
     if pid == 0:
         sys.stdin.close()
         log = os.open(
-            Path(order["folder"]) / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+            Path(order["folder"]) / log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
         )
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -140,23 +186,24 @@ def _start(living: dict[int, int], order: dict[str, Any], serve_on: Any) -> dict
         os.chdir(order["folder"])
         status = 1
         try:
-            status = serve_on(listener, order["crash_at"])
+            status = work()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
-    listener.close()
     living[pid] = os.pidfd_open(pid)
-    return {"pid": pid, "port": port}
+    return pid
 
 
-def _wait(living: dict[int, int], pid: int, timeout_s: float) -> bool:
+def _wait(living: dict[int, int], codes: dict[int, int], pid: int, timeout_s: float) -> int | None:
     if pid not in living:
-        return True
+        return codes.get(pid, 0)
     ready, _, _ = select.select([living[pid]], [], [], timeout_s)
     if not ready:
-        return False
-    os.waitpid(pid, 0)
+        return None
+    codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.close(living.pop(pid))
-    return True
+    return codes[pid]
 
 
 if __name__ == "__main__":

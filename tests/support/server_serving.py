@@ -1,9 +1,11 @@
-"""What a forked server does: the real application on a socket it is given."""
+"""What a forked process does: the real application on a socket it is given, or a command."""
 
 import socket
+import traceback
 
 import uvicorn
 
+from agent_server.cli import main
 from agent_server.execution import crash
 from agent_server.observability import configure_logs
 from agent_server.server import create_app
@@ -18,3 +20,17 @@ def serve_on(listener: socket.socket, crash_at: str) -> int:
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
     server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def command(argv: list[str]) -> int:
+    """The command line, as far as its exit code."""
+    try:
+        main(argv)
+    except SystemExit as left:
+        if isinstance(left.code, str):
+            print(left.code)
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
