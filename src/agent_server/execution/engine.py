@@ -68,6 +68,8 @@ log = structlog.get_logger(__name__)
 POLL_S = 1.0
 """How often due tasks, cancellations and children on other nodes are looked for."""
 CANCEL_WAIT_S = 5.0
+LET_GO_S = 3.0
+"""How long a stopping process waits for cancelled tasks; then it leaves them queued."""
 
 AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], Any], None]
 """Appends a run's items to its session, inside the transaction that ends the run."""
@@ -167,7 +169,7 @@ class Engine:
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=max(1.0, grace_s))
+            await asyncio.wait(set(self._tasks), timeout=LET_GO_S)
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
