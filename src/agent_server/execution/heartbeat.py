@@ -1,20 +1,20 @@
 """Signs of life on PostgreSQL: this node's beat, and the reaping of nodes whose beat stopped.
 
 Both run on a thread and a connection of their own, so that a busy event loop is not mistaken
-for death. Leans on the store; refuses to decide anything from a stale view: after the database
-was out of reach, nothing is reaped for one lease, since every node's beat is old by then.
+for death. Leans on the store; refuses to compare clocks: a node is dead when this process has
+watched its beat stand still for a whole lease, and whatever interrupts the watching (a database
+out of reach, this process frozen) starts it anew.
 """
 
 import asyncio
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime
 from functools import partial
 
 import structlog
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.errors import AgentServerError
 from agent_server.execution import store
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, PostgresDatabase
@@ -25,7 +25,7 @@ BEAT_S = 1.0
 
 
 class Heartbeat:
-    """Beats every ``BEAT_S`` and reaps every quarter of a lease, until stopped."""
+    """Beats every ``BEAT_S``, and reaps when a node has died and once a lease, until stopped."""
 
     def __init__(self, database: Database, node: str, settings: Settings) -> None:
         assert isinstance(database, PostgresDatabase)
@@ -52,20 +52,43 @@ class Heartbeat:
 
     async def _beat_and_reap(self) -> None:
         database = PostgresDatabase(self._url, pool_size=1)
-        reap_every_s = self._lease_s / 4
-        next_reap = time.monotonic() + self._lease_s
+        watch = Watch(self._lease_s)
+        next_reap = 0.0
         try:
             while not self._stop.wait(BEAT_S):
                 try:
                     await database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
-                    if time.monotonic() >= next_reap:
-                        next_reap = time.monotonic() + reap_every_s
-                        dead_before = utcnow() - timedelta(seconds=self._lease_s)
-                        count = await database.write(partial(store.reap, dead_before=dead_before))
-                        if count:
-                            log.warning("took tasks from dead nodes", tasks=count)
-                except AgentServerError as error:
-                    log.warning("heartbeat failed", error=error.detail)
+                    dead = watch.dead(await database.read(store.beats), time.monotonic())
+                    if not dead and time.monotonic() < next_reap:
+                        continue
                     next_reap = time.monotonic() + self._lease_s
+                    count = await database.write(partial(store.reap, dead=dead))
+                    if count:
+                        log.warning("took tasks from dead nodes", tasks=count)
+                except Exception as error:  # Whatever it is, this node lives and must go on.
+                    log.warning("heartbeat failed", error=str(error))
+                    watch = Watch(self._lease_s)
         finally:
             await database.close()
+
+
+class Watch:
+    """Since when each node's beat stands still, by this process's own clock."""
+
+    def __init__(self, lease_s: float) -> None:
+        self._lease_s = lease_s
+        self._seen: dict[str, tuple[datetime, float]] = {}
+        self._looked_at: float | None = None
+
+    def dead(self, beats: dict[str, datetime], now: float) -> dict[str, datetime]:
+        """Those of ``beats`` that have stood still for a lease, at ``now`` in seconds."""
+        if self._looked_at is not None and now - self._looked_at > self._lease_s / 2 + BEAT_S:
+            self._seen.clear()  # Not looked for too long: perhaps everybody was frozen.
+        self._looked_at = now
+        before, self._seen = self._seen, {}
+        for node, beat in beats.items():
+            known = before.get(node)
+            self._seen[node] = known if known and known[0] == beat else (beat, now)
+        return {
+            node: beat for node, (beat, since) in self._seen.items() if now - since >= self._lease_s
+        }

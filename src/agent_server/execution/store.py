@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Integer,
     Row,
@@ -34,11 +35,14 @@ from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.events import EventBase
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task, Usage, WaitingFor
 from agent_server.execution.events import StoredEvent, splice_seq
-from agent_server.execution.ports import StepRecord
+from agent_server.execution.ports import LostLease, StepRecord
 from agent_server.storage.tables import events, idempotency_keys, nodes, runs, steps, tasks
 
 PICO = Decimal(10) ** 12
 LIVE = ("queued", "running", "waiting")
+ENDED = tuple(status.value for status in RunStatus if status.ended)
+REAPING = 7_349_002_119
+"""Any number, the same in every process: "somebody is reaping"."""
 INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 """``INSERT`` with ``ON CONFLICT``, which the two databases spell in their own dialects."""
 
@@ -48,14 +52,16 @@ _BLOCKED = exists(
     .where(
         _SIBLING.c.lane == tasks.c.lane,
         _SIBLING.c.status.in_(LIVE),
+        _SIBLING.c.run_id != tasks.c.run_id,
         or_(
+            _SIBLING.c.status != "queued",
             _SIBLING.c.created_at < tasks.c.created_at,
             and_(_SIBLING.c.created_at == tasks.c.created_at, _SIBLING.c.run_id < tasks.c.run_id),
         ),
     )
     .correlate(tasks)
 )
-"""An older task of the same lane (session) has not ended."""
+"""Another task of the same lane (session) has begun and not ended, or is older."""
 
 
 def usage_columns(usage: Usage) -> dict[str, int]:
@@ -180,10 +186,11 @@ _TOTALS = (
     runs.c.cost_pico,
     runs.c.unpriced_calls,
 )
-_ADVANCE = update(runs).where(runs.c.id == bindparam("run")).values(_GROWTH).returning(*_TOTALS)
+_OPEN = and_(runs.c.id == bindparam("run"), runs.c.status.not_in(ENDED))
+_ADVANCE = update(runs).where(_OPEN).values(_GROWTH).returning(*_TOTALS)
 _END = (
     update(runs)
-    .where(runs.c.id == bindparam("run"))
+    .where(_OPEN)
     .values(
         _GROWTH
         | {
@@ -219,12 +226,13 @@ def advance(
     """Take the next ``count`` event numbers, add ``used`` to the totals, and perhaps end the run.
 
     Locks the run's row until the transaction ends, which is what keeps numbers without a gap.
-    Returns the first number and the new totals.
+    Returns the first number and the new totals. Raises ``LostLease`` for a run that has ended:
+    nothing is said of it after its last event.
     """
     values: dict[str, Any] = {"run": run_id, "n": count}
     values |= {f"d_{name}": amount for name, amount in used.items()}
     if end is None:
-        row = connection.execute(_ADVANCE, values).one()
+        row = connection.execute(_ADVANCE, values).one_or_none()
     else:
         values |= {
             "b_status": end.status.value,
@@ -232,7 +240,9 @@ def advance(
             "b_error": end.error,
             "b_ended_at": end.at,
         }
-        row = connection.execute(_END, values).one()
+        row = connection.execute(_END, values).one_or_none()
+    if row is None:
+        raise LostLease(f"the run {run_id} has ended")
     return row.last_seq - count + 1, row
 
 
@@ -543,27 +553,41 @@ def running_tasks(connection: Connection, run_id: str) -> int:
 
 def release_tasks(connection: Connection, owner: str | None, alive: Sequence[str] = ()) -> int:
     """Queue again what ``owner`` carries out; with None, what anyone not in ``alive`` does."""
-    condition = tasks.c.owner == owner if owner is not None else tasks.c.owner.not_in(list(alive))
-    return connection.execute(
-        update(tasks)
-        .where(tasks.c.status == "running", condition)
-        .values(status="queued", owner=None)
-    ).rowcount
+    condition = tasks.c.owner == owner
+    if owner is None:
+        condition = or_(tasks.c.owner.is_(None), tasks.c.owner.not_in(list(alive)))
+    return _release(connection, condition)
 
 
 def release_task(connection: Connection, run_id: str, path: str, owner: str, epoch: int) -> None:
     """Let go of one task, still unfinished, so that whoever is free takes it."""
-    connection.execute(
-        update(tasks)
-        .where(
+    _release(
+        connection,
+        and_(
             tasks.c.run_id == run_id,
             tasks.c.path == path,
             tasks.c.owner == owner,
             tasks.c.epoch == epoch,
-            tasks.c.status == "running",
-        )
-        .values(status="queued", owner=None)
+        ),
     )
+
+
+def _release(connection: Connection, condition: ColumnElement[bool]) -> int:
+    """Queue tasks again; a run whose root is among them is shown as queued."""
+    released = connection.execute(
+        update(tasks)
+        .where(tasks.c.status == "running", condition)
+        .values(status="queued", owner=None)
+        .returning(tasks.c.run_id, tasks.c.path)
+    ).all()
+    roots = [row.run_id for row in released if row.path == ""]
+    if roots:
+        connection.execute(
+            update(runs)
+            .where(runs.c.id.in_(roots), runs.c.status == "running")
+            .values(status="queued")
+        )
+    return len(released)
 
 
 def queue_depth(connection: Connection) -> int:
@@ -709,8 +733,19 @@ def remove_node(connection: Connection, node: str) -> None:
     connection.execute(delete(nodes).where(nodes.c.id == node))
 
 
-def reap(connection: Connection, dead_before: datetime) -> int:
-    """Forget nodes whose last beat is older and queue again what nobody living carries out."""
-    connection.execute(delete(nodes).where(nodes.c.beat_at < dead_before))
+def beats(connection: Connection) -> dict[str, datetime]:
+    """Each node's last beat."""
+    return {row.id: row.beat_at for row in connection.execute(select(nodes.c.id, nodes.c.beat_at))}
+
+
+def reap(connection: Connection, dead: dict[str, datetime]) -> int:
+    """Forget the nodes ``dead`` whose beat still is what it was, and queue again what nobody
+    living carries out. One reaper at a time; another one answers 0."""
+    if connection.dialect.name == "postgresql":
+        lock = text("SELECT pg_try_advisory_xact_lock(:n)")
+        if not connection.execute(lock, {"n": REAPING}).scalar():
+            return 0
+    for node, beat_at in dead.items():
+        connection.execute(delete(nodes).where(nodes.c.id == node, nodes.c.beat_at == beat_at))
     alive = list(connection.execute(select(nodes.c.id)).scalars())
     return release_tasks(connection, None, alive)

@@ -21,8 +21,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
+import asyncpg  # type: ignore[import-untyped]  # ships no types
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, pool, text
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agent_server.domain.errors import (
@@ -45,6 +54,8 @@ Observer = Callable[[str, float, bool], None]
 
 MAX_BATCH = 256
 READERS = 2
+TRIES = 4
+"""Times a transaction is run on PostgreSQL when each time it was rolled back by circumstance."""
 BUSY_TIMEOUT_MS = 10_000
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"})
@@ -63,7 +74,8 @@ class Database(Protocol):
     async def write(self, fn: Transaction[T]) -> T:
         """Run ``fn`` in a transaction that may write; it is durable when this returns.
 
-        Cancelling the caller does not undo it. Raises ``StorageFull``, ``DatabaseUnavailable``,
+        ``fn`` may be run more than once, when the database rolled it back. Cancelling the
+        caller does not undo it. Raises ``StorageFull``, ``DatabaseUnavailable``,
         or whatever ``fn`` raised, after rolling back.
         """
 
@@ -76,26 +88,55 @@ class Database(Protocol):
 
 def translate(error: Exception) -> Exception:
     """A driver's error as one of ours, where it is about the database and not the statement."""
-    if isinstance(error, AgentServerError) or not isinstance(
-        error, (SQLAlchemyError, OSError, sqlite3.Error)
-    ):
+    if isinstance(error, AgentServerError) or not isinstance(error, _DRIVER_ERRORS):
         return error
-    message = str(getattr(error, "orig", None) or error)
+    message = str(getattr(error, "orig", None) or error) or type(error).__name__
     lowered = message.lower()
-    if "disk is full" in lowered or "no space left" in lowered or "disk full" in lowered:
+    state = _sqlstate(error)
+    if state == "53100" or any(words in lowered for words in _FULL):
         return StorageFull(
             f"The disk that holds the database is full ({message}).",
             hint="Free some space; what was stored before is intact.",
         )
-    lost = isinstance(error, OSError) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
+    if _about_the_statement(error, state):
+        return error
+    return DatabaseUnavailable(
+        f"The database cannot be used: {message}.",
+        hint="Check that it runs and that AGENT_SERVER_DATABASE_URL is right.",
     )
-    if lost or isinstance(error, OperationalError) or "connection" in lowered:
-        return DatabaseUnavailable(
-            f"The database cannot be used: {message}.",
-            hint="Check that it runs and that AGENT_SERVER_DATABASE_URL is right.",
+
+
+_FULL = ("disk is full", "no space left", "disk full")
+_DRIVER_ERRORS = (
+    SQLAlchemyError,
+    OSError,
+    sqlite3.Error,
+    asyncio.TimeoutError,  # An OSError only from Python 3.11 on.
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
+_STATEMENT_STATES = ("21", "22", "23", "42")
+"""Classes of SQLSTATE that a statement or its values are to blame for."""
+_RETRIED_STATES = frozenset({"40001", "40P01"})
+"""Serialisation failure and deadlock: rolled back, and right to run again."""
+
+
+def _sqlstate(error: Exception) -> str:
+    return str(getattr(getattr(error, "orig", None) or error, "sqlstate", None) or "")
+
+
+def _about_the_statement(error: Exception, state: str) -> bool:
+    """Whether the same transaction would fail on a healthy database too."""
+    if state:
+        return state.startswith(_STATEMENT_STATES)
+    if isinstance(getattr(getattr(error, "orig", None), "__cause__", None), ValueError):
+        return True  # asyncpg could not encode a value.
+    if isinstance(error, DBAPIError):
+        return not error.connection_invalidated and isinstance(
+            error, (DataError, IntegrityError, NotSupportedError, ProgrammingError)
         )
-    return error
+    lost = (OSError, sqlite3.OperationalError, asyncio.TimeoutError, PoolTimeout)
+    return not isinstance(error, (*lost, asyncpg.InterfaceError, asyncpg.PostgresError))
 
 
 def database_at(url: str, *, pool_size: int = 10, observer: Observer | None = None) -> Database:
@@ -232,6 +273,8 @@ class SqliteDatabase:
         return result
 
     async def read(self, fn: Transaction[T]) -> T:
+        if self._closed:
+            raise DatabaseUnavailable("The database is closed.", hint="The server is stopping.")
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._readers, self._read, fn)
@@ -246,8 +289,7 @@ class SqliteDatabase:
         started = perf_counter()
         with connection.begin():
             result = fn(connection)
-        if self._observer is not None:
-            self._observer("read", perf_counter() - started, True)
+        _observed(self._observer, "read", started, True)
         return result
 
     def _write_loop(self) -> None:
@@ -281,8 +323,7 @@ class SqliteDatabase:
             for job in batch:
                 if job.error is None:
                     job.error = translate(error)
-        if self._observer is not None:
-            self._observer("write", perf_counter() - started, succeeded)
+        _observed(self._observer, "write", started, succeeded)
         by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
         for job in batch:
             by_loop.setdefault(job.loop, []).append(job)
@@ -341,6 +382,13 @@ class _Job:
             savepoint.commit()
 
 
+def _observed(observer: Observer | None, mode: str, started: float, succeeded: bool) -> None:
+    """Tell the observer; what it does wrong is not the transaction's fault."""
+    if observer is not None:
+        with suppress(Exception):
+            observer(mode, perf_counter() - started, succeeded)
+
+
 def _answer(jobs: list[_Job]) -> None:
     for job in jobs:
         if job.future.cancelled():
@@ -381,6 +429,14 @@ def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
     return engine
 
 
+class _Again(Exception):
+    """The transaction was rolled back by circumstance and may be run again."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class PostgresDatabase:
     """asyncpg behind a small pool; each transaction runs in the caller's task."""
 
@@ -418,15 +474,35 @@ class PostgresDatabase:
         started = perf_counter()
         succeeded = False
         try:
-            async with self._engine.begin() as connection:
-                result = await connection.run_sync(fn)
+            for _ in range(TRIES - 1):
+                try:
+                    result = await self._once(fn)
+                    break
+                except _Again:
+                    pass
+            else:
+                result = await self._once(fn)
             succeeded = True
             return result
         except Exception as error:
-            raise translate(error) from error
+            cause = error.cause if isinstance(error, _Again) else error
+            raise translate(cause) from cause
         finally:
-            if self._observer is not None:
-                self._observer(mode, perf_counter() - started, succeeded)
+            _observed(self._observer, mode, started, succeeded)
+
+    async def _once(self, fn: Transaction[T]) -> T:
+        """Raises ``_Again`` for a failure after which surely nothing was committed: a deadlock,
+        or a pooled connection that turned out to be gone before the commit was sent."""
+        done = False
+        try:
+            async with self._engine.begin() as connection:
+                result = await connection.run_sync(fn)
+                done = True
+            return result
+        except DBAPIError as error:
+            if _sqlstate(error) in _RETRIED_STATES or (error.connection_invalidated and not done):
+                raise _Again(error) from error
+            raise
 
     async def close(self) -> None:
         await self._engine.dispose()
