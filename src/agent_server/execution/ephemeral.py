@@ -57,6 +57,7 @@ class EphemeralJournal:
         self._on_event = on_event
         self._steps = {step.key: step for step in recorded}
         self._budget = budget
+        self._under_way = {"model": 0, "tool": 0}
         self._seq = 0
 
     def key(self, *parts: str) -> str:
@@ -79,6 +80,7 @@ class EphemeralJournal:
         self._reserve(step.kind)
         self._steps[step.key] = step
         if step.kind != "value":
+            self._under_way[step.kind] += 1
             self.emit(
                 StepStarted(
                     step=step.key,
@@ -94,6 +96,7 @@ class EphemeralJournal:
         self.usage = add_usage(self.usage, step.usage)
         if step.kind == "value":
             return
+        self._under_way[step.kind] = max(0, self._under_way[step.kind] - 1)
         ended = step.ended_at or step.started_at
         took = int((ended - step.started_at).total_seconds() * 1000)
         if step.error is not None:
@@ -132,6 +135,7 @@ class EphemeralJournal:
             self._on_event(event.model_copy(update=changes))
 
     def _reserve(self, kind: str) -> None:
+        """Raise ``BudgetExceeded`` when one more call, beside those under way, is one too many."""
         budget, used = self._budget, self.usage
         if budget is None or kind == "value":
             return
@@ -140,9 +144,11 @@ class EphemeralJournal:
             ("max_cost_usd", used.cost_usd or Decimal(0), budget.max_cost_usd),
         ]
         if kind == "model":
-            limits.append(("max_model_calls", used.model_calls, budget.max_model_calls))
+            calls = used.model_calls + self._under_way[kind]
+            limits.append(("max_model_calls", calls, budget.max_model_calls))
         else:
-            limits.append(("max_tool_calls", used.tool_calls, budget.max_tool_calls))
+            calls = used.tool_calls + self._under_way[kind]
+            limits.append(("max_tool_calls", calls, budget.max_tool_calls))
         for name, amount, maximum in limits:
             if maximum is not None and amount >= maximum:
                 raise BudgetExceeded(
