@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -150,7 +151,7 @@ def _nursery() -> None:
         elif "wait" in order:
             answer = {"code": _wait(living, codes, order["wait"], order["timeout_s"])}
         elif "argv" in order:
-            answer = {"pid": _fork(living, order, order["log"], lambda: command(order["argv"]))}
+            answer = {"pid": _fork(living, order, order["log"], partial(command, order["argv"]))}
         else:
             answer = _start(living, order, serve_on)
         sys.stdout.write(json.dumps(answer) + "\n")
@@ -166,7 +167,7 @@ def _start(living: dict[int, int], order: dict[str, Any], serve_on: Any) -> dict
     listener.bind(("127.0.0.1", order["port"]))
     listener.listen(1024)
     port = listener.getsockname()[1]
-    pid = _fork(living, order, "server.log", lambda: serve_on(listener, order["crash_at"]))
+    pid = _fork(living, order, "server.log", partial(serve_on, listener, order["crash_at"]))
     listener.close()
     return {"pid": pid, "port": port}
 
