@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.loader import Job, Report
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -229,6 +229,7 @@ class Field:
             env={**inherited, **(environment or {})},
             stdin=stdin,
             stdout=stdout,
+            preexec_fn=die_with_parent,
         )
         self._stack.callback(_end, process)
         return process

@@ -3,7 +3,9 @@
 Leans on uuid6 for UUIDv7 (RFC 9562). Refuses to know what an id points at.
 """
 
+from hashlib import sha256
 from typing import Final, NewType
+from uuid import UUID
 
 from uuid6 import uuid7
 
@@ -25,6 +27,11 @@ def new_run_id() -> RunId:
     return RunId(new_id("run"))
 
 
-def task_id(run_id: RunId, path: str) -> TaskId:
-    """The id of the task at ``path``: derived, so that replay names the same task."""
-    return TaskId(f"task_{run_id.removeprefix('run_')}.{path}")
+def task_id(run_id: str, path: str) -> TaskId:
+    """The id of the task at ``path``: a UUIDv7 too, but derived from the run's moment and the
+    path, so that a replay names the same task."""
+    moment = UUID(run_id.removeprefix("run_")).int >> 80
+    chance = int.from_bytes(sha256(f"{run_id}/{path}".encode()).digest()[:10], "big")
+    version, variant = 0x7 << 76, 0b10 << 62
+    fields = (chance & ~(0xF << 76) & ~(0b11 << 62)) | version | variant
+    return TaskId(f"task_{UUID(int=moment << 80 | fields).hex}")

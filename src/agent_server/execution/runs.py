@@ -477,7 +477,7 @@ class Runs:
         """The run's tasks in the order they were begun."""
         run = await self.get(tenant, run_id)
         rows = await self.database.read(lambda c: store.task_rows(c, tenant, run_id))
-        return [store.task_of(row, _task_id(run.id, row.path)) for row in rows]
+        return [store.task_of(row, task_id(run.id, row.path)) for row in rows]
 
     async def steps(
         self, tenant: Tenant, run_id: str, *, limit: int, cursor: str | None
@@ -492,7 +492,7 @@ class Runs:
         rows = rows[:limit]
         next_cursor = encode_cursor(rows[-1].started_at, rows[-1].key) if more else None
         data = [
-            store.step_of(row, _task_id(run_id, row.task_path) if row.task_path else None)
+            store.step_of(row, task_id(run_id, row.task_path) if row.task_path else None)
             for row in rows
         ]
         return Page(data, next_cursor)
@@ -500,10 +500,6 @@ class Runs:
 
 class _KeyTaken(Exception):
     """Another request with the same key committed first."""
-
-
-def _task_id(run_id: str, path: str) -> str:
-    return task_id(run_id, path)  # type: ignore[arg-type]  # a stored id is a RunId
 
 
 def _no_run(run_id: str) -> NotFound:
