@@ -6,7 +6,9 @@ answer follows at the end.
 
 from agent_server.cli.errors import printable
 from agent_server.cli.tree import arguments, seconds, short
+from agent_server.cli.view import StepEvent
 from agent_server.domain import events as e
+from agent_server.domain.ids import task_path
 
 WIDTH = 160
 
@@ -77,6 +79,7 @@ def _text(event: e.EventBase) -> str | None:
 
 
 def _path(event: e.EventBase) -> str:
-    """``task 2.1: `` for what happens inside a task, nothing for the run's own steps."""
-    path = (event.task_id or "").partition(".")[2]
-    return f"task {path}: " if path else ""
+    """``task 2.1: `` for a step inside a task, nothing for the run's own steps."""
+    if event.task_id is None or not isinstance(event, StepEvent):
+        return ""
+    return f"task {task_path(event.run_id, event.task_id, event.step)}: "

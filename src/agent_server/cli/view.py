@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from agent_server.domain import events as e
 from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.ids import task_path
 from agent_server.domain.plans import Plan, TaskStatus
 from agent_server.domain.runs import RunStatus, StepKind, Usage, WaitingFor
 
+StepEvent = e.StepStarted | e.StepCompleted | e.StepFailed | e.StepInDoubt | e.MessageDelta
 KEPT_TEXT = 2_000
 """Characters of a streamed message that are kept for showing."""
 
@@ -73,6 +75,8 @@ class RunView:
     error: ErrorInfo | None = None
     waiting_for: WaitingFor | None = None
     final_usage: Usage | None = None
+    paths: dict[str, str] = field(default_factory=dict)
+    """Of each task id that was met, the path."""
 
     @property
     def usage(self) -> Usage:
@@ -207,12 +211,17 @@ class RunView:
     def _task(self, path: str, node: str) -> TaskView:
         return self.tasks.setdefault(path, TaskView(path, node))
 
-    def _steps(self, event: e.EventBase) -> dict[str, StepView]:
-        """The steps of the event's task. A task id ends in a dot and the task's path."""
-        path = (event.task_id or "").partition(".")[2]
-        return self._task(path, path).steps if path else self.root.steps
+    def _steps(self, event: StepEvent) -> dict[str, StepView]:
+        """The steps of the event's task, which may not be known yet: deltas do not wait."""
+        if event.task_id is None:
+            return self.root.steps
+        path = self.paths.get(event.task_id)
+        if path is None:
+            path = task_path(event.run_id, event.task_id, event.step)
+            self.paths[event.task_id] = path
+        return self._task(path, path).steps
 
-    def _step(self, event: e.EventBase, key: str, kind: StepKind, name: str) -> StepView:
+    def _step(self, event: StepEvent, key: str, kind: StepKind, name: str) -> StepView:
         return self._steps(event).setdefault(
             key, StepView(key, kind, name, getattr(event, "agent", None))
         )

@@ -35,3 +35,13 @@ def task_id(run_id: str, path: str) -> TaskId:
     version, variant = 0x7 << 76, 0b10 << 62
     fields = (chance & ~(0xF << 76) & ~(0b11 << 62)) | version | variant
     return TaskId(f"task_{UUID(int=moment << 80 | fields).hex}")
+
+
+def task_path(run_id: str, task: str, step: str) -> str:
+    """The path of ``task``, given the key of one of its steps, which begins with it."""
+    parts = step.split("/")
+    for count in range(1, len(parts)):
+        path = "/".join(parts[:count])
+        if task_id(run_id, path) == task:
+            return path
+    return parts[0]
