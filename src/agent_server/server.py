@@ -300,7 +300,10 @@ class _Checks:
         if isinstance(request.expected_output, dict):
             fault = schema_fault(request.expected_output)
             if fault is not None:
-                raise InvalidRequest(f"'expected_output' is not a valid JSON Schema: {fault}.")
+                raise InvalidRequest(
+                    f"'expected_output' is not a valid JSON Schema: {fault}",
+                    hint="Correct the schema, or say in words what is to come out.",
+                )
         if request.review == "plan":
             raise InvalidRequest(
                 "Reviewing a plan before it is carried out is not supported yet.",

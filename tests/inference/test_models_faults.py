@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
+    ConfigurationError,
     ModelError,
     ModelMalformed,
     ModelRateLimited,
@@ -238,8 +239,11 @@ async def test_without_a_key_the_official_provider_is_not_even_asked() -> None:
 
 
 def test_a_base_url_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+    with pytest.raises(ConfigurationError, match="OPENAI_BASE_URL"):
         Wire("localhost:11434/v1")
+    for address in ("http://", "http://host:99999/v1", "http://[::1/v1", "ftp://host/v1"):
+        with pytest.raises(ConfigurationError, match="no address"):
+            Wire(address)
 
 
 @STREAMED

@@ -21,7 +21,7 @@ from agent_server.inference.chat_model import ChatModel
 from agent_server.inference.demo import DemoModel
 from agent_server.inference.models import ModelRequest, respond
 from agent_server.inference.openai_model import text_of
-from agent_server.inference.providers import Providers
+from agent_server.inference.providers import MAX_KEPT, Providers
 from agent_server.inference.responses_model import ResponsesModel
 from agent_server.inference.wire import Wire
 from agent_server.settings import Settings
@@ -154,3 +154,11 @@ def test_a_registered_model_answers_to_its_name() -> None:
     known.register("scripted", scripted)
     assert known.get_model("scripted") is scripted
     assert {"id": "scripted", "provider": "registered", "default": False} in known.describe()
+
+
+def test_models_that_callers_name_are_not_kept_without_end() -> None:
+    known = providers(model="demo")
+    for number in range(2 * MAX_KEPT):
+        assert known.get_model(f"m{number}") is known.get_model(f"m{number}")
+    assert len(known._ready) == MAX_KEPT
+    assert [entry["id"] for entry in known.describe()] == ["demo"]

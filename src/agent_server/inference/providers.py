@@ -16,6 +16,8 @@ from agent_server.inference.responses_model import ResponsesModel
 from agent_server.inference.wire import Wire
 from agent_server.settings import Settings
 
+MAX_KEPT = 256
+"""Models kept ready beside those with a meaning of their own: callers name what they like."""
 _ADAPTERS = {"litellm": "openai-agents[litellm]", "any-llm": "openai-agents[any-llm]"}
 
 
@@ -32,6 +34,7 @@ class Providers(ModelProvider):
             timeout_s=settings.model_timeout_s,
         )
         self._models: dict[str, Model] = {DEMO: DemoModel()}
+        self._ready: dict[str, Model] = {}
         self._adapters: MultiProvider | None = None
 
     @property
@@ -45,9 +48,12 @@ class Providers(ModelProvider):
         Any name that is not ours is the provider's: whether it has that model, its answer says.
         """
         name = model_name or self._default
-        model = self._models.get(name)
+        model = self._models.get(name) or self._ready.get(name)
         if model is None:
-            model = self._models[name] = self._make(name)
+            model = self._make(name)
+            if len(self._ready) >= MAX_KEPT:
+                del self._ready[next(iter(self._ready))]
+            self._ready[name] = model
         return model
 
     def register(self, name: str, model: Model) -> None:
@@ -55,7 +61,10 @@ class Providers(ModelProvider):
         self._models[name] = model
 
     def describe(self) -> list[dict[str, Any]]:
-        """The models known by name, for ``GET /models``: ``id``, ``provider``, ``default``."""
+        """The models with a meaning here, for ``GET /models``: ``id``, ``provider``, ``default``.
+
+        Not those that some caller happened to name.
+        """
         names = dict.fromkeys([self._default, *self._models])
         return [
             {"id": name, "provider": self._provider(name), "default": name == self._default}
@@ -72,7 +81,10 @@ class Providers(ModelProvider):
         prefix, slash, rest = name.partition("/")
         if slash and prefix in _ADAPTERS:
             if not rest:
-                raise UnknownModel(f"{name!r} names no model after {prefix + slash!r}.")
+                raise UnknownModel(
+                    f"{name!r} names no model after {prefix + slash!r}.",
+                    hint=f"Write it as '{prefix}/<provider>/<model>'.",
+                )
             try:
                 self._adapters = self._adapters or MultiProvider(openai_api_key="unused")
                 return self._adapters.get_model(name)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from agents import ModelSettings, UserError
@@ -18,7 +18,12 @@ from openai import Omit
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from agent_server.domain.errors import ModelMalformed, ModelTimeout, ModelUnauthorized
+from agent_server.domain.errors import (
+    ConfigurationError,
+    ModelMalformed,
+    ModelTimeout,
+    ModelUnauthorized,
+)
 from agent_server.inference.http1 import (
     Broken,
     DirectServer,
@@ -36,23 +41,24 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 class Wire:
-    """One provider: its address, its key, its open connections."""
+    """One provider: its address, its key, its open connections.
+
+    Raises ``ConfigurationError`` for an address that is none.
+    """
 
     def __init__(
         self, base_url: str | None = None, api_key: str | None = None, *, timeout_s: float = 120.0
     ) -> None:
         self.base_url = (base_url or OFFICIAL_URL).rstrip("/")
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise UserError(f"OPENAI_BASE_URL is {base_url!r}; it must start with http(s)://host.")
-        self.host = url.hostname
+        url = _address(self.base_url)
+        self.host = url.hostname or ""
         self.official = url.scheme == "https" and url.hostname == "api.openai.com"
         self._keyless = api_key is None and self.official
         self._timeout_s = timeout_s
         self._path = url.path.rstrip("/")
         self._query = parse_qsl(url.query)
         self._server: HttpServer = (
-            ProxiedServer(url) if _proxied(url.scheme, url.hostname) else DirectServer(url)
+            ProxiedServer(url) if _proxied(url.scheme, self.host) else DirectServer(url)
         )
         self._headers = {
             "content-type": "application/json",
@@ -295,6 +301,20 @@ def _failure(error: Exception, silence_s: float) -> Exception:
             retryable=True,
         )
     return unreachable(error)
+
+
+def _address(base_url: str) -> SplitResult:
+    """``base_url``, which has a scheme, a host and a port that may be. Raises otherwise."""
+    try:
+        url = urlsplit(base_url)
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0:
+            return url
+    except ValueError:
+        pass
+    raise ConfigurationError(
+        f"OPENAI_BASE_URL is {base_url!r}, which is no address of a server.",
+        hint="It begins with http:// or https:// and a host, and often ends with /v1.",
+    )
 
 
 def _proxied(scheme: str, host: str) -> bool:
