@@ -10,10 +10,11 @@ dead owner; on PostgreSQL nodes beat and a reaper queues again what a dead node 
 """
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,6 +27,7 @@ from agent_server.domain.errors import (
     AgentServerError,
     BudgetExceeded,
     ErrorInfo,
+    InternalError,
     RunError,
     TooManyAttempts,
     error_info,
@@ -47,9 +49,9 @@ from agent_server.domain.ids import RunId, Tenant, new_id, task_id
 from agent_server.domain.runs import RunRequest, RunStatus, Usage, WaitingFor
 from agent_server.execution import store
 from agent_server.execution.crash import crash_point
-from agent_server.execution.events import EventHub, StoredEvent, splice_seq
+from agent_server.execution.events import EventHub, StoredEvent, guarded, splice_seq
 from agent_server.execution.heartbeat import Heartbeat
-from agent_server.execution.journal import DurableJournal, Ending, Meter
+from agent_server.execution.journal import PASSING, DurableJournal, Ending, Meter
 from agent_server.execution.ports import (
     FinalOutput,
     Handler,
@@ -68,6 +70,7 @@ log = structlog.get_logger(__name__)
 POLL_S = 1.0
 """How often due tasks, cancellations and children on other nodes are looked for."""
 CANCEL_WAIT_S = 5.0
+FLUSH_S = 1.0
 LET_GO_S = 3.0
 """How long a stopping process waits for cancelled tasks; then it leaves them queued."""
 
@@ -83,6 +86,15 @@ class LocalRun:
     meter: Meter
     attempts: dict[str, "Attempt"] = field(default_factory=dict)
     cancel_reason: str | None = None
+    """Somebody wants the run to stop."""
+    ending: bool = False
+    """Its root is about to end it: what else is carried out stops."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Children awaited here that this process does not carry out."""
+
+    @property
+    def stops(self) -> bool:
+        return self.ending or self.cancel_reason is not None
 
 
 @dataclass
@@ -106,7 +118,14 @@ class Attempt:
     awaited: int = 0
     """Children it awaits just now; while there are any, it takes no slot."""
     outcome: TaskOutcome | None = None
+    had_children: bool = False
     task: "asyncio.Task[None] | None" = None
+    journal: DurableJournal | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it was told to stop for good."""
+        return self.cancelled or self.local.stops
 
 
 class Engine:
@@ -131,7 +150,7 @@ class Engine:
         self._settings = settings
         self.handlers = handlers
         self._append_items = append_items
-        self._observe = observe
+        self._observe = guarded(observe)
         self._works = settings.role in {"all", "worker"}
         self._busy = 0
         self._runs: dict[str, LocalRun] = {}
@@ -140,6 +159,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._heartbeat: Heartbeat | None = None
+        self._seen_ended: set[str] = set()
         self.draining = False
         self.queued = 0
         """Tasks that waited for a worker when last looked, over all tenants."""
@@ -166,6 +186,16 @@ class Engine:
         grace_s = self._settings.shutdown_grace_s
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
+        journals = [a.journal for r in self._runs.values() for a in r.attempts.values()]
+        open_journals = [journal for journal in journals if journal is not None]
+        if open_journals:
+            flushes = [asyncio.ensure_future(journal.flush()) for journal in open_journals]
+            await asyncio.wait(flushes, timeout=FLUSH_S)
+            for flush in flushes:
+                flush.cancel()
+            await asyncio.gather(*flushes, return_exceptions=True)
+        for journal in open_journals:
+            journal.close()  # What comes of being interrupted is not recorded.
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -194,8 +224,10 @@ class Engine:
         """There may be something to take."""
         self._wake.set()
 
-    def is_local(self, run_id: str) -> bool:
-        return run_id in self._runs
+    def hears_all(self, run_id: str) -> bool:
+        """Whether every task of the run that lives is carried out here."""
+        local = self._runs.get(run_id)
+        return local is not None and "" in local.attempts and not local.elsewhere
 
     def launch_root(self, snapshot: RunSnapshot) -> None:
         """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
@@ -222,15 +254,22 @@ class Engine:
         if local is None:
             return
         local.cancel_reason = reason
-        running = [a.task for a in local.attempts.values() if a.task is not None]
+        self._order_stop(local)
+        attempts = list(local.attempts.values())
         root = local.attempts.get("")
-        for attempt in local.attempts.values():
+        for attempt in attempts:
             if attempt.task is not None and attempt is not root:
                 attempt.task.cancel()
         if root is not None and root.task is not None:
             root.task.cancel()
+        running = [a.task for a in attempts if a.task is not None]
         if running:
             await asyncio.wait(running, timeout=CANCEL_WAIT_S)
+
+    def _order_stop(self, local: LocalRun) -> None:
+        for attempt in local.attempts.values():
+            if attempt.journal is not None:
+                attempt.journal.halt()
 
     # Taking tasks ------------------------------------------------------------------------------
 
@@ -248,29 +287,51 @@ class Engine:
                 rows = await self.database.write(
                     lambda c: self._claim(c, free)  # noqa: B023  # awaited within the iteration
                 )
-            except AgentServerError as error:
+                for task_row, run_row in rows:
+                    await self._launch_or_fail(task_row, run_row)
+                if len(rows) == free:
+                    self._wake.set()
+            except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
-                continue
-            for task_row, run_row in rows:
-                self._launch_row(task_row, run_row)
-            if len(rows) == free:
-                self._wake.set()
+            except Exception:
+                log.exception("cannot take tasks")
 
     def _claim(self, connection: Connection, free: int) -> list[tuple[Row[Any], Row[Any]]]:
         now = utcnow()
         taken = []
         for row in store.claim(connection, self.node, free, now):
             run = store.engine_run_row(connection, row.run_id)
-            if row.path == "" and run.status in ("queued", "waiting"):
-                store.set_run(
-                    connection,
-                    row.run_id,
-                    status="running",
-                    waiting_for=None,
-                    started_at=run.started_at or now,
-                )
-            taken.append((row, run))
+            alive = not RunStatus(run.status).ended
+            if alive and row.path == "":
+                # An earlier attempt may have left children that wait for somebody.
+                waits = store.waiting_for(connection, row.run_id) if row.attempts > 1 else None
+                alive = store.begin_run(connection, row.run_id, now, waits)
+            if alive:
+                taken.append((row, run))
+            else:
+                store.cancel_task(connection, row.run_id, row.path, now)
         return taken
+
+    async def _launch_or_fail(self, row: Row[Any], run: Row[Any]) -> None:
+        """A run whose stored request cannot be read is set aside with the reason."""
+        try:
+            self._launch_row(row, run)
+        except Exception as error:
+            log.exception("a stored run cannot be read", run_id=row.run_id)
+            info = error_info(InternalError(f"The stored run cannot be read: {error}."))
+            failed = RunFailed(run_id=row.run_id, error=info, usage=store.usage_of(run))
+            kind, data = store.encode_event(failed)
+
+            def end(connection: Connection) -> StoredEvent:
+                now = utcnow()
+                store.cancel_tasks(connection, row.run_id, only_idle=False, now=now)
+                ended = store.RunEnd(RunStatus.FAILED, now, error=info.model_dump())
+                seq, _ = store.advance(connection, row.run_id, 1, store.NO_USAGE, ended)
+                store.insert_events(connection, run.tenant, row.run_id, seq, [(kind, data)])
+                return StoredEvent(seq, kind, splice_seq(seq, data))
+
+            self.hub.publish(row.run_id, [await self.database.write(end)])
+            self._observe([failed])
 
     def _launch_row(self, row: Row[Any], run: Row[Any]) -> None:
         crash_point("task.claimed")
@@ -297,11 +358,15 @@ class Engine:
             if run is not None:
                 meter.settle(run)
             local = self._runs[snapshot.id] = LocalRun(snapshot, meter)
+        if run is not None and run.cancel_reason is not None:
+            local.cancel_reason = run.cancel_reason
         return local
 
     def _launch(self, attempt: Attempt, *, announced: bool = False) -> None:
         self._busy += 1
+        self._runs.setdefault(attempt.local.snapshot.id, attempt.local)
         attempt.local.attempts[attempt.path] = attempt
+        attempt.local.elsewhere.discard(attempt.path)
         task = asyncio.get_running_loop().create_task(
             self._carry_out(attempt, announced), name=f"{attempt.local.snapshot.id}:{attempt.path}"
         )
@@ -321,7 +386,10 @@ class Engine:
                 recorded = await self.database.read(
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )
-            journal = self._journal(attempt, recorded)
+            journal = attempt.journal = self._journal(attempt, recorded)
+            if attempt.ordered:
+                await self._end_cancelled(attempt, journal)
+                return
             if not announced:
                 self._announce(attempt, journal)
             if attempt.number > self._settings.max_attempts:
@@ -340,19 +408,43 @@ class Engine:
             log.warning("task was taken over", run_id=run.id, path=attempt.path, detail=str(error))
         except asyncio.CancelledError:
             await self._let_go(attempt, journal)
-        except Exception as error:
-            # Recording the end failed (the database is gone): what is stored decides, later.
-            log.error(
-                "task could not be recorded", run_id=run.id, path=attempt.path, error=str(error)
-            )
+        except PASSING as error:
+            # What is stored decides; the task is taken up again when the database is back.
+            log.warning("task let go of", run_id=run.id, path=attempt.path, error=error.detail)
             await self._let_go(attempt, journal)
+        except Exception as error:
+            await self._fail_unrecorded(attempt, journal, error)
         finally:
-            local.attempts.pop(attempt.path, None)
-            if not local.attempts:
-                self._runs.pop(run.id, None)
+            if local.attempts.get(attempt.path) is attempt:
+                del local.attempts[attempt.path]
+            if not local.attempts and self._runs.get(run.id) is local:
+                del self._runs[run.id]
+            if attempt.outcome is None:
+                self.hub.wake(run.id)
             self._busy -= 1
             self._wake.set()
             self._answer(run.id, attempt.path, attempt.outcome)
+
+    async def _fail_unrecorded(
+        self, attempt: Attempt, journal: DurableJournal | None, error: Exception
+    ) -> None:
+        """What the task did cannot be stored, and could not the next time: it fails saying so."""
+        log.error(
+            "task could not be recorded",
+            run_id=attempt.local.snapshot.id,
+            path=attempt.path,
+            error=str(error),
+        )
+        if journal is not None:
+            await journal.abandon()
+        fresh = attempt.journal = self._journal(attempt, [])
+        try:
+            reason = f"What the task did could not be stored: {type(error).__name__}: {error}"
+            await self._end_failed(attempt, fresh, InternalError(reason[:2000]))
+        except LostLease:
+            pass
+        except (Exception, asyncio.CancelledError):
+            await self._let_go(attempt, fresh)
 
     def _journal(self, attempt: Attempt, recorded: list[StepRecord]) -> DurableJournal:
         run = attempt.local.snapshot
@@ -406,25 +498,34 @@ class Engine:
                         f"This server has no handler for tasks of kind {attempt.kind!r}."
                     )
                 output = await self._within_deadline(run, attempt, handler(context))
-                if attempt.local.cancel_reason is not None:
+                if attempt.ordered:
                     # The SDK swallows a cancellation inside a tool; the decision stands.
                     raise asyncio.CancelledError
-            except Suspend as pause:
-                await self._park(attempt, journal, pause.waiting_for)
-            except LostLease:
+            except (LostLease, *PASSING):
                 raise
-            except asyncio.CancelledError:
-                ordered = attempt.cancelled or attempt.local.cancel_reason is not None
-                if attempt.lost or not ordered:
+            except (Exception, asyncio.CancelledError) as error:
+                if attempt.ordered and not attempt.lost:
+                    await self._end_ordered(attempt, journal)
+                elif isinstance(error, Suspend):
+                    await self._park(attempt, journal, error.waiting_for)
+                elif isinstance(error, Exception):
+                    if not isinstance(error, AgentServerError):
+                        log.exception("task failed unexpectedly", kind=attempt.kind)
+                    await self._end_failed(attempt, journal, error)
+                else:
                     raise
-                await asyncio.shield(self._end_cancelled(attempt, journal))
-            except AgentServerError as error:
-                await self._end_failed(attempt, journal, error)
-            except Exception as error:
-                log.exception("task failed unexpectedly", kind=attempt.kind)
-                await self._end_failed(attempt, journal, error)
             else:
                 await self._end_succeeded(attempt, journal, output)
+
+    async def _end_ordered(self, attempt: Attempt, journal: DurableJournal) -> None:
+        """End as cancelled, even when the order comes twice."""
+        ending = asyncio.ensure_future(self._end_cancelled(attempt, journal))
+        while not ending.done():
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                if attempt.lost or self.draining:
+                    raise
 
     async def _within_deadline(
         self, run: RunSnapshot, attempt: Attempt, work: Awaitable[Any]
@@ -446,6 +547,15 @@ class Engine:
     async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> None:
         final = output if isinstance(output, FinalOutput) else FinalOutput(output)
         run = attempt.local.snapshot
+        try:
+            final = replace(final, value=as_stored(final.value))
+        except (TypeError, ValueError, RecursionError) as error:
+            bad = InternalError(
+                f"The output of the task of kind {attempt.kind!r} is not JSON: {error}.",
+                hint="Give text, numbers, booleans, null, lists and objects with text as keys.",
+            )
+            await self._end_failed(attempt, journal, bad)
+            return
         now = utcnow()
         if attempt.path:
             completed = TaskCompleted(path=attempt.path, node=attempt.node, output=final.value)
@@ -453,6 +563,8 @@ class Engine:
         else:
 
             def remember(connection: Connection) -> None:
+                if attempt.had_children or attempt.number > 1:
+                    store.cancel_tasks(connection, run.id, only_idle=False, now=now)
                 if final.session_id is not None:
                     self._append_items(
                         connection, run.tenant, final.session_id, run.id, final.session_items, now
@@ -517,7 +629,7 @@ class Engine:
     ) -> Ending:
         """The end of a run that did not succeed: whatever of it still lives ends with it."""
         run_id = attempt.local.snapshot.id
-        await self._stop_children(run_id, "the run has ended")
+        await self._stop_children(run_id)
         now = utcnow()
         return Ending(
             status=task_status,
@@ -560,12 +672,13 @@ class Engine:
             )
         )
 
-    async def _stop_children(self, run_id: str, reason: str) -> None:
+    async def _stop_children(self, run_id: str) -> None:
         """Stop the run's tasks in this process, without touching its root."""
         local = self._runs.get(run_id)
         if local is None:
             return
-        local.cancel_reason = local.cancel_reason or reason
+        local.ending = True
+        self._order_stop(local)
         children = [a.task for p, a in local.attempts.items() if p and a.task is not None]
         for child in children:
             child.cancel()
@@ -576,6 +689,8 @@ class Engine:
         """Leave the task as it is stored, for whoever takes it next."""
         if journal is not None:
             await journal.abandon()
+        if attempt.path == "":
+            attempt.local.ending = False
         if attempt.lost:
             return
         run_id = attempt.local.snapshot.id
@@ -583,8 +698,8 @@ class Engine:
             await self.database.write(
                 lambda c: store.release_task(c, run_id, attempt.path, self.node, attempt.epoch)
             )
-        except AgentServerError as error:
-            log.warning("task not handed over", run_id=run_id, error=error.detail)
+        except Exception as error:  # The watch finds it later.
+            log.warning("task not handed over", run_id=run_id, error=str(error))
 
     # Children ----------------------------------------------------------------------------------
 
@@ -593,6 +708,7 @@ class Engine:
     ) -> TaskOutcome:
         """See ``TaskContext.child``. Cancelled, it cancels the child, unless the whole process
         lets go or the run itself is being ended, which reach the child by themselves."""
+        parent.had_children = True
         begun = asyncio.ensure_future(self._begin_child(parent, journal, spec))
         self._yield_slot(parent)
         try:
@@ -602,8 +718,11 @@ class Engine:
             # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([begun])
-                if not (self.draining or parent.lost or parent.local.cancel_reason is not None):
+                if not (self.draining or parent.lost or parent.local.stops):
                     await self._cancel_child(parent.local, spec.path)
+            raise
+        except Exception as error:
+            journal.break_off(error)
             raise
         finally:
             self._take_slot_back(parent)
@@ -645,6 +764,8 @@ class Engine:
                 )
             )
         else:
+            parent.local.elsewhere.add(spec.path)
+            self.hub.wake(run.id)
             self._wake.set()
         return future
 
@@ -698,7 +819,11 @@ class Engine:
             store.insert_events(connection, run.tenant, run.id, first, [(kind, data)])
             return [StoredEvent(first, kind, splice_seq(first, data))]
 
-        published = await self.database.write(transaction)
+        try:
+            published = await self.database.write(transaction)
+        except Exception as error:
+            journal.break_off(error)
+            raise
         if published:
             self.hub.publish(run.id, published)
             self._observe([event])
@@ -730,7 +855,7 @@ class Engine:
             await asyncio.wait([child.task], timeout=CANCEL_WAIT_S)
             return
         run_id = local.snapshot.id
-        await self.database.write(lambda c: store.cancel_idle_task(c, run_id, path, utcnow()))
+        await self.database.write(lambda c: store.cancel_task(c, run_id, path, utcnow()))
 
     def _yield_slot(self, attempt: Attempt) -> None:
         """While it awaits children, the parent takes no slot."""
@@ -748,6 +873,8 @@ class Engine:
         """Tell whoever awaits the task here; without an outcome they go on waiting."""
         if outcome is None:
             return
+        if run_id in self._runs:
+            self._runs[run_id].elsewhere.discard(path)
         for future in self._waiters.pop((run_id, path), ()):
             if not future.done():
                 future.set_result(outcome)
@@ -761,11 +888,12 @@ class Engine:
             await asyncio.sleep(POLL_S)
             try:
                 await self._look_for_ends()
-                if self.database.dialect != "sqlite":
-                    await self._look_for_cancellations()
+                await self._look_for_orders()
                 stray = await self._release_stray(stray)
-            except AgentServerError as error:
+            except PASSING as error:
                 log.warning("cannot watch the database", error=error.detail)
+            except Exception:
+                log.exception("cannot watch the database")
 
     async def _look_for_ends(self) -> None:
         for key in [k for k, futures in self._waiters.items() if all(f.done() for f in futures)]:
@@ -780,13 +908,29 @@ class Engine:
             for row in rows:
                 self._answer(row.run_id, row.path, outcome_of(row))
 
-    async def _look_for_cancellations(self) -> None:
+    async def _look_for_orders(self) -> None:
+        """Cancel what somebody cancelled elsewhere; drop what belongs to a run that has ended."""
         local = list(self._runs)
-        if local:
-            found = await self.database.read(lambda c: store.cancel_reasons(c, local))
-            for run_id, reason in found.items():
-                if self._runs[run_id].cancel_reason is None:
-                    await self.cancel_local(run_id, reason)
+        if not local:
+            return
+        stops = []
+        ended = set()
+        for row in await self.database.read(lambda c: store.orders(c, local)):
+            here = self._runs.get(row.id)
+            if here is None:
+                continue
+            if RunStatus(row.status).ended:
+                ended.add(row.id)
+                for attempt in here.attempts.values() if row.id in self._seen_ended else ():
+                    attempt.lost = True
+                    if attempt.journal is not None:
+                        attempt.journal.close()
+                    if attempt.task is not None:
+                        attempt.task.cancel()
+            elif here.cancel_reason is None:
+                stops.append(self.cancel_local(row.id, row.cancel_reason))
+        self._seen_ended = ended
+        await asyncio.gather(*stops)
 
     async def _release_stray(
         self, suspects: set[tuple[str, str, int]]
@@ -835,7 +979,7 @@ class EngineContext:
         if found is not None and found.status == "done":
             return found.output
         record = StepRecord(key=whole, kind="value", name=key)
-        made = await make()
+        made = as_stored(await make())
         await self._journal.finish(record.done(made))
         return made
 
@@ -851,6 +995,16 @@ def _task_end(
     """The end of a child task; a hidden one says nothing."""
     said = [] if attempt.hidden else [event]
     return Ending(status=status, ended_at=now, count=len(said), events=lambda usage: said, **values)
+
+
+def as_stored(value: Any) -> Any:
+    """``value`` as it will be read back, so that a replay sees what the first attempt saw.
+
+    Raises ``TypeError``, ``ValueError`` or ``RecursionError`` for what is not JSON.
+    """
+    if value is None or type(value) in (str, bool, int):
+        return value
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def outcome_of(row: Row[Any]) -> TaskOutcome:

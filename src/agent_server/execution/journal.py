@@ -19,7 +19,12 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.errors import BudgetExceeded
+from agent_server.domain.errors import (
+    BudgetExceeded,
+    DatabaseUnavailable,
+    RunCancelled,
+    StorageFull,
+)
 from agent_server.domain.events import (
     BudgetWarning,
     EventBase,
@@ -40,6 +45,11 @@ LINGER_S = 0.02
 SHOWN_OUTPUT = 2_000
 """Characters of a tool's result that its event repeats; the whole is in the ledger."""
 WARN_SHARE = Decimal("0.8")
+PATIENCE_S = 30.0
+"""How long a commit is tried again while the database cannot be used."""
+RETRY_S = 0.25
+PASSING = (DatabaseUnavailable, StorageFull)
+"""Failures that are not the task's: it is taken up again when the database is back."""
 
 
 @dataclass
@@ -107,11 +117,12 @@ class Meter:
             self.reserved_tool_calls = max(0, self.reserved_tool_calls - 1)
 
     def settle(self, totals: Row[Any]) -> None:
-        self.model_calls = totals.model_calls
-        self.tool_calls = totals.tool_calls
-        self.tokens = totals.input_tokens + totals.output_tokens
-        self.cost_pico = totals.cost_pico
-        self.unpriced_calls = totals.unpriced_calls
+        """Take over the run's totals. They only grow, and may come out of order."""
+        self.model_calls = max(self.model_calls, totals.model_calls)
+        self.tool_calls = max(self.tool_calls, totals.tool_calls)
+        self.tokens = max(self.tokens, totals.input_tokens + totals.output_tokens)
+        self.cost_pico = max(self.cost_pico, totals.cost_pico)
+        self.unpriced_calls = max(self.unpriced_calls, totals.unpriced_calls)
 
 
 @dataclass
@@ -184,6 +195,9 @@ class DurableJournal:
         self._writing: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._closed = False
+        self._abandoned = asyncio.Event()
+        self._reserved: dict[str, str] = {}
+        self._halted = False
 
     def key(self, *parts: str) -> str:
         return "/".join((self.scope, *parts) if self.scope else parts)
@@ -207,7 +221,11 @@ class DurableJournal:
 
     async def begin(self, step: StepRecord, *, commit: bool) -> None:
         self._check()
+        if self._halted:
+            raise RunCancelled(f"The run {self.run_id!r} is being cancelled.")
+        self._release(step.key)
         warning = self._meter.reserve(step.kind)
+        self._reserved[step.key] = step.kind
         if warning is not None:
             self._take(warning)
         self._recorded[step.key] = step
@@ -232,7 +250,7 @@ class DurableJournal:
         pending = self._pending
         pending.steps[step.key] = step
         pending.used.append(step.usage)
-        pending.released.append(step.kind)
+        pending.released.append(step.key)
         if step.kind != "value":
             self._take(_ended(step))
         if not commit:
@@ -271,17 +289,40 @@ class DurableJournal:
         # A task of its own: cancelled here, the write still ends and readers still hear of it.
         self._writing = asyncio.get_running_loop().create_task(self._write(batch, last))
         await asyncio.shield(self._writing)
+        for key in list(self._reserved):
+            self._release(key)
         if self._failure is not None:
             raise self._failure
 
     async def abandon(self) -> None:
         """Write nothing more; wait for what is already on its way."""
+        self.close()
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        for key in list(self._reserved):
+            self._release(key)
+
+    def close(self) -> None:
+        """Take nothing more, and do not try again what fails: this attempt is over."""
         self._closed = True
+        self._abandoned.set()
         if self._timer is not None:
             self._timer.cancel()
         self._pending = _Batch()
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
+
+    def halt(self) -> None:
+        """Begin nothing more: ``begin`` raises ``RunCancelled``, whoever swallowed the order."""
+        self._halted = True
+
+    def break_off(self, error: Exception) -> None:
+        """Nothing after ``error`` counts, even where the handler swallows it."""
+        if self._failure is None:
+            self._failure = error
+
+    def _release(self, key: str) -> None:
+        kind = self._reserved.pop(key, None)
+        if kind is not None:
+            self._meter.release(kind)
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -322,24 +363,53 @@ class DurableJournal:
     async def _commit(self, batch: _Batch, last: Ending | None) -> None:
         """One transaction. Never raises: the failure is kept and raised to whoever waits."""
         try:
-            published, totals, observed = await self._database.write(
-                lambda connection: self._transact(connection, batch, last)
-            )
+            published, totals, observed = await self._persist(batch, last)
         except LostLease as error:
             self._failure = error
             self._on_lost()
         except Exception as error:
             self._failure = error
         else:
-            for kind in batch.released:
-                self._meter.release(kind)
+            for key in batch.released:
+                self._release(key)
             self._meter.settle(totals)
-            self._hub.publish(self.run_id, published)
+            if published:
+                self._hub.publish(self.run_id, published)
+            elif observed:
+                self._hub.wake(self.run_id)
             self._observe(observed)
 
-    def _transact(
-        self, connection: Connection, batch: _Batch, last: Ending | None
+    async def _persist(
+        self, batch: _Batch, last: Ending | None
     ) -> tuple[list[StoredEvent], Row[Any], list[EventBase]]:
+        """Commit, again and again while the database is away: what has happened must be told.
+
+        A commit whose answer was lost may have happened; ``again`` finds it and repeats nothing.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + PATIENCE_S
+        again = False
+        while True:
+            try:
+                return await self._database.write(
+                    lambda c: self._transact(c, batch, last, again)  # noqa: B023  # awaited here
+                )
+            except PASSING:
+                if self._abandoned.is_set() or loop.time() >= give_up_at:
+                    raise
+                again = True
+            try:
+                await asyncio.wait_for(self._abandoned.wait(), RETRY_S)
+            except asyncio.TimeoutError:
+                pass
+
+    def _transact(
+        self, connection: Connection, batch: _Batch, last: Ending | None, again: bool
+    ) -> tuple[list[StoredEvent], Row[Any], list[EventBase]]:
+        if again:
+            stored = self._stored(connection, batch, last)
+            if stored is not None:
+                return stored
         if last is None:
             held = store.holds(connection, self.run_id, self._path, self._owner, self._epoch)
         else:
@@ -366,6 +436,9 @@ class DurableJournal:
         events = list(batch.events)
         observed = list(batch.observed)
         closing = last.count if last is not None else 0
+        if last is not None and last.also is not None:
+            # Before the run's row is locked: tasks first, then their run, by everybody.
+            last.also(connection)
         first, totals = store.advance(
             connection, self.run_id, len(events) + closing, used, last.run if last else None
         )
@@ -377,8 +450,6 @@ class DurableJournal:
             assert len(said) == closing
             events += [store.encode_event(event) for event in said]
             observed += said
-            if last.also is not None:
-                last.also(connection)
         if events:
             store.insert_events(connection, self._tenant, self.run_id, first, events)
         if batch.steps:
@@ -390,6 +461,23 @@ class DurableJournal:
             for i, (kind, data) in enumerate(events)
         ]
         return published, totals, observed
+
+    def _stored(
+        self, connection: Connection, batch: _Batch, last: Ending | None
+    ) -> tuple[list[StoredEvent], Row[Any], list[EventBase]] | None:
+        """What an earlier try of this commit stored after all; None when it did not."""
+        if batch.events:
+            happened = store.event_stored(connection, self.run_id, batch.events[0][1])
+        elif last is not None:
+            happened = store.has_ended(
+                connection, self.run_id, self._path, self._epoch, last.status
+            )
+        else:
+            happened = False
+        if not happened:
+            return None
+        # Readers are woken and find the events in the store.
+        return [], store.engine_run_row(connection, self.run_id), batch.observed
 
 
 def _ended(step: StepRecord) -> EventBase:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
+    IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidCursor,
     InvalidRequest,
@@ -31,7 +32,13 @@ from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution import store
 from agent_server.execution.crash import crash_point
 from agent_server.execution.engine import Engine, root_kind
-from agent_server.execution.events import EventHub, StoredEvent, Subscription, splice_seq
+from agent_server.execution.events import (
+    TERMINAL,
+    EventHub,
+    StoredEvent,
+    guarded,
+    splice_seq,
+)
 from agent_server.execution.ports import RunSnapshot
 from agent_server.execution.unstored import run_unstored
 from agent_server.settings import Settings
@@ -43,7 +50,6 @@ Tasks = list[Task]
 PAGE = 500
 REMOTE_POLL_S = 0.5
 CANCEL_ANSWER_S = 5.0
-TERMINAL = frozenset({"run.succeeded", "run.failed", "run.cancelled", "run.budget_exceeded"})
 
 
 class Idempotency(NamedTuple):
@@ -92,56 +98,59 @@ class Follow:
         self._run_id = run_id
         self._tenant = tenant
         self._last = after
+        self._over = False
         self._subscription = runs.hub.subscribe(run_id)
 
     @property
     def lagged(self) -> bool:
         return self._subscription.lagged
 
+    def start(self, last_seq: int, ended: bool) -> None:
+        """How the run stood after the subscription. Nobody can have seen more than there is."""
+        self._last = min(self._last, last_seq)
+        self._over = ended
+
     async def batches(self) -> AsyncIterator[Events]:
+        async for batch in self._stored():
+            yield batch
+        while not self._over and not self.lagged:
+            taken = await self._next()
+            fresh = [e for e in taken if e.seq is None or e.seq > self._last]
+            numbers = [e.seq for e in fresh if e.seq is not None]
+            if taken and numbers == list(range(self._last + 1, self._last + 1 + len(numbers))):
+                if fresh:
+                    yield self._pass(fresh)
+                continue
+            # Woken to look, or commits of parallel tasks were announced out of order: the store
+            # has the order.
+            async for batch in self._stored():
+                yield batch
+
+    async def _stored(self) -> AsyncIterator[Events]:
+        """What the store has beyond what was passed on."""
         while True:
             stored = await self._runs.events(self._tenant, self._run_id, self._last, PAGE)
             if stored:
                 yield self._pass(stored)
-                if stored[-1].type in TERMINAL:
-                    return
             if len(stored) < PAGE:
-                break
-        async for batch in self._live():
-            yield batch
-            if batch[-1].type in TERMINAL:
                 return
 
-    async def _live(self) -> AsyncIterator[list[StoredEvent]]:
-        while not self.lagged:
-            taken = await self._next()
-            fresh: list[StoredEvent] = []
-            for event in taken:
-                if event.seq is None:
-                    fresh.append(event)
-                elif event.seq > self._last + len([e for e in fresh if e.seq is not None]):
-                    fresh.append(event)
-            numbered = [e for e in fresh if e.seq is not None]
-            if numbered and numbered[0].seq != self._last + 1:
-                # Commits of parallel tasks may be announced out of order: the store has the order.
-                fresh = await self._runs.events(self._tenant, self._run_id, self._last, PAGE)
-            if fresh:
-                yield self._pass(fresh)
-
-    async def _next(self) -> list[StoredEvent]:
-        """Events from this process; from the store while another one carries the run out."""
-        subscription: Subscription = self._subscription
+    async def _next(self) -> Events:
+        """Events from this process; nothing when the store may have more."""
         if self._runs.announced_here(self._run_id):
-            return await subscription.get()
+            return await self._subscription.get()
         try:
-            return await asyncio.wait_for(subscription.get(), REMOTE_POLL_S)
+            return await asyncio.wait_for(self._subscription.get(), REMOTE_POLL_S)
         except asyncio.TimeoutError:
-            return await self._runs.events(self._tenant, self._run_id, self._last, PAGE)
+            return []
 
-    def _pass(self, events: list[StoredEvent]) -> list[StoredEvent]:
-        for event in events:
+    def _pass(self, events: Events) -> Events:
+        for number, event in enumerate(events):
             if event.seq is not None:
                 self._last = event.seq
+            if event.type in TERMINAL:
+                self._over = True
+                return events[: number + 1]
         return events
 
     def close(self) -> None:
@@ -170,7 +179,7 @@ class Runs:
         self.hub = hub
         self._settings = settings
         self._validate = validate
-        self._observe = observe
+        self._observe = guarded(observe)
 
     async def submit(
         self,
@@ -293,7 +302,11 @@ class Runs:
         except _KeyTaken:
             assert idempotency is not None
             known = await self._stored_answer(tenant, idempotency)
-            assert known is not None
+            if known is None:  # The other request failed after all.
+                raise IdempotencyInFlight(
+                    f"Another request with the Idempotency-Key {idempotency.key!r} is under way.",
+                    hint="Send it again in a moment.",
+                ) from None
             return known
         crash_point("submit.after_commit")
         assert run is not None
@@ -375,34 +388,38 @@ class Runs:
 
     async def wait(self, tenant: Tenant, run_id: str, timeout_s: float) -> Run:
         """The run at its end, or as it is when ``timeout_s`` has passed."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        subscription = self.hub.subscribe(run_id)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        announced = self.hub.await_end(run_id)
         try:
             run = await self.get(tenant, run_id)
             while not run.status.ended:
-                left_s = deadline - asyncio.get_running_loop().time()
+                left_s = deadline - loop.time()
                 if left_s <= 0:
                     break
                 if not self.announced_here(run_id):
                     left_s = min(left_s, REMOTE_POLL_S)
                 try:
-                    await asyncio.wait_for(_until_end(subscription), left_s)
+                    await asyncio.wait_for(announced.wait(), left_s)
                 except asyncio.TimeoutError:
                     pass
+                announced.clear()
                 run = await self.get(tenant, run_id)
             return run
         finally:
-            self.hub.unsubscribe(run_id, subscription)
+            self.hub.forget_end(run_id, announced)
 
     def announced_here(self, run_id: str) -> bool:
         """Whether this process hears of the run's events as they are stored."""
-        return self.database.dialect == "sqlite" or self.engine.is_local(run_id)
+        return self.database.dialect == "sqlite" or self.engine.hears_all(run_id)
 
     async def cancel(self, tenant: Tenant, run_id: str, reason: str = "") -> Run:
         """Stop the run; a model call in flight is aborted. Raises ``RunEnded`` at its end."""
         now = utcnow()
 
-        def transaction(connection: Connection) -> list[StoredEvent]:
+        def transaction(connection: Connection) -> tuple[StoredEvent, EventBase] | None:
+            # The root first and locked: until the end of this, the run cannot end otherwise.
+            root = store.root_status(connection, run_id)
             row = store.run_row(connection, tenant, run_id)
             if row is None:
                 raise _no_run(run_id)
@@ -411,23 +428,23 @@ class Runs:
                     f"The run {run_id!r} has already ended: {row.status}.",
                     hint="There is nothing left to cancel.",
                 )
-            store.set_run(connection, run_id, cancel_reason=reason)
-            store.cancel_tasks(connection, run_id, only_idle=True, now=now)
-            if store.running_tasks(connection, run_id):
-                return []
+            carried_out = root == "running"
+            store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now)
+            store.order_cancel(connection, run_id, reason)
+            if carried_out:
+                return None  # Whoever carries the root out ends the run.
             event = RunCancelled(run_id=run_id, reason=reason, usage=store.usage_of(row))
             kind, data = store.encode_event(event)
             end = store.RunEnd(RunStatus.CANCELLED, now)
             seq, _ = store.advance(connection, run_id, 1, store.NO_USAGE, end)
             store.insert_events(connection, tenant, run_id, seq, [(kind, data)])
-            self._observe([event])
-            return [StoredEvent(seq, kind, splice_seq(seq, data))]
+            return StoredEvent(seq, kind, splice_seq(seq, data)), event
 
         ended = await self.database.write(transaction)
-        if ended:
-            self.hub.publish(run_id, ended)
-        else:
-            await self.engine.cancel_local(run_id, reason)
+        if ended is not None:
+            self.hub.publish(run_id, [ended[0]])
+            self._observe([ended[1]])
+        await self.engine.cancel_local(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
 
     async def events(self, tenant: Tenant, run_id: str, after: int, limit: int) -> Events:
@@ -439,7 +456,10 @@ class Runs:
         """Read the run's events from number ``after`` on, until it ends. Raises ``NotFound``."""
         follow = Follow(self, run_id, tenant, after)
         try:
-            await self.get(tenant, run_id)
+            row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+            if row is None:
+                raise _no_run(run_id)
+            follow.start(row.last_seq, RunStatus(row.status).ended)
             yield follow
         finally:
             follow.close()
@@ -510,13 +530,6 @@ def _workflow_name(workflow: Any) -> str:
     if isinstance(workflow, dict):
         return str(workflow.get("name", "inline"))[:200]
     return str(workflow or "")
-
-
-async def _until_end(subscription: Subscription) -> None:
-    """Return when the run's last event came by, or too much did to be sure."""
-    while not subscription.lagged:
-        if any(event.type in TERMINAL for event in await subscription.get()):
-            return
 
 
 def encode_cursor(at: datetime, identity: str) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from pydantic_core import PydanticSerializationError
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -250,14 +251,40 @@ def set_run(connection: Connection, run_id: str, **values: Any) -> None:
     connection.execute(update(runs).where(runs.c.id == run_id).values(**values))
 
 
-def cancel_reasons(connection: Connection, run_ids: Iterable[str]) -> dict[str, str]:
-    """Which of ``run_ids`` somebody has asked to cancel, and why."""
-    rows = connection.execute(
-        select(runs.c.id, runs.c.cancel_reason).where(
-            runs.c.id.in_(list(run_ids)), runs.c.cancel_reason.is_not(None)
-        )
+def begin_run(connection: Connection, run_id: str, now: datetime, waiting_for: Any) -> bool:
+    """The run's root was taken: it runs, or still waits; False when it has ended meanwhile."""
+    return bool(
+        connection.execute(
+            update(runs)
+            .where(runs.c.id == run_id, runs.c.status.not_in(ENDED))
+            .values(
+                status="running" if waiting_for is None else "waiting",
+                waiting_for=waiting_for,
+                started_at=func.coalesce(
+                    runs.c.started_at, bindparam("now", now, runs.c.started_at.type)
+                ),
+            )
+        ).rowcount
     )
-    return {row.id: row.cancel_reason for row in rows}
+
+
+def order_cancel(connection: Connection, run_id: str, reason: str) -> None:
+    """Remember that somebody wants the run to stop; the first reason stays."""
+    connection.execute(
+        update(runs)
+        .where(runs.c.id == run_id)
+        .values(cancel_reason=func.coalesce(runs.c.cancel_reason, reason))
+    )
+
+
+def orders(connection: Connection, run_ids: Iterable[str]) -> Sequence[Any]:
+    """``id, status, cancel_reason`` of those of ``run_ids`` that are to stop, or have ended."""
+    return connection.execute(
+        select(runs.c.id, runs.c.status, runs.c.cancel_reason).where(
+            runs.c.id.in_(list(run_ids)),
+            or_(runs.c.cancel_reason.is_not(None), runs.c.status.in_(ENDED)),
+        )
+    ).all()
 
 
 # Events ----------------------------------------------------------------------------------------
@@ -286,7 +313,11 @@ def stamped(event: EventBase, run_id: str, task_id: str | None) -> EventBase:
 def encode_event(event: EventBase) -> tuple[str, str]:
     """An event's type and its stored JSON."""
     kind: str = event.type  # type: ignore[attr-defined]  # every member of the union has one
-    return kind, event.model_dump_json(exclude={"seq"})
+    try:
+        return kind, event.model_dump_json(exclude={"seq"})
+    except PydanticSerializationError:  # A lone surrogate, which UTF-8 has no bytes for.
+        data = event.model_dump(mode="json", exclude={"seq"})
+        return kind, json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 _EVENTS = (
@@ -308,6 +339,12 @@ def event_rows(
         _EVENTS, {"run": run_id, "tenant": tenant, "after": after, "most": limit}
     )
     return [StoredEvent(row.seq, row.type, splice_seq(row.seq, row.data)) for row in rows]
+
+
+def event_stored(connection: Connection, run_id: str, data: str) -> bool:
+    """Whether the run's log has exactly this event, its moment included."""
+    query = select(literal(1)).where(events.c.run_id == run_id, events.c.data == data).limit(1)
+    return connection.execute(query).scalar() is not None
 
 
 def last_event(
@@ -501,6 +538,18 @@ def end_task(
     return bool(connection.execute(_END_TASK, values).rowcount)
 
 
+def has_ended(connection: Connection, run_id: str, path: str, epoch: int, status: str) -> bool:
+    """Whether the task was let go of with ``status`` by whoever took it at ``epoch``."""
+    query = select(literal(1)).where(
+        tasks.c.run_id == run_id,
+        tasks.c.path == path,
+        tasks.c.epoch == epoch,
+        tasks.c.status == status,
+        tasks.c.owner.is_(None),
+    )
+    return connection.execute(query).scalar() is not None
+
+
 def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: datetime) -> None:
     """End the run's tasks as cancelled: those nobody carries out, or all that live."""
     which = ("queued", "waiting") if only_idle else LIVE
@@ -511,17 +560,37 @@ def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: d
     )
 
 
-def cancel_idle_task(connection: Connection, run_id: str, path: str, now: datetime) -> None:
-    """End one task as cancelled, if nobody carries it out."""
+def cancel_task(connection: Connection, run_id: str, path: str, now: datetime) -> None:
+    """End one task as cancelled, whoever carries it out, and show the run as it then is."""
     connection.execute(
         update(tasks)
-        .where(
-            tasks.c.run_id == run_id,
-            tasks.c.path == path,
-            tasks.c.status.in_(("queued", "waiting")),
-        )
-        .values(status="cancelled", ended_at=now)
+        .where(tasks.c.run_id == run_id, tasks.c.path == path, tasks.c.status.in_(LIVE))
+        .values(status="cancelled", owner=None, ended_at=now)
     )
+    if waiting_for(connection, run_id) is None:
+        connection.execute(
+            update(runs)
+            .where(runs.c.id == run_id, runs.c.status == "waiting")
+            .values(status="running", waiting_for=None)
+        )
+
+
+def waiting_for(connection: Connection, run_id: str) -> Any:
+    """What a task of the run waits for; None when none does."""
+    return connection.execute(
+        select(tasks.c.waiting_for)
+        .where(tasks.c.run_id == run_id, tasks.c.status == "waiting")
+        .order_by(tasks.c.created_at, tasks.c.path)
+        .limit(1)
+    ).scalar()
+
+
+def root_status(connection: Connection, run_id: str) -> str | None:
+    """How the run's root task stands; it stays so until the transaction ends."""
+    query = select(tasks.c.status).where(tasks.c.run_id == run_id, tasks.c.path == "")
+    if connection.dialect.name == "postgresql":
+        query = query.with_for_update()
+    return connection.execute(query).scalar()
 
 
 def held_tasks(connection: Connection, owner: str) -> set[tuple[str, str, int]]:
@@ -538,17 +607,6 @@ def reap_all(connection: Connection) -> int:
     """Queue again whatever is carried out: at the start of the only process."""
     connection.execute(delete(nodes))
     return release_tasks(connection, None)
-
-
-def running_tasks(connection: Connection, run_id: str) -> int:
-    return (
-        connection.execute(
-            select(func.count())
-            .select_from(tasks)
-            .where(tasks.c.run_id == run_id, tasks.c.status == "running")
-        ).scalar()
-        or 0
-    )
 
 
 def release_tasks(connection: Connection, owner: str | None, alive: Sequence[str] = ()) -> int:
