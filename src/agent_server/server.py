@@ -27,6 +27,7 @@ from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import InvalidRequest, Unavailable
 from agent_server.domain.events import EventBase
+from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
@@ -39,7 +40,6 @@ from agent_server.memory.sessions import StagedSession
 from agent_server.observability import Metrics
 from agent_server.planning.goal import GoalRun
 from agent_server.reasoning.approaches import Approaches
-from agent_server.reasoning.fit import schema_fault
 from agent_server.reasoning.solver import Solver
 from agent_server.reasoning.tasks import AgentRun, AgentTask
 from agent_server.registry.connected import ConnectedLoop

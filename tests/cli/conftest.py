@@ -119,6 +119,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Running]:
     answers = Answers()
     config = uvicorn.Config(answers.app(), port=0, log_config=None, timeout_graceful_shutdown=1)
     listener = config.bind_socket()
+    listener.listen()  # so that a caller who is quicker than the thread waits
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -404,7 +404,13 @@ SCENES = [
     dynamic_instructions,
     failing_tool,
     tool_that_fails_the_run,
-    tool_that_cancels_itself,
+    pytest.param(
+        tool_that_cancels_itself,
+        marks=pytest.mark.skipif(
+            sys.version_info < (3, 11),
+            reason="Python 3.10 cannot tell who cancelled: the call is left as begun",
+        ),
+    ),
     unknown_tool_is_told_to_the_model,
     bad_arguments_are_told_to_the_model,
     reused_call_id,

@@ -206,7 +206,7 @@ async def test_an_answer_that_never_fits_fails_the_task_after_two_repairs() -> N
 async def test_a_schema_that_points_elsewhere_is_a_fault_and_no_request() -> None:
     schema = {"$ref": "http://169.254.169.254/schema.json"}
     outcome, _ = await run_task(lambda i, items: [say("{}")], output_schema=schema)
-    assert "not part of it" in outcome.error.message
+    assert "not in it" in outcome.error.message
 
 
 async def test_a_schema_that_is_none_is_refused() -> None:

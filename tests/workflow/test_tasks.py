@@ -9,11 +9,18 @@ import yaml
 from agent_server.actions.handler import Actions, ActionServices
 from agent_server.actions.ssrf import GuardedHttp
 from agent_server.domain.base import JsonObject, utcnow
-from agent_server.domain.errors import InvalidRequest, InvalidWorkflow, TaskTimeout, ToolError
+from agent_server.domain.errors import (
+    BudgetExceeded,
+    InvalidRequest,
+    InvalidWorkflow,
+    TaskTimeout,
+    ToolError,
+    UnknownTool,
+)
 from agent_server.domain.ids import DEFAULT_TENANT, new_run_id
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.ephemeral import EphemeralContext
-from agent_server.execution.ports import RunSnapshot, TaskContext
+from agent_server.execution.ports import RunSnapshot, TaskContext, TaskOutcome, TaskSpec
 from agent_server.workflow.interpreter import NodeFailed
 from agent_server.workflow.tasks import handlers
 
@@ -24,6 +31,10 @@ async def call_tool(ctx: TaskContext, name: str, arguments: JsonObject, *, key: 
     assert key == "tool/1"
     if name == "hang":
         await asyncio.Event().wait()
+    if name == "costly":
+        raise BudgetExceeded("It is spent.")
+    if name == "gone":
+        raise UnknownTool("There is no tool 'gone'.")
     if name != "add":
         raise ToolError(f"Tool {name!r} failed: boom")
     return arguments["a"] + arguments["b"]
@@ -83,6 +94,35 @@ async def test_a_tool_that_fails_fails_its_node_with_what_it_said() -> None:
     handler, ctx = context(flow(tool("a", "nothing")))
     with pytest.raises(NodeFailed, match="Node 'a' failed: Tool 'nothing' failed: boom"):
         await handler(ctx)
+
+
+async def test_what_a_repeat_would_meet_again_is_not_retried() -> None:
+    handler, ctx = context(flow(tool("a", "gone", retry={"max_attempts": 3})))
+    with pytest.raises(NodeFailed) as caught:
+        await handler(ctx)
+    assert caught.value.error.code == UnknownTool.code
+    assert caught.value.path == "1"
+
+
+@pytest.mark.parametrize(
+    "name, error, fired", [("nothing", NodeFailed, True), ("costly", BudgetExceeded, False)]
+)
+async def test_a_run_that_spent_its_budget_has_not_failed(
+    name: str, error: type[Exception], fired: bool
+) -> None:
+    actions = [{"trigger": "run.failed", "action": "emit", "parameters": {"event": "e"}}]
+    handler, ctx = context(flow(tool("a", name), actions=actions))
+    told: list[str] = []
+    child = ctx.child
+
+    async def heard(spec: TaskSpec) -> TaskOutcome:
+        told.append(spec.kind)
+        return await child(spec)
+
+    ctx.child = heard
+    with pytest.raises(error):
+        await handler(ctx)
+    assert ("action" in told) is fired
 
 
 async def test_an_action_node_does_its_action_and_fails_with_it() -> None:

@@ -1,6 +1,6 @@
 """What an action is: the Protocol that each handler keeps, and the handlers by name.
 
-Leans on the contract of durable code and on jsonschema. Refuses to know plans, models and when
+Leans on the contract of durable code. Refuses to know plans, models and when
 an action fires.
 """
 
@@ -9,12 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jsonschema
-from referencing import Registry
-
 from agent_server.actions.ssrf import GuardedHttp
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, InvalidRequest
+from agent_server.domain.json_schema import faults_in
 from agent_server.execution.ports import TaskContext
 from agent_server.plugins import ACTIONS, Extension, extensions
 
@@ -96,14 +94,7 @@ class Actions:
         """
         schema = self.get(name).parameters
         if rendered:
-            validator = jsonschema.Draft202012Validator(schema, registry=Registry())
-            errors = validator.iter_errors(parameters)
-            return [
-                FieldError(
-                    path="/".join(["parameters", *map(str, e.absolute_path)]), message=e.message
-                )
-                for e in errors
-            ]
+            return faults_in(parameters, schema, at="parameters")
         known: JsonObject = schema.get("properties", {})
         missing = [n for n in schema.get("required", ()) if n not in parameters]
         unknown = [n for n in parameters if n not in known]

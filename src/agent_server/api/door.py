@@ -152,7 +152,8 @@ class Door:
             if error is not None and status == 0:
                 await _problem(error, scope["path"], request_id, answer)
             if self._access_log:
-                log.info(
+                tell = log.debug if scope["path"] in PROBES else log.info
+                tell(
                     "call",
                     method=scope["method"],
                     path=scope["path"],

@@ -358,6 +358,24 @@ class InternalError(RunError):
     code = "internal"
 
 
+LASTING = frozenset(
+    error.code
+    for error in (
+        ApprovalUnsupported,
+        ExpressionError,
+        InvalidWorkflow,
+        LoopBound,
+        ModelUnauthorized,
+        UnknownAgent,
+        UnknownApproach,
+        UnknownModel,
+        UnknownTool,
+        WorkflowLimit,
+    )
+)
+"""Codes of errors that a repeat meets again: nobody retries them unless told to."""
+
+
 def error_info(error: BaseException) -> ErrorInfo:
     """``error`` as it is recorded; an error that is not ours is named by its type."""
     if isinstance(error, AgentServerError):

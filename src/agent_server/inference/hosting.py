@@ -7,11 +7,12 @@ without a place in the context, everything passes straight through.
 import dataclasses
 from typing import Any, cast
 
-from agents import Agent, ModelProvider, RunConfig, RunHooks, Tool, set_trace_processors
+from agents import Agent, ModelProvider, RunConfig, RunHooks, Tool, set_trace_provider
 from agents.items import ModelResponse
 from agents.models.multi_provider import MultiProvider
 from agents.result import RunResult, RunResultStreaming
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
+from agents.tracing.provider import DefaultTraceProvider
 
 from agent_server.inference.durable_run import PLACE, Place
 from agent_server.inference.ledgered_model import History, LedgeredModel
@@ -24,11 +25,12 @@ may recover within its turns."""
 def install() -> None:
     """Host durable runs in this process. Call it before agents run; again is harmless.
 
-    The SDK's exporter, which would send traces out, is replaced by nothing.
+    A trace provider without processors comes before the SDK's own is made, whose exporter would
+    send traces out and costs a client and its certificates at every start.
     """
     if not isinstance(get_default_agent_runner(), DurableRunner):
         set_default_agent_runner(DurableRunner())
-        set_trace_processors([])
+        set_trace_provider(DefaultTraceProvider())
 
 
 async def run_at(

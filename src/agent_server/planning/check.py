@@ -13,8 +13,8 @@ from agent_server.actions.firing import trigger_fault
 from agent_server.actions.handler import Actions
 from agent_server.domain.agents import AgentInfo, ToolInfo
 from agent_server.domain.errors import AgentServerError, ExpressionError, FieldError
+from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.plans import Plan, PlanTask
-from agent_server.reasoning.fit import schema_fault
 from agent_server.workflow.expressions import expression, template, templates_in
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")

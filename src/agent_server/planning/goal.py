@@ -14,6 +14,7 @@ from agent_server.actions.firing import ActionFiring
 from agent_server.actions.handler import Actions
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import (
+    LASTING,
     BudgetExceeded,
     ErrorInfo,
     InternalError,
@@ -25,6 +26,7 @@ from agent_server.domain.errors import (
     UnknownModel,
     error_info,
 )
+from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.plans import Plan
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.ports import FinalOutput, LostLease, Suspend, TaskContext, TaskSpec
@@ -33,7 +35,6 @@ from agent_server.planning.graph import sinks, workflow_of
 from agent_server.planning.planner import Planner
 from agent_server.planning.prompt import expectation
 from agent_server.reasoning.approach import AgentRunner, message
-from agent_server.reasoning.fit import schema_fault
 from agent_server.reasoning.tasks import KIND
 from agent_server.registry.catalog import Catalog
 from agent_server.settings import Settings
@@ -208,7 +209,7 @@ class GoalRun:
                 raise BudgetExceeded(error.message, hint=error.hint)
             if error.code == OutputInvalid.code:
                 raise OutputInvalid(error.message, hint=error.hint, errors=error.errors)
-            if error.code in _BEYOND_REVISION or outcome.status == "cancelled":
+            if error.code in LASTING or outcome.status == "cancelled":
                 break
         raise _task_failed(name, error, 0)
 

@@ -12,6 +12,7 @@ from agents import Agent
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, OutputInvalid
+from agent_server.domain.json_schema import schema_fault
 from agent_server.execution.ports import TaskContext
 from agent_server.reasoning.approach import (
     AgentInput,
@@ -23,7 +24,7 @@ from agent_server.reasoning.approach import (
 )
 from agent_server.reasoning.approaches import DEFAULT, Approaches
 from agent_server.reasoning.direct import without_tools
-from agent_server.reasoning.fit import fit, schema_fault
+from agent_server.reasoning.fit import fit
 from agent_server.reasoning.generalist import generalist
 from agent_server.registry.catalog import Catalog
 

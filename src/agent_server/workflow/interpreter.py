@@ -29,6 +29,7 @@ import anyio
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import (
+    LASTING,
     BudgetExceeded,
     ErrorInfo,
     ExpressionError,
@@ -527,13 +528,13 @@ class Interpreter:
 
 
 def _worth_retrying(node: Node, error: ErrorInfo, attempt: int) -> bool:
-    """Whether a repeat may mend it: an expression or a loop's bound fails the same way again."""
+    """Whether a repeat may mend it, or the node asks for one in so many words."""
     retry = node.retry
     if retry is None or attempt > retry.max_attempts:
         return False
     if retry.on:
         return error.code in retry.on
-    return error.code not in (ExpressionError.code, LoopBound.code)
+    return error.code not in LASTING
 
 
 def _last_writes(found: list[_Ended]) -> JsonObject:

@@ -12,7 +12,14 @@ import anyio
 from agent_server.actions.firing import ActionFiring
 from agent_server.actions.handler import Actions, ToolCaller
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import FieldError, InvalidWorkflow, RunError, TaskTimeout
+from agent_server.domain.errors import (
+    BudgetExceeded,
+    FieldError,
+    InvalidWorkflow,
+    RunCancelled,
+    RunError,
+    TaskTimeout,
+)
 from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.workflow.expressions import render
@@ -46,6 +53,8 @@ class WorkflowRun:
                     max_parallel=self._max_parallel,
                     observer=firing,
                 )
+            except (BudgetExceeded, RunCancelled):
+                raise
             except RunError as error:
                 firing.fire("run.failed", error=error.info().model_dump(mode="json"))
                 raise

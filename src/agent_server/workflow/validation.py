@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from agent_server.actions.firing import trigger_fault
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, InvalidRequest, InvalidWorkflow
+from agent_server.domain.json_schema import faults_in, schema_fault
 from agent_server.domain.workflows import (
     NODE_TYPES,
     ActionNode,
@@ -31,9 +32,7 @@ from agent_server.domain.workflows import (
     ToolNode,
     WorkflowDefinition,
 )
-from agent_server.reasoning.fit import schema_fault
 from agent_server.workflow.graph import MAX_PROBLEMS, Graph, analyse
-from agent_server.workflow.schemas import checked
 from agent_server.workflow.values import RESERVED, did_you_mean
 
 MAX_REPORTED: Final = 100
@@ -352,7 +351,7 @@ def check_inputs(definition: WorkflowDefinition, given: JsonObject | None) -> Js
     for name, sub in properties.items():
         if name not in values and isinstance(sub, dict) and "default" in sub:
             values[name] = sub["default"]
-    errors = checked(values, {"type": "object", **schema})
+    errors = faults_in(values, {"type": "object", **schema})
     if properties and "additionalProperties" not in schema and "patternProperties" not in schema:
         errors += [
             FieldError(
