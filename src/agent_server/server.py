@@ -37,7 +37,7 @@ from agent_server.inference.agent_loop import AgentLoop
 from agent_server.inference.providers import Providers
 from agent_server.memory.session_store import SessionStore, append_items
 from agent_server.memory.sessions import StagedSession
-from agent_server.observability import Metrics
+from agent_server.observability import Metrics, log_end
 from agent_server.planning.goal import GoalRun
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
@@ -116,6 +116,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     def observe(events: list[EventBase]) -> None:
         for event in events:
             metrics.observe(event)
+            log_end(event)
 
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted

@@ -142,7 +142,13 @@ class AgentLoop:
             run.check()
             failure = as_run_error(error, agent, turns)
             trace = "".join(format_exception(error)) if failure.hint == SEE_LOG else None
-            _log.info("agent.failed", agent=agent.name, code=failure.code, traceback=trace)
+            _log.info(
+                "agent.failed",
+                agent=agent.name,
+                code=failure.code,
+                error=failure.detail,
+                traceback=trace,
+            )
             if failure is error:
                 raise
             raise failure from error

@@ -8,5 +8,6 @@ their events and durations to callables that `server.py` connects to this folder
 from agent_server.observability.logs import configure_logs
 from agent_server.observability.metrics import Metrics
 from agent_server.observability.redaction import Redaction, secrets_of
+from agent_server.observability.run_log import log_end
 
-__all__ = ["Metrics", "Redaction", "configure_logs", "secrets_of"]
+__all__ = ["Metrics", "Redaction", "configure_logs", "log_end", "secrets_of"]
