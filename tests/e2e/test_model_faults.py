@@ -1,5 +1,6 @@
 """A model that misbehaves: a clear error with what to do, and no run is lost or left running."""
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -151,6 +152,18 @@ def test_a_goal_fails_by_the_model_error_and_leaves_no_task_behind(
     assert (run["status"], run["error"]["code"]) == ("failed", "model_unauthorized")
     assert len(models.calls) == 1
     check_totals(api, run)
+
+
+def test_the_log_names_the_run_and_the_error_and_hides_the_key(
+    house: House, api: Api, models: ModelThread
+) -> None:
+    models.script(default=error(401, "Incorrect API key provided: test-key"))
+    run = api.carry_out(**HELLO)
+    lines = [json.loads(line) for line in (house.folder / "server.log").read_text().splitlines()]
+    (told,) = [x for x in lines if x["message"] == "run.failed" and x["run_id"] == run["id"]]
+    assert told["level"] == "warning" and told["code"] == "model_unauthorized"
+    assert "Incorrect API key" in told["error"] and "OPENAI_API_KEY" in told["hint"]
+    assert "test-key" not in told["error"]
 
 
 def test_the_command_line_tells_the_error_and_what_to_do(

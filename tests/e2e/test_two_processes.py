@@ -66,9 +66,7 @@ def test_a_goal_is_streamed_by_one_process_while_another_carries_it_out(
 ) -> None:
     models.script(*WORK)
     body = json.dumps({"goal": "work it off", "stream": True})
-    heard = parse_sse(
-        curl("-H", "content-type: application/json", "-d", body, f"{api.url}{RUNS}")
-    )
+    heard = parse_sse(curl("-H", "content-type: application/json", "-d", body, f"{api.url}{RUNS}"))
     facts = [event for event in heard if event["_id"] is not None]
     run = api.ended(heard[0]["run_id"])
     assert (run["status"], run["output"]) == ("succeeded", "gamma done")
@@ -92,9 +90,7 @@ def test_cancelling_at_one_process_stops_the_model_call_of_another(
 def test_turns_of_a_session_keep_their_order_across_processes(
     api: Api, worker: Api, models: ModelThread
 ) -> None:
-    models.script(
-        rule("first", {"text": "one", "latency_s": 0.3}), rule("second", {"text": "two"})
-    )
+    models.script(rule("first", {"text": "one", "latency_s": 0.3}), rule("second", {"text": "two"}))
     runs = [
         where.submit(agent="talker", input=said, session_id="lane")
         for where, said in ((api, "first"), (worker, "second"))
