@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -27,7 +29,8 @@ def free_port() -> int:
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a process in an empty folder, with nothing of ours in its environment."""
     started: list[subprocess.Popen[str]] = []
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("AGENT_SERVER_", "OPENAI_"))}
+    ours = ("AGENT_SERVER_", "OPENAI_", "PYTHONDONTWRITEBYTECODE")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
     def start(*argv: str, **environ: str) -> subprocess.Popen[str]:
         log = (tmp_path / f"log{len(started)}").open("w+")
@@ -48,20 +51,27 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.wait(10)
 
 
-def wait_ready(url: str, process: subprocess.Popen[str]) -> None:
-    """Return when the server at ``url`` is ready; fail when it ends or takes 60 seconds."""
+def wait_until(said: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
+    """Return when ``said`` is true; fail when the process ends or it takes 60 seconds."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        try:
-            if httpx2.get(f"{url}/readyz", timeout=2).status_code == 200:
+        with suppress(httpx2.HTTPError):
+            if said():
                 return
-        except httpx2.HTTPError:
-            try:
-                # Nothing listens yet: wait a moment for the end that must not come.
-                raise AssertionError(f"it ended with {process.wait(0.1)}")
-            except subprocess.TimeoutExpired:
-                continue
-    raise AssertionError("it was not ready within 60 seconds")
+        # A moment's wait for the end that must not come.
+        with suppress(subprocess.TimeoutExpired):
+            raise AssertionError(f"it ended with {process.wait(0.1)}")
+    raise AssertionError(f"it was not {what} within 60 seconds")
+
+
+def wait_ready(url: str, process: subprocess.Popen[str]) -> None:
+    """Return when the server at ``url`` is ready."""
+    wait_until(lambda: httpx2.get(f"{url}/readyz", timeout=2).status_code == 200, process, "ready")
+
+
+def titles_at(url: str) -> list[str]:
+    answer = httpx2.get(f"{url}/api/v1/agents", timeout=5).raise_for_status()
+    return [agent["title"] for agent in answer.json()["data"]]
 
 
 def log_of(tmp_path: Path, number: int = 0) -> str:
@@ -113,13 +123,21 @@ def test_a_second_server_on_the_same_port_or_the_same_folder_says_what_is_wrong(
     assert first.poll() is None
 
 
-def test_the_development_server_listens_on_every_address_and_reloads(
+def test_the_development_server_serves_the_agents_beside_it_and_reloads_them(
     start: Start, tmp_path: Path
 ) -> None:
     port = free_port()
-    process = start(str(ROOT / "main.py"), AGENT_SERVER_PORT=str(port))
-    wait_ready(f"http://127.0.0.1:{port}", process)
+    url = f"http://127.0.0.1:{port}"
+    shutil.copy(ROOT / "main.py", tmp_path)
+    agents = tmp_path / "agents.py"  # where Python looks first, and named as the SDK is
+    agents.write_text("from agents import Agent\n\nclerk = Agent(name='Clerk')\n")
+    process = start("main.py", AGENT_SERVER_PORT=str(port))
+    wait_ready(url, process)
     assert "reloader process" in log_of(tmp_path)
+    assert f"http://localhost:{port}" in log_of(tmp_path)  # said of 0.0.0.0
+    assert titles_at(url) == ["Clerk"]
+    agents.write_text("from agents import Agent\n\nclerk = Agent(name='Head Clerk')\n")
+    wait_until(lambda: titles_at(url) == ["Head Clerk"], process, "reloaded")
     process.send_signal(signal.SIGTERM)
     assert process.wait(15) in (0, -signal.SIGTERM)
 

@@ -96,9 +96,11 @@ def test_a_run_that_another_process_began_does_not_make_the_active_runs_negative
 def test_gauges_of_the_queue_and_the_streams_ask_those_who_know() -> None:
     metrics = Metrics()
     metrics.watch_queue(lambda: 7)
-    metrics.watch_streams(lambda: 3)
+    metrics.stream_opened()
+    metrics.stream_opened()
+    metrics.stream_closed()
     assert samples(metrics)["queue_depth"] == 7
-    assert samples(metrics)["streams_open"] == 3
+    assert samples(metrics)["streams_open"] == 1
 
 
 def test_names_beyond_the_limit_share_one_series_and_methods_are_a_closed_set() -> None:

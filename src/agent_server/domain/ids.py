@@ -11,8 +11,6 @@ from uuid6 import uuid7
 
 RunId = NewType("RunId", str)
 TaskId = NewType("TaskId", str)
-StepKey = NewType("StepKey", str)
-"""A path inside a run, such as ``2.1/model/3``: the same effect has the same key on replay."""
 Tenant = NewType("Tenant", str)
 
 DEFAULT_TENANT: Final = Tenant("default")

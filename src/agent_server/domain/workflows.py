@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.plans import PlanAction
@@ -241,9 +241,6 @@ class WorkflowDefinition(Frozen):
 
 for _model in (ParallelNode, Case, BranchNode, MapNode, LoopNode, WorkflowDefinition):
     _model.model_rebuild()
-
-NODE: TypeAdapter[Node] = TypeAdapter(Node)
-"""Reads one node from its JSON."""
 
 
 def lists_of(node: Node) -> tuple[tuple[Node, ...], ...]:

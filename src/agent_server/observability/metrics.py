@@ -164,10 +164,6 @@ class Metrics:
         """``read`` answers the number of waiting tasks; asked at each scrape, so it must be quick."""
         self._queue.set_function(read)
 
-    def watch_streams(self, read: Callable[[], float]) -> None:
-        """``read`` answers the number of open event streams; asked at each scrape."""
-        self._streams.set_function(read)
-
     def stream_opened(self) -> None:
         self._streams.inc()
 

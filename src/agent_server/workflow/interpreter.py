@@ -23,7 +23,7 @@ How it stays exact:
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import anyio
 
@@ -67,8 +67,6 @@ PAUSE_KIND: Final = "pause"
 
 _FATAL: Final = {BudgetExceeded.code: BudgetExceeded, RunCancelled.code: RunCancelled}
 """Errors that end the run whatever a node's policy says."""
-
-Status = Literal["succeeded", "failed", "skipped", "cancelled"]
 
 
 class Observer(Protocol):
