@@ -24,13 +24,14 @@ async def accept(request: RunRequest) -> None:
 
 @asynccontextmanager
 async def running(
-    url: str, handlers: Mapping[str, Handler], **settings: Any
+    url: str, handlers: Mapping[str, Handler], *, observe: Any = None, **settings: Any
 ) -> AsyncIterator[Runs]:
     """The engine and its door, started and orderly stopped."""
     chosen = Settings(**{"shutdown_grace_s": 0.2, **settings})  # type: ignore[arg-type]
     database = database_at(url)
     await database.open()
     await database.write(upgrade)
+    watched = {"observe": observe} if observe is not None else {}
     hub = EventHub(chosen.stream_queue_size)
     engine = Engine(
         database=database,
@@ -38,10 +39,18 @@ async def running(
         settings=chosen,
         handlers={**handlers, **{f"run.{k}": h for k, h in handlers.items()}},
         append_items=append_items,
+        **watched,
     )
     await engine.start()
     try:
-        yield Runs(database=database, engine=engine, hub=hub, settings=chosen, validate=accept)
+        yield Runs(
+            database=database,
+            engine=engine,
+            hub=hub,
+            settings=chosen,
+            validate=accept,
+            **watched,
+        )
     finally:
         await engine.stop()
         await database.close()

@@ -119,6 +119,7 @@ class Attempt:
     """Children it awaits just now; while there are any, it takes no slot."""
     outcome: TaskOutcome | None = None
     had_children: bool = False
+    begun: bool = False
     task: "asyncio.Task[None] | None" = None
     journal: DurableJournal | None = None
 
@@ -126,6 +127,11 @@ class Attempt:
     def ordered(self) -> bool:
         """Whether it was told to stop for good."""
         return self.cancelled or self.local.stops
+
+    def interrupt(self) -> None:
+        """Make it see an order; one that has not begun sees it by itself when it does."""
+        if self.task is not None and (self.begun or not self.ordered):
+            self.task.cancel()
 
 
 class Engine:
@@ -258,10 +264,10 @@ class Engine:
         attempts = list(local.attempts.values())
         root = local.attempts.get("")
         for attempt in attempts:
-            if attempt.task is not None and attempt is not root:
-                attempt.task.cancel()
-        if root is not None and root.task is not None:
-            root.task.cancel()
+            if attempt is not root:
+                attempt.interrupt()
+        if root is not None:
+            root.interrupt()
         running = [a.task for a in attempts if a.task is not None]
         if running:
             await asyncio.wait(running, timeout=CANCEL_WAIT_S)
@@ -373,12 +379,13 @@ class Engine:
         attempt.task = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._landed(attempt))
 
     # Carrying one out --------------------------------------------------------------------------
 
     async def _carry_out(self, attempt: Attempt, announced: bool) -> None:
-        local = attempt.local
-        run = local.snapshot
+        attempt.begun = True
+        run = attempt.local.snapshot
         journal: DurableJournal | None = None
         try:
             recorded: list[StepRecord] = []
@@ -414,16 +421,19 @@ class Engine:
             await self._let_go(attempt, journal)
         except Exception as error:
             await self._fail_unrecorded(attempt, journal, error)
-        finally:
-            if local.attempts.get(attempt.path) is attempt:
-                del local.attempts[attempt.path]
-            if not local.attempts and self._runs.get(run.id) is local:
-                del self._runs[run.id]
-            if attempt.outcome is None:
-                self.hub.wake(run.id)
-            self._busy -= 1
-            self._wake.set()
-            self._answer(run.id, attempt.path, attempt.outcome)
+
+    def _landed(self, attempt: Attempt) -> None:
+        """The attempt is over, perhaps before its first line: its slot is free."""
+        local, run_id = attempt.local, attempt.local.snapshot.id
+        if local.attempts.get(attempt.path) is attempt:
+            del local.attempts[attempt.path]
+        if not local.attempts and self._runs.get(run_id) is local:
+            del self._runs[run_id]
+        if attempt.outcome is None:
+            self.hub.wake(run_id)
+        self._busy -= 1
+        self._wake.set()
+        self._answer(run_id, attempt.path, attempt.outcome)
 
     async def _fail_unrecorded(
         self, attempt: Attempt, journal: DurableJournal | None, error: Exception
@@ -679,11 +689,12 @@ class Engine:
             return
         local.ending = True
         self._order_stop(local)
-        children = [a.task for p, a in local.attempts.items() if p and a.task is not None]
+        children = [attempt for path, attempt in local.attempts.items() if path]
         for child in children:
-            child.cancel()
-        if children:
-            await asyncio.wait(children, timeout=CANCEL_WAIT_S)
+            child.interrupt()
+        tasks = [child.task for child in children if child.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_WAIT_S)
 
     async def _let_go(self, attempt: Attempt, journal: DurableJournal | None) -> None:
         """Leave the task as it is stored, for whoever takes it next."""
@@ -851,7 +862,7 @@ class Engine:
         child = local.attempts.get(path)
         if child is not None and child.task is not None:
             child.cancelled = True
-            child.task.cancel()
+            child.interrupt()
             await asyncio.wait([child.task], timeout=CANCEL_WAIT_S)
             return
         run_id = local.snapshot.id

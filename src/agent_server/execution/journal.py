@@ -158,6 +158,10 @@ class Ending:
     also: Callable[[Connection], None] | None = None
 
 
+_Stored = tuple[list[StoredEvent] | None, Row[Any], list[EventBase]]
+"""The events for readers (None: they must look in the store), the run's totals, what happened."""
+
+
 class DurableJournal:
     """See ``ports.Journal``; one per attempt at a task."""
 
@@ -373,15 +377,13 @@ class DurableJournal:
             for key in batch.released:
                 self._release(key)
             self._meter.settle(totals)
-            if published:
-                self._hub.publish(self.run_id, published)
-            elif observed:
+            if published is None:
                 self._hub.wake(self.run_id)
+            else:
+                self._hub.publish(self.run_id, published)
             self._observe(observed)
 
-    async def _persist(
-        self, batch: _Batch, last: Ending | None
-    ) -> tuple[list[StoredEvent], Row[Any], list[EventBase]]:
+    async def _persist(self, batch: _Batch, last: Ending | None) -> _Stored:
         """Commit, again and again while the database is away: what has happened must be told.
 
         A commit whose answer was lost may have happened; ``again`` finds it and repeats nothing.
@@ -405,7 +407,7 @@ class DurableJournal:
 
     def _transact(
         self, connection: Connection, batch: _Batch, last: Ending | None, again: bool
-    ) -> tuple[list[StoredEvent], Row[Any], list[EventBase]]:
+    ) -> _Stored:
         if again:
             stored = self._stored(connection, batch, last)
             if stored is not None:
@@ -462,9 +464,7 @@ class DurableJournal:
         ]
         return published, totals, observed
 
-    def _stored(
-        self, connection: Connection, batch: _Batch, last: Ending | None
-    ) -> tuple[list[StoredEvent], Row[Any], list[EventBase]] | None:
+    def _stored(self, connection: Connection, batch: _Batch, last: Ending | None) -> _Stored | None:
         """What an earlier try of this commit stored after all; None when it did not."""
         if batch.events:
             happened = store.event_stored(connection, self.run_id, batch.events[0][1])
@@ -477,7 +477,10 @@ class DurableJournal:
         if not happened:
             return None
         # Readers are woken and find the events in the store.
-        return [], store.engine_run_row(connection, self.run_id), batch.observed
+        totals = store.engine_run_row(connection, self.run_id)
+        said = last.events(store.usage_of(totals)) if last is not None else []
+        said = [store.stamped(event, self.run_id, self.task_id) for event in said]
+        return None, totals, batch.observed + said
 
 
 def _ended(step: StepRecord) -> EventBase:
