@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agent_server.domain.base import json_text
+
 
 class Json(Response):
     """A JSON answer from bytes. Skips the header work of the general class, which costs more
@@ -44,7 +46,7 @@ class Json(Response):
 
 
 def dump(model: BaseModel) -> bytes:
-    return model.model_dump_json().encode()
+    return json_text(model).encode()
 
 
 def dump_page(items: Iterable[bytes], next_cursor: str | None) -> bytes:

@@ -6,6 +6,7 @@ Leans on Typer and rich at start, and on everything else only when a command run
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from agent_server.cli.app import app
 
@@ -19,6 +20,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     0: it worked, and a run that was waited for succeeded. 1: it did not. 2: the command was not
     understood. 130: interrupted; a run that was being followed goes on.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # What a model says may hold characters that this terminal, or any, cannot show.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=None if argv is None else list(argv), prog_name="agent-server")
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from agent_server.cli.plain import lines_of
 from agent_server.cli.tree import footer, render
 from agent_server.cli.view import RunView
 from agent_server.client import AgentServerClient
-from agent_server.domain.base import utcnow
+from agent_server.domain.base import json_text, utcnow
 from agent_server.domain.events import EventBase
 from agent_server.domain.runs import Run, RunStatus
 
@@ -167,5 +167,5 @@ def short_json(value: Any) -> str:
 
 def print_run_json(run: Run) -> None:
     """The run as the API answers it, and nothing else, on stdout."""
-    sys.stdout.write(run.model_dump_json(indent=2) + "\n")
+    sys.stdout.write(json_text(run, indent=2) + "\n")
     sys.stdout.flush()

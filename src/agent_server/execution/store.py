@@ -11,7 +11,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from pydantic_core import PydanticSerializationError
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -32,6 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from agent_server.domain.base import json_text
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.events import EventBase
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task, Usage, WaitingFor
@@ -313,11 +313,7 @@ def stamped(event: EventBase, run_id: str, task_id: str | None) -> EventBase:
 def encode_event(event: EventBase) -> tuple[str, str]:
     """An event's type and its stored JSON."""
     kind: str = event.type  # type: ignore[attr-defined]  # every member of the union has one
-    try:
-        return kind, event.model_dump_json(exclude={"seq"})
-    except PydanticSerializationError:  # A lone surrogate, which UTF-8 has no bytes for.
-        data = event.model_dump(mode="json", exclude={"seq"})
-        return kind, json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return kind, json_text(event, exclude={"seq"})
 
 
 _EVENTS = (

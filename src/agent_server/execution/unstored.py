@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent_server.domain.base import utcnow
+from agent_server.domain.base import json_text, utcnow
 from agent_server.domain.errors import BudgetExceeded, InternalError, InvalidRequest, error_info
 from agent_server.domain.events import (
     EventBase,
@@ -57,7 +57,7 @@ async def run_unstored(
     def tell(event: EventBase) -> None:
         if on_event is not None:
             kind: str = event.type  # type: ignore[attr-defined]  # every member has one
-            on_event(StoredEvent(event.seq, kind, event.model_dump_json().encode()))
+            on_event(StoredEvent(event.seq, kind, json_text(event).encode()))
 
     journal = EphemeralJournal(
         snapshot.id, on_event=tell if on_event is not None else None, budget=request.budget
