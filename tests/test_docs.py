@@ -91,6 +91,23 @@ def test_links_between_pages_lead_somewhere() -> None:
                 assert (source.parent / target).exists(), f"{source.name} links to {target}"
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = page("README.md")
+    for found in DOCS.glob("*.md"):
+        assert found.name == "README.md" or f"({found.name})" in index, found.name
+
+
+def test_the_architecture_page_names_every_room_and_only_files_that_exist() -> None:
+    text = page("architecture.md")
+    source = ROOT / "src" / "agent_server"
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", text))
+    for name in named - {"src/agent_server/"}:
+        assert (source / name).exists(), name
+    rooms = {f"{room.parent.name}/" for room in source.glob("*/__init__.py")}
+    doors_to_come = {"protocols/", "ui/"}
+    assert rooms - doors_to_come - {"testing/"} <= named
+
+
 def test_the_words_of_the_house_have_one_meaning_each() -> None:
     words = re.findall(r"^\| \*\*(.+?)\*\* \|", page("glossary.md"), re.MULTILINE)
     assert len(words) == len(set(words))

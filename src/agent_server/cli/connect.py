@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from agent_server.cli.loading import loading
 from agent_server.client import AgentServerClient, in_process
 from agent_server.settings import Settings, load_settings, unknown_variables
 
@@ -56,8 +57,9 @@ async def connect(
             yield client
         return
     settings = embedded_settings(overrides)
-    from agent_server.observability import configure_logs
-    from agent_server.server import create_app
+    with loading():
+        from agent_server.observability import configure_logs
+        from agent_server.server import create_app
 
     configure_logs(settings, CurrentStderr())  # type: ignore[arg-type]  # writes as a stream does
     key = settings.api_key.get_secret_value() if settings.api_key else None

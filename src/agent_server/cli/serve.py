@@ -26,6 +26,7 @@ from uvicorn.supervisors import ChangeReload
 
 from agent_server.auth.gate import require_safe
 from agent_server.cli.connect import warn_of_unknown_variables
+from agent_server.cli.loading import loading
 from agent_server.domain.errors import AgentServerError, ConfigurationError
 from agent_server.observability import configure_logs
 from agent_server.settings import PREFIX, Settings, load_settings
@@ -165,9 +166,10 @@ class Application:
 
     def __init__(self, settings: Settings) -> None:
         # Here, so that a port in use is found out before the SDK is loaded.
-        from agent_server.server import create_app
+        with loading():
+            from agent_server.server import create_app
 
-        self.app = create_app(settings)
+            self.app = create_app(settings)
         self.failure: AgentServerError | None = None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
