@@ -195,6 +195,29 @@ async def test_a_tools_own_time_limit_keeps_its_own_message() -> None:
     assert [s.status for s in journal.writes if s.kind == "tool"] == ["started", "failed"]
 
 
+async def test_a_timeout_of_the_sdk_that_goes_off_while_the_ledger_writes_is_recorded_too() -> None:
+    @function_tool(timeout=0.05)
+    async def quick() -> str:
+        return "never"
+
+    loop, _ = loop_for(once("quick"))
+    ctx, journal = memory_context()
+    begin = journal.begin
+
+    async def stalled(step: StepRecord, *, commit: bool) -> None:
+        await begin(step, commit=commit)
+        if step.kind == "tool":
+            await asyncio.Event().wait()
+
+    journal.begin = stalled  # type: ignore[method-assign]  # a database that does not answer
+    result = await loop.run(ctx, Agent(name="a", tools=[quick]), "go")
+    assert "timed out after 0.05 seconds" in result.text
+    assert [s.status for s in journal.writes if s.kind == "tool"] == ["started", "failed"]
+    ctx, _ = memory_context(recorded=journal.writes)
+    again = await loop.run(ctx, Agent(name="a", tools=[quick]), "go")
+    assert again.text == result.text
+
+
 async def test_a_tool_that_needs_approval_makes_the_run_wait_where_it_can_be_seen() -> None:
     @function_tool(needs_approval=True)
     def launch(code: int) -> str:

@@ -124,6 +124,7 @@ async def call_tool(
     Raises what the tool raises; ``ToolError`` where the recorded call had raised; and
     ``Suspend`` (which also stops the run) for a call that may or may not have happened.
     """
+    entered_s = asyncio.get_running_loop().time()
     run = place.run
     run.check()
     name = tool.qualified_name
@@ -152,8 +153,13 @@ async def call_tool(
     if run.policies.approval(name):
         await ask_approval(run, key, name, step.input)
     inside = place.scope.ledger.scope(key)
-    call = _Call(run, tool, effect, step, inside)
-    await run.write(run.journal.begin(step, commit=not effect.repeatable))
+    call = _Call(run, tool, effect, step, inside, entered_s)
+    try:
+        await run.write(run.journal.begin(step, commit=not effect.repeatable))
+    except asyncio.CancelledError:
+        if call.overdue():
+            return await call.timed_out(context, cast(float, tool.timeout_seconds), True)
+        raise
     with at(Place(run, inside)):
         if container:
             return await call.carry_out(context, arguments, invoke)
@@ -170,6 +176,8 @@ class _Call:
     effect: ToolEffect
     step: StepRecord
     inside: Scope
+    entered_s: float
+    """When the SDK began to count the tool's own timeout, by the loop's clock."""
 
     async def carry_out(self, context: ToolContext[Any], arguments: str, invoke: Invoke) -> Any:
         run, tool = self.run, self.tool
@@ -181,7 +189,10 @@ class _Call:
                 output = await invoke(context, arguments)
                 timed_out = False
         except asyncio.CancelledError:
-            # Cancelled from outside: it stays as begun. The tool's own doing: it has failed.
+            # Cancelled from outside: it stays as begun, unless it was the SDK whose clock went off
+            # before ours. The tool's own doing: it has failed.
+            if self.overdue():
+                return await self.timed_out(context, cast(float, tool.timeout_seconds), True)
             if run.stopped is None and _self_cancelled():
                 await self._failed(_CANCELLED)
             raise
@@ -194,7 +205,7 @@ class _Call:
             # What it says may come of the stop itself, and is not recorded.
             run.check()
         if timed_out:
-            return await self._timed_out(context, cast(float, limit_s), own)
+            return await self.timed_out(context, cast(float, limit_s), own)
         if tool._is_agent_tool and _interrupted(context):
             return output
         if isinstance(failure, Exception):
@@ -212,17 +223,29 @@ class _Call:
     def _limit_s(self) -> tuple[float | None, bool]:
         """Seconds the call may take, and whether it is the tool's own limit.
 
-        The tool's own is anticipated by a moment, so that the ledger learns of it before the SDK.
+        The tool's own is anticipated by a moment, so that the ledger learns of it before the SDK,
+        which counts from the moment the call was entered.
         """
         policy = self.run.policies.timeout_s(self.tool.qualified_name)
         if policy is None and not self.tool._is_agent_tool:
             policy = self.run.tool_timeout_s
         own = self.tool.timeout_seconds
         if own is not None and (policy is None or own <= policy):
-            return own - min(0.01, own * 0.02), True
+            gone_s = asyncio.get_running_loop().time() - self.entered_s
+            return max(0.0, own - min(0.01, own * 0.02) - gone_s), True
         return policy, False
 
-    async def _timed_out(self, context: ToolContext[Any], limit_s: float, own: bool) -> Any:
+    def overdue(self) -> bool:
+        """Whether the tool's own timeout has passed, so that a cancellation is the SDK's.
+
+        The SDK then takes what the call returns or raises after all.
+        """
+        own = self.tool.timeout_seconds
+        if own is None or self.run.stopped is not None:
+            return False
+        return asyncio.get_running_loop().time() - self.entered_s >= own - 0.001
+
+    async def timed_out(self, context: ToolContext[Any], limit_s: float, own: bool) -> Any:
         """What the model is told; the same on replay."""
         tool = self.tool
         seconds = tool.timeout_seconds if own and tool.timeout_seconds else limit_s
