@@ -36,14 +36,12 @@ def main() -> int:
     with Field() as field:
         for name in options.case or CASES:
             print(f"… {name}", file=sys.stderr, flush=True)
-            rows += CASES[name](field, effort)
+            found = CASES[name](field, effort)
+            rows += found
+            print(table(found), file=sys.stderr, flush=True)
+            if options.out is not None:
+                options.out.write_text(as_json(rows, effort), encoding="utf-8")
     print(table(rows))
-    if options.out is not None:
-        found = {"machine": machine(), "options": {"rounds": effort.rounds, "quick": effort.quick}}
-        options.out.write_text(
-            json.dumps({**found, "rows": [row.to_json() for row in rows]}, indent=2) + "\n",
-            encoding="utf-8",
-        )
     return 1 if any(row.errors for row in rows) else 0
 
 
@@ -72,6 +70,16 @@ def table(rows: list[Row]) -> str:
         ]
         shown.append("  ".join(cells).rstrip())
     return "\n".join(shown)
+
+
+def as_json(rows: list[Row], effort: Effort) -> str:
+    """Everything that was measured so far."""
+    found = {
+        "machine": machine(),
+        "options": {"rounds": effort.rounds, "quick": effort.quick},
+        "rows": [row.to_json() for row in rows],
+    }
+    return json.dumps(found, indent=2) + "\n"
 
 
 def target(row: Row) -> str:

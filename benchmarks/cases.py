@@ -156,7 +156,7 @@ def streaming(field: Field, effort: Effort) -> list[Row]:
 
 def session(field: Field, effort: Effort) -> list[Row]:
     """Turns 91 to 100 of a conversation; the 90 before them are had, not made up."""
-    conversations = effort.of(4, 1)
+    conversations = effort.of(2, 1)
     samples: dict[str, list[Any]] = {"bare": [], "sqlite": [], "postgres": []}
     with Stage(field) as stage:
         servers = [stage.bare(), stage.ours("sqlite"), stage.ours("postgres")]

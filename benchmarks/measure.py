@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.loader import Job, Report
+from benchmarks.loader import Job
 from benchmarks.processes import Field, Server
 
 SETTLE_S = 0.3
@@ -18,8 +18,7 @@ SETTLE_S = 0.3
 
 @dataclass
 class Row:
-    """One line of the table. ``ours`` and ``bare`` are in ``unit``; without a bare figure, or
-    with ``absolute``, the target is held against ``ours`` (or against the difference)."""
+    """One line of the table. ``ours`` and ``bare`` are in ``unit``."""
 
     case: str
     unit: str
@@ -28,7 +27,7 @@ class Row:
     ratio: float | None = None
     target: float | None = None
     of: str = "ratio"
-    """What the target is for: ``ratio``, ``ours`` or ``difference``."""
+    """What the target is for: the ``ratio``, ``ours`` alone, or the ``difference``."""
     errors: int = 0
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
@@ -142,7 +141,3 @@ def cpu_row(
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values) if values else 0.0
-
-
-def problems(report: Report) -> list[str]:
-    return report.errors[:3]
