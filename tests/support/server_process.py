@@ -108,6 +108,10 @@ class Server:
         """SIGTERM."""
         self._nursery.kill(self.pid, signal.SIGTERM)
 
+    def signal(self, sig: int) -> None:
+        """Any other signal, such as SIGSTOP and SIGCONT."""
+        self._nursery.kill(self.pid, sig)
+
     async def ended(self, timeout_s: float) -> bool:
         """Whether the server has ended, waiting up to ``timeout_s`` for it."""
         return await asyncio.to_thread(self._nursery.ended, self.pid, timeout_s)

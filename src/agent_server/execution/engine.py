@@ -412,7 +412,7 @@ class Engine:
             else:
                 await self._handle(attempt, journal)
         except LostLease as error:
-            log.warning("task was taken over", run_id=run.id, path=attempt.path, detail=str(error))
+            log.info("attempt ended", run_id=run.id, path=attempt.path, detail=str(error))
         except asyncio.CancelledError:
             await self._let_go(attempt, journal)
         except PASSING as error:
@@ -461,6 +461,7 @@ class Engine:
 
         def lost() -> None:
             attempt.lost = True
+            log.warning("task was taken over", run_id=run.id, path=attempt.path)
             if attempt.task is not None:
                 attempt.task.cancel()
 
