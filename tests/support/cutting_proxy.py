@@ -18,6 +18,7 @@ class CuttingProxy:
         self._cuts = cuts
         self.connections = 0
         self.cut = 0
+        self._open: dict[asyncio.StreamWriter, asyncio.Event] = {}
 
     async def __aenter__(self) -> "CuttingProxy":
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
@@ -26,12 +27,16 @@ class CuttingProxy:
 
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
+        for forth, gone in list(self._open.items()):
+            forth.transport.abort()
+            await gone.wait()
 
     async def _carry(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         number = self.connections
         self.connections += 1
         left = self._cuts[number] if number < len(self._cuts) else None
         server, forth = await asyncio.open_connection("127.0.0.1", self._port)
+        gone = self._open[forth] = asyncio.Event()
         asking = asyncio.create_task(_pour(client, forth))
         try:
             with suppress(ConnectionError):
@@ -48,6 +53,8 @@ class CuttingProxy:
             asking.cancel()
             back.close()
             forth.close()
+            del self._open[forth]
+            gone.set()
 
 
 async def _pour(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
