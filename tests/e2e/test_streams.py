@@ -79,7 +79,7 @@ async def test_the_client_comes_through_a_proxy_that_cuts(api: Api, models: Mode
     run_id = api.submit(agent="talker", input="a tale")
     assert api.server is not None
     async with (
-        CuttingProxy(api.server.port, [600, 900, 900]) as proxy,
+        CuttingProxy(api.server.port, [600, 600, 600]) as proxy,
         AgentServerClient(proxy.url) as client,
     ):
         heard = [event async for event in client.runs.events(run_id)]
