@@ -106,7 +106,7 @@ def five_tools(field: Field, effort: Effort) -> list[Row]:
     return [
         cpu_row("five tools, SQLite", found, "sqlite", 0.8),
         cpu_row("five tools, PostgreSQL", found, "postgres", 1.0),
-        cpu_row("five tools in the background, PostgreSQL", found, "background", 1.0),
+        cpu_row("five tools in the background, PostgreSQL", found, "background", None),
     ]
 
 
