@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.loader import Job
-from benchmarks.measure import Contestant, Row, cpu_row, measured, median, rounds
+from benchmarks.measure import Contestant, Row, Sample, cpu_row, measured, median, rounds
+from benchmarks.mock_model import TOKENS
 from benchmarks.processes import Field, Server, cpu_s, forget_peak, memory_mb
 
 RUNS = "/api/v1/runs"
@@ -132,6 +133,8 @@ def streaming(field: Field, effort: Effort) -> list[Row]:
         unit = "CPU ms/1,000 tokens"
         bursts = rounds(field, contestants("stream", burst, 4), effort.rounds)
         real = rounds(field, contestants("paced", paced, 4), effort.of(effort.rounds, 1))
+        check_tokens(bursts, burst)
+        check_tokens(real, paced)
         for name, label in (("sqlite", "SQLite"), ("postgres", "PostgreSQL")):
             rows += [
                 cpu_row(f"1,000 tokens in a burst, {label}", bursts, name, 1.1, unit=unit),
@@ -152,6 +155,13 @@ def streaming(field: Field, effort: Effort) -> list[Row]:
                 )
             )
     return rows
+
+
+def check_tokens(samples: dict[str, list[Sample]], count: int) -> None:
+    """A server that sent fewer events than there were tokens has not done the same work."""
+    for one in (sample for found in samples.values() for sample in found):
+        if one.markers != count * TOKENS:
+            one.errors.append(f"{one.markers} deltas of {count * TOKENS}")
 
 
 def session(field: Field, effort: Effort) -> list[Row]:
