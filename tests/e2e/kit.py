@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from tests.support.server_process import Command, Nursery, Server
 BUREAU = Path(__file__).parents[1] / "support" / "agents_files" / "bureau.py"
 RUNS = "/api/v1/runs"
 Json = dict[str, Any]
+
+
+def moment(text: str) -> datetime:
+    """An RFC 3339 time as a moment: Python 3.10 does not read the ``Z``."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 class House:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from tests.support.model_thread import ModelThread, calling, rule
 from tests.support.server_process import Nursery
 
-from .kit import RUNS, Api, House, Json, check_totals, types
+from .kit import RUNS, Api, House, Json, check_totals, moment, types
 
 HELLO = {"agent": "talker", "input": "hello"}
 
@@ -99,7 +98,7 @@ def test_a_rate_limit_is_waited_for_as_long_as_it_asks(api: Api, models: ModelTh
     run = api.carry_out(**HELLO)
     assert run["status"] == "succeeded"
     (step,) = api.steps(run["id"])
-    took = datetime.fromisoformat(step["ended_at"]) - datetime.fromisoformat(step["started_at"])
+    took = moment(step["ended_at"]) - moment(step["started_at"])
     # Without word of the model's, a first repeat comes after less than a second.
     assert took.total_seconds() >= 1.3
 

@@ -13,7 +13,7 @@ from tests.durability.world import task
 from tests.support.model_thread import ModelThread, calling, rule
 from tests.support.server_process import Nursery
 
-from .kit import RUNS, Api, House, check_totals, types
+from .kit import RUNS, Api, House, check_totals, moment, types
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,10 @@ def test_a_task_of_a_goal_that_needs_approval_stops_only_what_needs_it_and_outli
 
 def test_a_run_for_later_is_not_begun_before_its_moment(api: Api, models: ModelThread) -> None:
     models.script()
-    moment = datetime.now(timezone.utc) + timedelta(seconds=0.5)
-    run = api.carry_out(agent="talker", input="hello", start_after=moment.isoformat())
+    later = datetime.now(timezone.utc) + timedelta(seconds=0.5)
+    run = api.carry_out(agent="talker", input="hello", start_after=later.isoformat())
     assert run["status"] == "succeeded"
-    assert datetime.fromisoformat(run["started_at"]) >= moment
+    assert moment(run["started_at"]) >= later
     never = api.submit(agent="talker", input="hello", start_after="2999-01-01T00:00:00Z")
     assert api.get(f"{RUNS}/{never}")["status"] == "queued"
     assert api.http.post(f"{RUNS}/{never}/cancel").json()["status"] == "cancelled"
