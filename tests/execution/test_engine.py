@@ -338,6 +338,18 @@ async def test_a_deadline_and_a_call_budget_end_the_run_as_budget_exceeded(url: 
         assert spent.usage.tool_calls <= 4
 
 
+async def test_a_deadline_ends_a_run_that_stands_still(url: str) -> None:
+    async def agent(ctx: TaskContext) -> Any:
+        raise Suspend(WaitingFor(kind="approval", detail="pay"))
+
+    async with running(url, {"agent": agent}) as runs:
+        run = await submit(runs, agent="a", input="x", budget={"deadline_s": 0.5})
+        ended = await finished(runs, run)
+        assert ended.status is RunStatus.BUDGET_EXCEEDED
+        types = await event_types(runs, run)
+        assert types.count("run.waiting") == 1
+
+
 async def test_errors_are_recorded_with_code_and_hint_and_nothing_stays_running(url: str) -> None:
     async def goal(ctx: TaskContext) -> Any:
         raise ToolError("The tool 'x' is broken.", hint="Mend it.")

@@ -27,7 +27,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     ├── TimedOut                  504  timed_out
     ├── StorageFull               507  storage_full
     ├── ConfigurationError        500  configuration
-    │   ├── DatabaseUnavailable   500  database_unavailable
+    │   ├── DatabaseUnavailable   503  database_unavailable
     │   ├── DataDirLocked         500  data_dir_locked
     │   └── AgentsFileError       500  agents_file
     └── RunError                  (recorded in the run, never an HTTP answer)

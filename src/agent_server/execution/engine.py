@@ -7,14 +7,16 @@ A task is a row with an owner and an epoch. Taking it raises the epoch; every wr
 attempt is fenced by owner and epoch, so that a worker which was frozen while another took over
 stores nothing more. On SQLite there is one process, so whatever is ``running`` at start has a
 dead owner; on PostgreSQL nodes beat and a reaper queues again what a dead node carried out.
+
+Longer than our files should be, because it is one state machine: taking a task, its attempt, its
+children and the watch over them change the same few sets, and each rule is about two of them.
 """
 
 import asyncio
-import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,11 +24,10 @@ import anyio
 import structlog
 from sqlalchemy import Connection, Row
 
-from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
     AgentServerError,
     BudgetExceeded,
-    ErrorInfo,
     InternalError,
     RunError,
     TooManyAttempts,
@@ -34,20 +35,22 @@ from agent_server.domain.errors import (
 )
 from agent_server.domain.events import (
     EventBase,
-    RunBudgetExceeded,
-    RunCancelled,
     RunFailed,
     RunStarted,
-    RunSucceeded,
-    RunWaiting,
-    TaskCompleted,
-    TaskFailed,
     TaskSkipped,
     TaskStarted,
 )
-from agent_server.domain.ids import RunId, Tenant, new_id, task_id
-from agent_server.domain.runs import RunRequest, RunStatus, Usage, WaitingFor
-from agent_server.execution import store
+from agent_server.domain.ids import new_id, task_id
+from agent_server.domain.runs import RunStatus
+from agent_server.execution import endings, store
+from agent_server.execution.attempts import (
+    Attempt,
+    LocalRun,
+    as_stored,
+    outcome_of,
+    root_kind,
+    snapshot_of,
+)
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import EventHub, StoredEvent, guarded, splice_seq
 from agent_server.execution.heartbeat import Heartbeat
@@ -74,65 +77,6 @@ FLUSH_S = 1.0
 LET_GO_S = 3.0
 """How long a stopping process waits for cancelled tasks; then it leaves them queued."""
 
-AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], Any], None]
-"""Appends a run's items to its session, inside the transaction that ends the run."""
-
-
-@dataclass
-class LocalRun:
-    """What this process keeps of a run while any of its tasks is carried out here."""
-
-    snapshot: RunSnapshot
-    meter: Meter
-    attempts: dict[str, "Attempt"] = field(default_factory=dict)
-    cancel_reason: str | None = None
-    """Somebody wants the run to stop."""
-    ending: bool = False
-    """Its root is about to end it: what else is carried out stops."""
-    elsewhere: set[str] = field(default_factory=set)
-    """Children awaited here that this process does not carry out."""
-
-    @property
-    def stops(self) -> bool:
-        return self.ending or self.cancel_reason is not None
-
-
-@dataclass
-class Attempt:
-    """One task being carried out here."""
-
-    local: LocalRun
-    path: str
-    node: str
-    kind: str
-    description: str
-    agent: str | None
-    payload: JsonObject
-    hidden: bool
-    epoch: int
-    number: int
-    lost: bool = False
-    """Another worker has it; nothing of this attempt is stored any more."""
-    cancelled: bool = False
-    """The parent gave it up."""
-    awaited: int = 0
-    """Children it awaits just now; while there are any, it takes no slot."""
-    outcome: TaskOutcome | None = None
-    had_children: bool = False
-    begun: bool = False
-    task: "asyncio.Task[None] | None" = None
-    journal: DurableJournal | None = None
-
-    @property
-    def ordered(self) -> bool:
-        """Whether it was told to stop for good."""
-        return self.cancelled or self.local.stops
-
-    def interrupt(self) -> None:
-        """Make it see an order; one that has not begun sees it by itself when it does."""
-        if self.task is not None and (self.begun or not self.ordered):
-            self.task.cancel()
-
 
 class Engine:
     """Carries out tasks of this process's database with ``handlers`` by task kind.
@@ -147,7 +91,7 @@ class Engine:
         hub: EventHub,
         settings: Settings,
         handlers: Mapping[str, Handler],
-        append_items: AppendItems,
+        append_items: endings.AppendItems,
         observe: Callable[[list[EventBase]], None] = lambda events: None,
     ) -> None:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{new_id('node')[-8:]}"
@@ -518,7 +462,8 @@ class Engine:
                 if attempt.ordered and not attempt.lost:
                     await self._end_ordered(attempt, journal)
                 elif isinstance(error, Suspend):
-                    await self._park(attempt, journal, error.waiting_for)
+                    wake_at = None if attempt.path else _deadline(run)
+                    await journal.end(endings.parked(attempt, error.waiting_for, wake_at))
                 elif isinstance(error, Exception):
                     if not isinstance(error, AgentServerError):
                         log.exception("task failed unexpectedly", kind=attempt.kind)
@@ -541,15 +486,16 @@ class Engine:
     async def _within_deadline(
         self, run: RunSnapshot, attempt: Attempt, work: Awaitable[Any]
     ) -> Any:
-        deadline_s = run.budget.deadline_s if run.budget is not None else None
-        if deadline_s is None or attempt.path != "":
+        deadline = _deadline(run)
+        if deadline is None or attempt.path != "":
             return await work
-        left_s = (run.created_at + timedelta(seconds=deadline_s) - utcnow()).total_seconds()
+        left_s = (deadline - utcnow()).total_seconds()
         try:
             return await asyncio.wait_for(work, max(0.0, left_s))
         except asyncio.TimeoutError:
+            seconds = (deadline - run.created_at).total_seconds()
             raise BudgetExceeded(
-                f"The run's deadline of {deadline_s:g} s has passed.",
+                f"The run's deadline of {seconds:g} s has passed.",
                 hint="Submit the run again with a larger deadline_s.",
             ) from None
 
@@ -557,7 +503,6 @@ class Engine:
 
     async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> None:
         final = output if isinstance(output, FinalOutput) else FinalOutput(output)
-        run = attempt.local.snapshot
         try:
             final = replace(final, value=as_stored(final.value))
         except (TypeError, ValueError, RecursionError) as error:
@@ -567,89 +512,23 @@ class Engine:
             )
             await self._end_failed(attempt, journal, bad)
             return
-        now = utcnow()
-        if attempt.path:
-            completed = TaskCompleted(path=attempt.path, node=attempt.node, output=final.value)
-            ending = _task_end(attempt, "succeeded", now, completed, output=final.value)
-        else:
-
-            def remember(connection: Connection) -> None:
-                if attempt.had_children or attempt.number > 1:
-                    store.cancel_tasks(connection, run.id, only_idle=False, now=now)
-                if final.session_id is not None:
-                    self._append_items(
-                        connection, run.tenant, final.session_id, run.id, final.session_items, now
-                    )
-
-            ending = Ending(
-                status="succeeded",
-                ended_at=now,
-                run=store.RunEnd(RunStatus.SUCCEEDED, now, output=final.value),
-                count=1,
-                events=lambda usage: [RunSucceeded(output=final.value, usage=usage)],
-                also=remember,
-            )
+        ending = endings.succeeded(attempt, final, self._append_items, utcnow())
         await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
 
     async def _end_failed(
         self, attempt: Attempt, journal: DurableJournal, error: Exception
     ) -> None:
         info = error_info(error)
-        stored = info.model_dump()
-        if attempt.path:
-            failed = TaskFailed(path=attempt.path, node=attempt.node, error=info)
-            ending = _task_end(attempt, "failed", utcnow(), failed, error=stored)
-        elif isinstance(error, BudgetExceeded):
-            ending = await self._root_end(
-                attempt,
-                "failed",
-                RunStatus.BUDGET_EXCEEDED,
-                lambda usage: [RunBudgetExceeded(error=info, usage=usage)],
-                error=stored,
-            )
-        else:
-            ending = await self._root_end(
-                attempt,
-                "failed",
-                RunStatus.FAILED,
-                lambda usage: [RunFailed(error=info, usage=usage)],
-                error=stored,
-            )
+        if not attempt.path:
+            await self._stop_children(attempt.local.snapshot.id)
+        ending = endings.failed(attempt, error, info, utcnow())
         await self._end(attempt, journal, ending, TaskOutcome("failed", error=info))
 
     async def _end_cancelled(self, attempt: Attempt, journal: DurableJournal) -> None:
-        reason = attempt.local.cancel_reason or ""
-        if attempt.path:
-            ending = Ending(status="cancelled", ended_at=utcnow())
-        else:
-            ending = await self._root_end(
-                attempt,
-                "cancelled",
-                RunStatus.CANCELLED,
-                lambda usage: [RunCancelled(reason=reason, usage=usage)],
-            )
+        if not attempt.path:
+            await self._stop_children(attempt.local.snapshot.id)
+        ending = endings.cancelled(attempt, utcnow())
         await self._end(attempt, journal, ending, TaskOutcome("cancelled"))
-
-    async def _root_end(
-        self,
-        attempt: Attempt,
-        task_status: str,
-        status: RunStatus,
-        events: Callable[[Usage], list[EventBase]],
-        error: Any = None,
-    ) -> Ending:
-        """The end of a run that did not succeed: whatever of it still lives ends with it."""
-        run_id = attempt.local.snapshot.id
-        await self._stop_children(run_id)
-        now = utcnow()
-        return Ending(
-            status=task_status,
-            ended_at=now,
-            run=store.RunEnd(status, now, error=error),
-            count=1,
-            events=events,
-            also=lambda c: store.cancel_tasks(c, run_id, only_idle=False, now=now),
-        )
 
     async def _end(
         self,
@@ -663,25 +542,6 @@ class Engine:
         await journal.end(ending)
         crash_point(f"{point}.after_end")
         attempt.outcome = outcome
-
-    async def _park(
-        self, attempt: Attempt, journal: DurableJournal, waiting_for: WaitingFor
-    ) -> None:
-        """Stand still: no worker, visible in the run, until somebody decides."""
-        run = attempt.local.snapshot
-        if attempt.path and waiting_for.task_id is None:
-            waiting_for = waiting_for.model_copy(update={"task_id": task_id(run.id, attempt.path)})
-        shown = waiting_for.model_dump(mode="json")
-        await journal.end(
-            Ending(
-                status="waiting",
-                ended_at=None,
-                waiting_for=shown,
-                count=1,
-                events=lambda usage: [RunWaiting(waiting_for=waiting_for)],
-                also=lambda c: store.set_run(c, run.id, status="waiting", waiting_for=shown),
-            )
-        )
 
     async def _stop_children(self, run_id: str) -> None:
         """Stop the run's tasks in this process, without touching its root."""
@@ -996,44 +856,8 @@ class EngineContext:
         return made
 
 
-def root_kind(request: RunRequest) -> str:
-    """The kind of a run's root task, by which its handler is found."""
-    return f"run.{request.kind}"
-
-
-def _task_end(
-    attempt: Attempt, status: str, now: datetime, event: EventBase, **values: Any
-) -> Ending:
-    """The end of a child task; a hidden one says nothing."""
-    said = [] if attempt.hidden else [event]
-    return Ending(status=status, ended_at=now, count=len(said), events=lambda usage: said, **values)
-
-
-def as_stored(value: Any) -> Any:
-    """``value`` as it will be read back, so that a replay sees what the first attempt saw.
-
-    Raises ``TypeError``, ``ValueError`` or ``RecursionError`` for what is not JSON.
-    """
-    if value is None or type(value) in (str, bool, int):
-        return value
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
-def outcome_of(row: Row[Any]) -> TaskOutcome:
-    """How a stored task ended."""
-    error = ErrorInfo.model_validate(row.error) if row.error else None
-    return TaskOutcome(row.status, row.output, error)
-
-
-def snapshot_of(row: Row[Any]) -> RunSnapshot:
-    """A stored run as its tasks see it."""
-    request = RunRequest.model_validate(row.request)
-    return RunSnapshot(
-        id=RunId(row.id),
-        tenant=Tenant(row.tenant),
-        request=request,
-        created_at=row.created_at,
-        parent_id=RunId(row.parent_id) if row.parent_id else None,
-        budget=request.budget,
-        principal=row.principal,
-    )
+def _deadline(run: RunSnapshot) -> datetime | None:
+    """When the run must have ended, whatever it waits for."""
+    if run.budget is None or run.budget.deadline_s is None:
+        return None
+    return run.created_at + timedelta(seconds=run.budget.deadline_s)

@@ -152,6 +152,7 @@ class Ending:
     output: Any = None
     error: Any = None
     waiting_for: Any = None
+    wake_at: datetime | None = None
     run: store.RunEnd | None = None
     count: int = 0
     events: Callable[[Usage], list[EventBase]] = lambda usage: []
@@ -426,6 +427,7 @@ class DurableJournal:
                 output=last.output,
                 error=last.error,
                 waiting_for=last.waiting_for,
+                wake_at=last.wake_at,
             )
         if not held:
             raise LostLease(

@@ -30,8 +30,9 @@ from agent_server.domain.ids import Tenant, new_run_id, task_id
 from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution import store
+from agent_server.execution.attempts import root_kind
 from agent_server.execution.crash import crash_point
-from agent_server.execution.engine import Engine, root_kind
+from agent_server.execution.engine import Engine
 from agent_server.execution.events import (
     TERMINAL,
     EventHub,

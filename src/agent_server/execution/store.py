@@ -2,6 +2,9 @@
 
 Leans on storage. Each function runs inside the caller's transaction and refuses to commit.
 Every function that answers a caller takes the tenant; the engine's own work goes by run id.
+
+Longer than our files should be, because all statements over these tables stand on one page: what
+one of them locks, in which order, matters to the others.
 """
 
 import json
@@ -456,8 +459,10 @@ def claim(connection: Connection, owner: str, limit: int, now: datetime) -> Sequ
     due = (
         select(tasks.c.run_id, tasks.c.path)
         .where(
-            tasks.c.status == "queued",
-            or_(tasks.c.wake_at.is_(None), tasks.c.wake_at <= now),
+            or_(
+                and_(tasks.c.status == "queued", tasks.c.wake_at.is_(None)),
+                and_(tasks.c.status.in_(("queued", "waiting")), tasks.c.wake_at <= now),
+            ),
             or_(tasks.c.lane.is_(None), ~_BLOCKED),
         )
         .order_by(tasks.c.created_at, tasks.c.run_id, tasks.c.path)
@@ -470,7 +475,10 @@ def claim(connection: Connection, owner: str, limit: int, now: datetime) -> Sequ
         return []
     return connection.execute(
         update(tasks)
-        .where(tuple_(tasks.c.run_id, tasks.c.path).in_(keys), tasks.c.status == "queued")
+        .where(
+            tuple_(tasks.c.run_id, tasks.c.path).in_(keys),
+            tasks.c.status.in_(("queued", "waiting")),
+        )
         .values(
             status="running",
             owner=owner,
@@ -500,6 +508,7 @@ _END_TASK = (
         output=bindparam("b_output"),
         error=bindparam("b_error"),
         waiting_for=bindparam("b_waiting_for"),
+        wake_at=bindparam("b_wake_at"),
         ended_at=bindparam("b_ended_at"),
         owner=None,
     )
@@ -518,6 +527,7 @@ def end_task(
     output: Any = None,
     error: Any = None,
     waiting_for: Any = None,
+    wake_at: datetime | None = None,
 ) -> bool:
     """Let go of the task for good, or until it is woken; False when ``owner`` has lost it."""
     values = {
@@ -529,6 +539,7 @@ def end_task(
         "b_output": output,
         "b_error": error,
         "b_waiting_for": waiting_for,
+        "b_wake_at": wake_at,
         "b_ended_at": ended_at,
     }
     return bool(connection.execute(_END_TASK, values).rowcount)

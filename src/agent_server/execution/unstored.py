@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent_server.domain.base import json_text, utcnow
-from agent_server.domain.errors import BudgetExceeded, InternalError, InvalidRequest, error_info
+from agent_server.domain.errors import (
+    ApprovalUnsupported,
+    BudgetExceeded,
+    InvalidRequest,
+    error_info,
+)
 from agent_server.domain.events import (
     EventBase,
     RunBudgetExceeded,
@@ -71,12 +76,15 @@ async def run_unstored(
         output = await asyncio.wait_for(handlers["run.agent"](context), deadline_s)
     except asyncio.TimeoutError:
         status = RunStatus.BUDGET_EXCEEDED
-        error = BudgetExceeded(f"The run's deadline of {deadline_s:g} s has passed.").info()
+        error = BudgetExceeded(
+            f"The run's deadline of {deadline_s:g} s has passed.",
+            hint="Submit the run again with a larger deadline_s.",
+        ).info()
     except BudgetExceeded as exceeded:
         status, error = RunStatus.BUDGET_EXCEEDED, exceeded.info()
     except Suspend as pause:
         status = RunStatus.FAILED
-        error = InternalError(
+        error = ApprovalUnsupported(
             f"The run would have to wait ({pause.waiting_for.kind}), and nothing of it is stored.",
             hint="Leave out 'store': false for agents whose tools need approval.",
         ).info()

@@ -1,0 +1,109 @@
+"""What a process keeps of the runs and tasks it carries out, and how they are read from rows.
+
+Leans on the journal and the ports. Refuses to act: the engine does.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Row
+
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.ids import RunId, Tenant
+from agent_server.domain.runs import RunRequest
+from agent_server.execution.journal import DurableJournal, Meter
+from agent_server.execution.ports import RunSnapshot, TaskOutcome
+
+
+@dataclass
+class LocalRun:
+    """What this process keeps of a run while any of its tasks is carried out here."""
+
+    snapshot: RunSnapshot
+    meter: Meter
+    attempts: dict[str, "Attempt"] = field(default_factory=dict)
+    cancel_reason: str | None = None
+    """Somebody wants the run to stop."""
+    ending: bool = False
+    """Its root is about to end it: what else is carried out stops."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Children awaited here that this process does not carry out."""
+
+    @property
+    def stops(self) -> bool:
+        return self.ending or self.cancel_reason is not None
+
+
+@dataclass
+class Attempt:
+    """One task being carried out here."""
+
+    local: LocalRun
+    path: str
+    node: str
+    kind: str
+    description: str
+    agent: str | None
+    payload: JsonObject
+    hidden: bool
+    epoch: int
+    number: int
+    lost: bool = False
+    """Another worker has it; nothing of this attempt is stored any more."""
+    cancelled: bool = False
+    """The parent gave it up."""
+    awaited: int = 0
+    """Children it awaits just now; while there are any, it takes no slot."""
+    outcome: TaskOutcome | None = None
+    had_children: bool = False
+    begun: bool = False
+    task: "asyncio.Task[None] | None" = None
+    journal: DurableJournal | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it was told to stop for good."""
+        return self.cancelled or self.local.stops
+
+    def interrupt(self) -> None:
+        """Make it see an order; one that has not begun sees it by itself when it does."""
+        if self.task is not None and (self.begun or not self.ordered):
+            self.task.cancel()
+
+
+def root_kind(request: RunRequest) -> str:
+    """The kind of a run's root task, by which its handler is found."""
+    return f"run.{request.kind}"
+
+
+def as_stored(value: Any) -> Any:
+    """``value`` as it will be read back, so that a replay sees what the first attempt saw.
+
+    Raises ``TypeError``, ``ValueError`` or ``RecursionError`` for what is not JSON.
+    """
+    if value is None or type(value) in (str, bool, int):
+        return value
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def outcome_of(row: Row[Any]) -> TaskOutcome:
+    """How a stored task ended."""
+    error = ErrorInfo.model_validate(row.error) if row.error else None
+    return TaskOutcome(row.status, row.output, error)
+
+
+def snapshot_of(row: Row[Any]) -> RunSnapshot:
+    """A stored run as its tasks see it."""
+    request = RunRequest.model_validate(row.request)
+    return RunSnapshot(
+        id=RunId(row.id),
+        tenant=Tenant(row.tenant),
+        request=request,
+        created_at=row.created_at,
+        parent_id=RunId(row.parent_id) if row.parent_id else None,
+        budget=request.budget,
+        principal=row.principal,
+    )

@@ -1,0 +1,137 @@
+"""How tasks and runs end: what is written in the last transaction of each.
+
+Leans on the journal's ``Ending`` and on the store. Refuses to write by itself.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from agent_server.domain.base import JsonObject
+from agent_server.domain.errors import BudgetExceeded, ErrorInfo
+from agent_server.domain.events import (
+    EventBase,
+    RunBudgetExceeded,
+    RunCancelled,
+    RunFailed,
+    RunSucceeded,
+    RunWaiting,
+    TaskCompleted,
+    TaskFailed,
+)
+from agent_server.domain.ids import Tenant, task_id
+from agent_server.domain.runs import RunStatus, Usage, WaitingFor
+from agent_server.execution import store
+from agent_server.execution.attempts import Attempt
+from agent_server.execution.journal import Ending
+from agent_server.execution.ports import FinalOutput
+
+AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], None]
+"""Appends a run's items to its session, inside the transaction that ends the run."""
+
+
+def succeeded(
+    attempt: Attempt, final: FinalOutput, append_items: AppendItems, now: datetime
+) -> Ending:
+    """The task's output is stored; for a root, the run's, and the session's items with it."""
+    if attempt.path:
+        completed = TaskCompleted(path=attempt.path, node=attempt.node, output=final.value)
+        return _child_end(attempt, "succeeded", now, completed, output=final.value)
+    run = attempt.local.snapshot
+
+    def also(connection: Connection) -> None:
+        if attempt.had_children or attempt.number > 1:
+            store.cancel_tasks(connection, run.id, only_idle=False, now=now)
+        if final.session_id is not None:
+            append_items(connection, run.tenant, final.session_id, run.id, final.session_items, now)
+
+    return Ending(
+        status="succeeded",
+        ended_at=now,
+        run=store.RunEnd(RunStatus.SUCCEEDED, now, output=final.value),
+        count=1,
+        events=lambda usage: [RunSucceeded(output=final.value, usage=usage)],
+        also=also,
+    )
+
+
+def failed(attempt: Attempt, error: Exception, info: ErrorInfo, now: datetime) -> Ending:
+    """``error`` is recorded as ``info``; a root ends its run, by a budget or as failed."""
+    stored = info.model_dump()
+    if attempt.path:
+        event = TaskFailed(path=attempt.path, node=attempt.node, error=info)
+        return _child_end(attempt, "failed", now, event, error=stored)
+    if isinstance(error, BudgetExceeded):
+        return _root_end(
+            attempt,
+            RunStatus.BUDGET_EXCEEDED,
+            now,
+            lambda usage: [RunBudgetExceeded(error=info, usage=usage)],
+            error=stored,
+        )
+    return _root_end(
+        attempt,
+        RunStatus.FAILED,
+        now,
+        lambda usage: [RunFailed(error=info, usage=usage)],
+        error=stored,
+    )
+
+
+def cancelled(attempt: Attempt, now: datetime) -> Ending:
+    """Somebody's order is carried out."""
+    if attempt.path:
+        return Ending(status="cancelled", ended_at=now)
+    reason = attempt.local.cancel_reason or ""
+    return _root_end(
+        attempt,
+        RunStatus.CANCELLED,
+        now,
+        lambda usage: [RunCancelled(reason=reason, usage=usage)],
+    )
+
+
+def parked(attempt: Attempt, waiting_for: WaitingFor, wake_at: datetime | None) -> Ending:
+    """The task stands still where it can be seen, until it is woken or ``wake_at`` has come."""
+    run = attempt.local.snapshot
+    if attempt.path and waiting_for.task_id is None:
+        waiting_for = waiting_for.model_copy(update={"task_id": task_id(run.id, attempt.path)})
+    shown = waiting_for.model_dump(mode="json")
+    return Ending(
+        status="waiting",
+        ended_at=None,
+        waiting_for=shown,
+        wake_at=wake_at,
+        count=1,
+        events=lambda usage: [RunWaiting(waiting_for=waiting_for)],
+        also=lambda c: store.set_run(c, run.id, status="waiting", waiting_for=shown),
+    )
+
+
+def _child_end(
+    attempt: Attempt, status: str, now: datetime, event: EventBase, **values: Any
+) -> Ending:
+    """The end of a child task; a hidden one says nothing."""
+    said = [] if attempt.hidden else [event]
+    return Ending(status=status, ended_at=now, count=len(said), events=lambda usage: said, **values)
+
+
+def _root_end(
+    attempt: Attempt,
+    status: RunStatus,
+    now: datetime,
+    events: Callable[[Usage], list[EventBase]],
+    error: Any = None,
+) -> Ending:
+    """The end of a run that did not succeed: whatever of it still lives ends with it."""
+    run_id = attempt.local.snapshot.id
+    return Ending(
+        status="cancelled" if status is RunStatus.CANCELLED else "failed",
+        ended_at=now,
+        run=store.RunEnd(status, now, error=error),
+        count=1,
+        events=events,
+        also=lambda c: store.cancel_tasks(c, run_id, only_idle=False, now=now),
+    )
