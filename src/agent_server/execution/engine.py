@@ -72,6 +72,8 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 1.0
 """How often due tasks, cancellations and children on other nodes are looked for."""
+STRAY_LOOKS = 3
+"""Every so many looks also for tasks that are stored as carried out here and are not."""
 CANCEL_WAIT_S = 5.0
 FLUSH_S = 1.0
 LET_GO_S = 3.0
@@ -725,7 +727,9 @@ class Engine:
             child.cancelled = True
             child.interrupt()
             await asyncio.wait([child.task], timeout=CANCEL_WAIT_S)
-            return
+            if child.outcome is not None:
+                return
+        # Carried out by nobody here: queued, elsewhere, or just now put aside to wait.
         run_id = local.snapshot.id
         await self.database.write(lambda c: store.cancel_task(c, run_id, path, utcnow()))
 
@@ -756,12 +760,15 @@ class Engine:
     async def _watch_loop(self) -> None:
         """What no local event tells: ends on other nodes, cancellations, tasks that slipped."""
         stray: set[tuple[str, str, int]] = set()
+        looks = 0
         while True:
             await asyncio.sleep(POLL_S)
+            looks += 1
             try:
                 await self._look_for_ends()
                 await self._look_for_orders()
-                stray = await self._release_stray(stray)
+                if looks % STRAY_LOOKS == 0:
+                    stray = await self._release_stray(stray)
             except PASSING as error:
                 log.warning("cannot watch the database", error=error.detail)
             except Exception:

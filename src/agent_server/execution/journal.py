@@ -203,6 +203,8 @@ class DurableJournal:
         self._abandoned = asyncio.Event()
         self._reserved: dict[str, str] = {}
         self._halted = False
+        self._delta_of: tuple[str, str | None] | None = None
+        self._delta_head = ""
 
     def key(self, *parts: str) -> str:
         return "/".join((self.scope, *parts) if self.scope else parts)
@@ -219,9 +221,12 @@ class DurableJournal:
     def delta(self, step: str, agent: str | None, text: str) -> None:
         if not self._hub.listened(self.run_id):
             return
-        body = {"type": DELTA, "v": 1, "run_id": self.run_id, "task_id": self.task_id}
-        body |= {"step": step, "agent": agent, "text": text}
-        data = json.dumps(body, separators=(",", ":")).encode()
+        if self._delta_of != (step, agent):
+            # All but the text is the same for each piece of a message, and is written once.
+            body = {"type": DELTA, "v": 1, "run_id": self.run_id, "task_id": self.task_id}
+            head = json.dumps(body | {"step": step, "agent": agent}, separators=(",", ":"))
+            self._delta_of, self._delta_head = (step, agent), head[:-1] + ',"text":'
+        data = f"{self._delta_head}{json.dumps(text)}}}".encode()
         self._hub.publish(self.run_id, [StoredEvent(None, DELTA, data)])
 
     async def begin(self, step: StepRecord, *, commit: bool) -> None:

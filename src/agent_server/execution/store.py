@@ -95,8 +95,12 @@ def usage_of(row: Row[Any]) -> Usage:
 # Runs ------------------------------------------------------------------------------------------
 
 
+_INSERT_RUN = insert(runs)
+_INSERT_EVENTS = insert(events)
+
+
 def insert_run(connection: Connection, values: dict[str, Any]) -> None:
-    connection.execute(insert(runs), values)
+    connection.execute(_INSERT_RUN, values)
 
 
 _RUN = select(runs).where(runs.c.id == bindparam("run"), runs.c.tenant == bindparam("tenant"))
@@ -298,7 +302,7 @@ def insert_events(
 ) -> None:
     """Store ``(type, json without seq)`` from number ``first`` on."""
     connection.execute(
-        insert(events),
+        _INSERT_EVENTS,
         [
             {"run_id": run_id, "seq": first + i, "tenant": tenant, "type": kind, "data": data}
             for i, (kind, data) in enumerate(items)
