@@ -11,12 +11,14 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, select, text
 
 from agent_server.domain.errors import ConfigurationError, DatabaseUnavailable, DataDirLocked
+from agent_server.storage import revisions
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
 from agent_server.storage.tables import metadata, nodes
 
 
-async def test_migrations_give_exactly_the_schema_of_the_tables(url: str) -> None:
+@pytest.mark.parametrize("way", ["revisions", "tables"])
+async def test_revisions_and_tables_give_exactly_the_same_schema(url: str, way: str) -> None:
     database = database_at(url)
     await database.open()
 
@@ -25,9 +27,12 @@ async def test_migrations_give_exactly_the_schema_of_the_tables(url: str) -> Non
         return compare_metadata(context, metadata)
 
     try:
-        assert await database.write(upgrade) is True
+        if way == "revisions":
+            await database.write(lambda c: revisions.run(c, None))
+        else:
+            assert await database.write(upgrade) is True
         assert await database.write(upgrade) is False
-        assert await database.read(current_revision) == head_revision()
+        assert await database.read(current_revision) == head_revision() == revisions.newest()
         assert await database.read(differences) == []
     finally:
         await database.close()

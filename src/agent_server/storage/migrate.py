@@ -1,36 +1,26 @@
 """Bringing a database to the present schema, and saying whether it is there.
 
-Leans on Alembic, with the revisions in ``migrations/``. Refuses to run by halves: all pending
-revisions are one transaction, and on PostgreSQL an advisory lock lets one process do it.
+Leans on the tables for a new database and on ``revisions`` for an older one; a test proves that
+both ways end at the same schema. Refuses to run by halves: it is one transaction, and on
+PostgreSQL an advisory lock lets one process do it.
 """
 
-from functools import lru_cache
-from pathlib import Path
+from importlib import import_module
+from typing import Final
 
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-from agent_server.domain.errors import ConfigurationError
+from agent_server.storage.tables import metadata
 
+HEAD: Final = "0001"
+"""The revision of ``tables``: the newest file in ``migrations/``."""
 ADVISORY_LOCK = 7_349_002_118
 """Any number, the same in every process: "somebody is migrating"."""
 
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    return config
-
-
-@lru_cache(maxsize=1)
 def head_revision() -> str:
     """The newest revision this program knows."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    if head is None:
-        raise ConfigurationError("The installation has no migrations; install it again.")
-    return head
+    return HEAD
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -48,18 +38,18 @@ def upgrade(connection: Connection) -> bool:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": ADVISORY_LOCK})
     current = current_revision(connection)
-    if current == head_revision():
+    if current == HEAD:
         return False
-    config = _config()
-    script = ScriptDirectory.from_config(config)
-    if current is not None and current not in {r.revision for r in script.walk_revisions()}:
-        raise ConfigurationError(
-            f"The database is at revision {current!r}, which this program does not know.",
-            hint="It belongs to a newer version: upgrade the program.",
+    if current is None:
+        metadata.create_all(connection)
+        connection.execute(
+            text(
+                "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+                "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+            )
         )
-    config.attributes["connection"] = connection
-    with EnvironmentContext(
-        config, script, fn=lambda revision, _: script._upgrade_revs("head", revision)
-    ):
-        script.run_env()
+        connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+        return True
+    # Not at the top of the file: most starts have nothing to migrate and need no Alembic.
+    import_module("agent_server.storage.revisions").run(connection, current)
     return True
