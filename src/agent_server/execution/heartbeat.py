@@ -21,11 +21,14 @@ from agent_server.storage.database import Database, PostgresDatabase
 
 log = structlog.get_logger(__name__)
 
-BEAT_S = 1.0
+BEAT_S = 2.0
+"""The longest time between two beats; a quarter of the lease where that is shorter."""
+PAUSE_S = 1.0
+"""What looking may be late by, beyond half a lease, before it counts as an interruption."""
 
 
 class Heartbeat:
-    """Beats every ``BEAT_S``, and reaps when a node has died and once a lease, until stopped."""
+    """Beats four times a lease or every ``BEAT_S``, and reaps when a node has died and once a lease, until stopped."""
 
     def __init__(self, database: Database, node: str, settings: Settings) -> None:
         assert isinstance(database, PostgresDatabase)
@@ -55,7 +58,7 @@ class Heartbeat:
         watch = Watch(self._lease_s)
         next_reap = 0.0
         try:
-            while not self._stop.wait(BEAT_S):
+            while not self._stop.wait(min(BEAT_S, self._lease_s / 4)):
                 try:
                     await database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
                     dead = watch.dead(await database.read(store.beats), time.monotonic())
@@ -82,7 +85,7 @@ class Watch:
 
     def dead(self, beats: dict[str, datetime], now: float) -> dict[str, datetime]:
         """Those of ``beats`` that have stood still for a lease, at ``now`` in seconds."""
-        if self._looked_at is not None and now - self._looked_at > self._lease_s / 2 + BEAT_S:
+        if self._looked_at is not None and now - self._looked_at > self._lease_s / 2 + PAUSE_S:
             self._seen.clear()  # Not looked for too long: perhaps everybody was frozen.
         self._looked_at = now
         before, self._seen = self._seen, {}
