@@ -156,7 +156,6 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     handlers: dict[str, Handler] = {
         "run.goal": GoalRun(catalog, loop, actions, settings),
         "run.agent": AgentRun(solver),
-        "run.workflow": of_workflows.pop("workflow"),
         "action": ActionTask(actions),
         **of_workflows,
     }
@@ -266,6 +265,10 @@ class _Names:
 
     def has_tool(self, name: str) -> bool:
         return name in self._tools
+
+    def tool_parameters(self, name: str) -> JsonObject | None:
+        tool = self._tools.get(name)
+        return None if tool is None else tool.params_json_schema
 
     def agent_names(self) -> Sequence[str]:
         return tuple(self._agents)

@@ -8,6 +8,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     │   ├── UnknownTool           422  unknown_tool
     │   ├── UnknownModel          422  unknown_model
     │   ├── UnknownApproach       422  unknown_approach
+    │   ├── UnknownWorkflow       422  unknown_workflow
     │   ├── InvalidWorkflow       422  invalid_workflow
     │   ├── InvalidCursor         422  invalid_cursor
     │   └── IdempotencyMismatch   422  idempotency_mismatch
@@ -127,6 +128,11 @@ class UnknownModel(InvalidRequest):
 class UnknownApproach(InvalidRequest):
     code = "unknown_approach"
     title = "No such approach"
+
+
+class UnknownWorkflow(InvalidRequest):
+    code = "unknown_workflow"
+    title = "No such workflow"
 
 
 class InvalidWorkflow(InvalidRequest):
@@ -370,6 +376,7 @@ LASTING = frozenset(
         UnknownApproach,
         UnknownModel,
         UnknownTool,
+        UnknownWorkflow,
         WorkflowLimit,
     )
 )
