@@ -21,6 +21,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     ├── Conflict                  409  conflict
     │   ├── IdempotencyInFlight   409  idempotency_in_flight
     │   └── RunEnded              409  run_ended
+    ├── PreconditionFailed        412  precondition_failed
     ├── BodyTooLarge              413  body_too_large
     ├── UnsupportedMediaType      415  unsupported_media_type
     ├── RateLimited               429  rate_limited
@@ -200,6 +201,14 @@ class IdempotencyInFlight(Conflict):
 class RunEnded(Conflict):
     code = "run_ended"
     title = "The run has ended"
+
+
+class PreconditionFailed(AgentServerError):
+    """``If-Match`` names a version that is not the newest: somebody else was quicker."""
+
+    status = 412
+    code = "precondition_failed"
+    title = "It was changed meanwhile"
 
 
 class BodyTooLarge(AgentServerError):
