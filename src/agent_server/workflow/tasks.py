@@ -65,16 +65,15 @@ class WorkflowRun:
         variables: JsonObject | None,
         chain: tuple[str, ...],
     ) -> Any:
-        name = None
+        is_stored = isinstance(workflow, str)
         if isinstance(workflow, str):
             name, wanted = split_name(workflow, version)
             workflow = await ctx.value(
                 "definition", lambda: self._stored.definition(ctx.run.tenant, name, wanted)
             )
         definition = validate(inline(workflow))
-        if name is not None:
-            name = f"{name}@{definition.version}"
-        chain = _chained(chain, name or definition.name, is_stored=name is not None)
+        whole = f"{name}@{definition.version}" if is_stored else definition.name
+        chain = _chained(chain, whole, is_stored=is_stored)
         inputs = check_inputs(definition, variables)
         firing = ActionFiring(ctx, render, inputs)
         firing.arm(definition.actions)
