@@ -8,6 +8,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     │   ├── UnknownTool           422  unknown_tool
     │   ├── UnknownModel          422  unknown_model
     │   ├── UnknownApproach       422  unknown_approach
+    │   ├── UnknownWorkflow       422  unknown_workflow
     │   ├── InvalidWorkflow       422  invalid_workflow
     │   ├── InvalidCursor         422  invalid_cursor
     │   ├── InvalidDocument       422  invalid_document
@@ -21,6 +22,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     ├── Conflict                  409  conflict
     │   ├── IdempotencyInFlight   409  idempotency_in_flight
     │   └── RunEnded              409  run_ended
+    ├── PreconditionFailed        412  precondition_failed
     ├── BodyTooLarge              413  body_too_large
     ├── UnsupportedMediaType      415  unsupported_media_type
     ├── RateLimited               429  rate_limited
@@ -130,6 +132,11 @@ class UnknownApproach(InvalidRequest):
     title = "No such approach"
 
 
+class UnknownWorkflow(InvalidRequest):
+    code = "unknown_workflow"
+    title = "No such workflow"
+
+
 class InvalidWorkflow(InvalidRequest):
     code = "invalid_workflow"
     title = "The workflow is not valid"
@@ -200,6 +207,14 @@ class IdempotencyInFlight(Conflict):
 class RunEnded(Conflict):
     code = "run_ended"
     title = "The run has ended"
+
+
+class PreconditionFailed(AgentServerError):
+    """``If-Match`` names a version that is not the newest: somebody else was quicker."""
+
+    status = 412
+    code = "precondition_failed"
+    title = "It was changed meanwhile"
 
 
 class BodyTooLarge(AgentServerError):
@@ -376,6 +391,7 @@ LASTING = frozenset(
         UnknownApproach,
         UnknownModel,
         UnknownTool,
+        UnknownWorkflow,
         WorkflowLimit,
     )
 )
