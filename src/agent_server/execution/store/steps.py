@@ -1,0 +1,116 @@
+"""The SQL of the ledger: a run's steps.
+
+Leans on storage. Each function runs inside the caller's transaction and refuses to commit.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, tuple_
+
+from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.runs import Step
+from agent_server.execution.ports import StepRecord
+from agent_server.execution.store.columns import INSERTS, NO_USAGE, usage_columns, usage_of
+from agent_server.storage.tables import steps
+
+
+def _upsert_steps(make: Any) -> Any:
+    statement = make(steps)
+    changing = ("status", "input", "input_hash", "output", "error", "attempts", "ended_at")
+    changed = {name: statement.excluded[name] for name in (*changing, *NO_USAGE)}
+    return statement.on_conflict_do_update(index_elements=["run_id", "key"], set_=changed)
+
+
+_UPSERT_STEPS = {name: _upsert_steps(make) for name, make in INSERTS.items()}
+
+
+def upsert_steps(
+    connection: Connection, tenant: str, run_id: str, task_path: str, records: Sequence[StepRecord]
+) -> None:
+    connection.execute(
+        _UPSERT_STEPS[connection.dialect.name],
+        [
+            {
+                "run_id": run_id,
+                "key": record.key,
+                "tenant": tenant,
+                "task_path": task_path,
+                "kind": record.kind,
+                "name": record.name,
+                "agent": record.agent,
+                "status": record.status,
+                "input": record.input,
+                "input_hash": record.input_hash,
+                "output": record.output,
+                "error": record.error.model_dump() if record.error else None,
+                "attempts": record.attempts,
+                "started_at": record.started_at,
+                "ended_at": record.ended_at,
+                **usage_columns(record.usage),
+            }
+            for record in records
+        ],
+    )
+
+
+def task_steps(connection: Connection, run_id: str, task_path: str) -> list[StepRecord]:
+    """The task's ledger, oldest first."""
+    rows = connection.execute(
+        select(steps)
+        .where(steps.c.run_id == run_id, steps.c.task_path == task_path)
+        .order_by(steps.c.started_at, steps.c.key)
+    )
+    return [
+        StepRecord(
+            key=row.key,
+            kind=row.kind,
+            name=row.name,
+            status=row.status,
+            agent=row.agent,
+            input=row.input,
+            input_hash=row.input_hash,
+            output=row.output,
+            error=ErrorInfo.model_validate(row.error) if row.error else None,
+            usage=usage_of(row),
+            attempts=row.attempts,
+            started_at=row.started_at,
+            ended_at=row.ended_at,
+        )
+        for row in rows
+    ]
+
+
+def step_rows(
+    connection: Connection,
+    tenant: str,
+    run_id: str,
+    after: tuple[datetime, str] | None,
+    limit: int,
+) -> Sequence[Row[Any]]:
+    """The run's steps, oldest first; values that only serve replay are left out."""
+    query = select(steps).where(
+        steps.c.run_id == run_id, steps.c.tenant == tenant, steps.c.kind != "value"
+    )
+    if after is not None:
+        query = query.where(tuple_(steps.c.started_at, steps.c.key) > after)
+    return connection.execute(query.order_by(steps.c.started_at, steps.c.key).limit(limit)).all()
+
+
+def step_of(row: Row[Any], task: str | None) -> Step:
+    return Step(
+        key=row.key,
+        run_id=row.run_id,
+        task_id=task,
+        kind=row.kind,
+        name=row.name,
+        status=row.status,
+        input=row.input,
+        output=row.output,
+        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        attempts=row.attempts,
+        usage=usage_of(row),
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )

@@ -1,0 +1,351 @@
+"""The SQL of tasks: take, fence, end, wake, cancel and release them.
+
+Leans on storage. Each function runs inside the caller's transaction and refuses to commit.
+Tasks are locked before their run's row, by everybody.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+
+from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.runs import Task
+from agent_server.execution.store.columns import INSERTS, LIVE
+from agent_server.storage.tables import nodes, runs, tasks
+
+_SIBLING = tasks.alias("sibling")
+_BLOCKED = exists(
+    select(literal(1))
+    .where(
+        _SIBLING.c.lane == tasks.c.lane,
+        _SIBLING.c.status.in_(LIVE),
+        _SIBLING.c.run_id != tasks.c.run_id,
+        or_(
+            _SIBLING.c.status != "queued",
+            _SIBLING.c.created_at < tasks.c.created_at,
+            and_(_SIBLING.c.created_at == tasks.c.created_at, _SIBLING.c.run_id < tasks.c.run_id),
+        ),
+    )
+    .correlate(tasks)
+)
+"""Another task of the same lane (session) has begun and not ended, or is older."""
+
+
+_INSERT_TASK = {name: make(tasks).on_conflict_do_nothing() for name, make in INSERTS.items()}
+
+
+def insert_task(connection: Connection, values: dict[str, Any]) -> bool:
+    """Insert the task unless its path is taken; True when it was inserted."""
+    return bool(connection.execute(_INSERT_TASK[connection.dialect.name], values).rowcount)
+
+
+def task_row(connection: Connection, run_id: str, path: str) -> Row[Any] | None:
+    return connection.execute(
+        select(tasks).where(tasks.c.run_id == run_id, tasks.c.path == path)
+    ).one_or_none()
+
+
+def task_rows(connection: Connection, tenant: str, run_id: str) -> Sequence[Row[Any]]:
+    """The tasks a caller may see, in the order they were made."""
+    return connection.execute(
+        select(tasks)
+        .where(
+            tasks.c.run_id == run_id,
+            tasks.c.tenant == tenant,
+            tasks.c.path != "",
+            tasks.c.hidden.is_(False),
+        )
+        .order_by(tasks.c.created_at, tasks.c.path)
+    ).all()
+
+
+def ended_tasks(connection: Connection, keys: Sequence[tuple[str, str]]) -> Sequence[Row[Any]]:
+    """Those of the tasks ``keys`` (run id, path) that have ended."""
+    return connection.execute(
+        select(tasks).where(
+            tuple_(tasks.c.run_id, tasks.c.path).in_(list(keys)), tasks.c.status.not_in(LIVE)
+        )
+    ).all()
+
+
+def task_of(row: Row[Any], identity: str) -> Task:
+    return Task(
+        id=identity,
+        run_id=row.run_id,
+        path=row.path,
+        node=row.node,
+        kind=row.kind,
+        description=row.description,
+        agent=row.agent,
+        status=row.status,
+        output=row.output,
+        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        attempts=row.attempts,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )
+
+
+_HELD = (
+    select(literal(1))
+    .select_from(tasks)
+    .where(
+        tasks.c.run_id == bindparam("run"),
+        tasks.c.path == bindparam("path"),
+        tasks.c.owner == bindparam("owner"),
+        tasks.c.epoch == bindparam("epoch"),
+        tasks.c.status == "running",
+    )
+)
+_HELD_LOCKED = _HELD.with_for_update(read=True)
+
+
+def holds(connection: Connection, run_id: str, path: str, owner: str, epoch: int) -> bool:
+    """Whether ``owner`` still has the task at ``epoch``: the fence of every write.
+
+    On PostgreSQL the row stays share-locked until the transaction ends, so that a takeover
+    cannot slip between this check and the commit.
+    """
+    query = _HELD_LOCKED if connection.dialect.name == "postgresql" else _HELD
+    found = connection.execute(
+        query, {"run": run_id, "path": path, "owner": owner, "epoch": epoch}
+    ).scalar()
+    return found is not None
+
+
+def lane_busy(connection: Connection, lane: str) -> bool:
+    """Whether a task of the lane has not ended; on PostgreSQL holds the lane until commit."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:lane, 0))"), {"lane": lane}
+        )
+    query = select(literal(1)).where(tasks.c.lane == lane, tasks.c.status.in_(LIVE)).limit(1)
+    return connection.execute(query).scalar() is not None
+
+
+def claim(connection: Connection, owner: str, limit: int, now: datetime) -> Sequence[Row[Any]]:
+    """Take up to ``limit`` due tasks, oldest first: each gets a new epoch and one more attempt."""
+    due = (
+        select(tasks.c.run_id, tasks.c.path)
+        .where(
+            or_(
+                and_(tasks.c.status == "queued", tasks.c.wake_at.is_(None)),
+                and_(tasks.c.status.in_(("queued", "waiting")), tasks.c.wake_at <= now),
+            ),
+            or_(tasks.c.lane.is_(None), ~_BLOCKED),
+        )
+        .order_by(tasks.c.created_at, tasks.c.run_id, tasks.c.path)
+        .limit(limit)
+    )
+    if connection.dialect.name == "postgresql":
+        due = due.with_for_update(skip_locked=True)
+    keys = [(row.run_id, row.path) for row in connection.execute(due)]
+    if not keys:
+        return []
+    return connection.execute(
+        update(tasks)
+        .where(
+            tuple_(tasks.c.run_id, tasks.c.path).in_(keys),
+            tasks.c.status.in_(("queued", "waiting")),
+        )
+        .values(
+            status="running",
+            owner=owner,
+            epoch=tasks.c.epoch + 1,
+            attempts=tasks.c.attempts + 1,
+            wake_at=None,
+            waiting_for=None,
+            started_at=func.coalesce(
+                tasks.c.started_at, bindparam("now", now, tasks.c.started_at.type)
+            ),
+        )
+        .returning(tasks)
+    ).all()
+
+
+_END_TASK = (
+    update(tasks)
+    .where(
+        tasks.c.run_id == bindparam("run"),
+        tasks.c.path == bindparam("b_path"),
+        tasks.c.owner == bindparam("b_owner"),
+        tasks.c.epoch == bindparam("b_epoch"),
+        tasks.c.status == "running",
+    )
+    .values(
+        status=bindparam("b_status"),
+        output=bindparam("b_output"),
+        error=bindparam("b_error"),
+        waiting_for=bindparam("b_waiting_for"),
+        wake_at=bindparam("b_wake_at"),
+        ended_at=bindparam("b_ended_at"),
+        owner=None,
+    )
+)
+
+
+def end_task(
+    connection: Connection,
+    run_id: str,
+    path: str,
+    owner: str,
+    epoch: int,
+    *,
+    status: str,
+    ended_at: datetime | None,
+    output: Any = None,
+    error: Any = None,
+    waiting_for: Any = None,
+    wake_at: datetime | None = None,
+) -> bool:
+    """Let go of the task for good, or until it is woken; False when ``owner`` has lost it."""
+    values = {
+        "run": run_id,
+        "b_path": path,
+        "b_owner": owner,
+        "b_epoch": epoch,
+        "b_status": status,
+        "b_output": output,
+        "b_error": error,
+        "b_waiting_for": waiting_for,
+        "b_wake_at": wake_at,
+        "b_ended_at": ended_at,
+    }
+    return bool(connection.execute(_END_TASK, values).rowcount)
+
+
+def has_ended(connection: Connection, run_id: str, path: str, epoch: int, status: str) -> bool:
+    """Whether the task was let go of with ``status`` by whoever took it at ``epoch``."""
+    query = select(literal(1)).where(
+        tasks.c.run_id == run_id,
+        tasks.c.path == path,
+        tasks.c.epoch == epoch,
+        tasks.c.status == status,
+        tasks.c.owner.is_(None),
+    )
+    return connection.execute(query).scalar() is not None
+
+
+def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: datetime) -> None:
+    """End the run's tasks as cancelled: those nobody carries out, or all that live."""
+    which = ("queued", "waiting") if only_idle else LIVE
+    connection.execute(
+        update(tasks)
+        .where(tasks.c.run_id == run_id, tasks.c.status.in_(which))
+        .values(status="cancelled", owner=None, ended_at=now)
+    )
+
+
+def cancel_task(connection: Connection, run_id: str, path: str, now: datetime) -> None:
+    """End one task as cancelled, whoever carries it out, and show the run as it then is."""
+    connection.execute(
+        update(tasks)
+        .where(tasks.c.run_id == run_id, tasks.c.path == path, tasks.c.status.in_(LIVE))
+        .values(status="cancelled", owner=None, ended_at=now)
+    )
+    if waiting_for(connection, run_id) is None:
+        connection.execute(
+            update(runs)
+            .where(runs.c.id == run_id, runs.c.status == "waiting")
+            .values(status="running", waiting_for=None)
+        )
+
+
+def waiting_for(connection: Connection, run_id: str) -> Any:
+    """What a task of the run waits for; None when none does."""
+    return connection.execute(
+        select(tasks.c.waiting_for)
+        .where(tasks.c.run_id == run_id, tasks.c.status == "waiting")
+        .order_by(tasks.c.created_at, tasks.c.path)
+        .limit(1)
+    ).scalar()
+
+
+def root_status(connection: Connection, run_id: str) -> str | None:
+    """How the run's root task stands; it stays so until the transaction ends."""
+    query = select(tasks.c.status).where(tasks.c.run_id == run_id, tasks.c.path == "")
+    if connection.dialect.name == "postgresql":
+        query = query.with_for_update()
+    return connection.execute(query).scalar()
+
+
+def held_tasks(connection: Connection, owner: str) -> set[tuple[str, str, int]]:
+    """Run, path and epoch of each task stored as carried out by ``owner``."""
+    rows = connection.execute(
+        select(tasks.c.run_id, tasks.c.path, tasks.c.epoch).where(
+            tasks.c.owner == owner, tasks.c.status == "running"
+        )
+    )
+    return {(row.run_id, row.path, row.epoch) for row in rows}
+
+
+def reap_all(connection: Connection) -> int:
+    """Queue again whatever is carried out: at the start of the only process."""
+    connection.execute(delete(nodes))
+    return release_tasks(connection, None)
+
+
+def release_tasks(connection: Connection, owner: str | None, alive: Sequence[str] = ()) -> int:
+    """Queue again what ``owner`` carries out; with None, what anyone not in ``alive`` does."""
+    condition = tasks.c.owner == owner
+    if owner is None:
+        condition = or_(tasks.c.owner.is_(None), tasks.c.owner.not_in(list(alive)))
+    return _release(connection, condition)
+
+
+def release_task(connection: Connection, run_id: str, path: str, owner: str, epoch: int) -> None:
+    """Let go of one task, still unfinished, so that whoever is free takes it."""
+    _release(
+        connection,
+        and_(
+            tasks.c.run_id == run_id,
+            tasks.c.path == path,
+            tasks.c.owner == owner,
+            tasks.c.epoch == epoch,
+        ),
+    )
+
+
+def _release(connection: Connection, condition: ColumnElement[bool]) -> int:
+    """Queue tasks again; a run whose root is among them is shown as queued."""
+    released = connection.execute(
+        update(tasks)
+        .where(tasks.c.status == "running", condition)
+        .values(status="queued", owner=None)
+        .returning(tasks.c.run_id, tasks.c.path)
+    ).all()
+    roots = [row.run_id for row in released if row.path == ""]
+    if roots:
+        connection.execute(
+            update(runs)
+            .where(runs.c.id.in_(roots), runs.c.status == "running")
+            .values(status="queued")
+        )
+    return len(released)
+
+
+def queue_depth(connection: Connection) -> int:
+    return (
+        connection.execute(
+            select(func.count()).select_from(tasks).where(tasks.c.status == "queued")
+        ).scalar()
+        or 0
+    )
