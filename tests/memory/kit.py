@@ -14,13 +14,13 @@ from agent_server.server import Parts, create_app
 from agent_server.settings import Settings
 from tests.support.durable import Rule, RuleModel, say
 
-AGENTS = '''
+AGENTS = """
 from agents import Agent
 
 from agent_server.tools import forget, recall, remember, search_documents
 
 clerk = Agent(name="Clerk", tools=[remember, recall, forget, search_documents])
-'''
+"""
 Json = dict[str, Any]
 
 

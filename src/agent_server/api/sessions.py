@@ -24,9 +24,7 @@ PREFIX = "/api/v1/sessions"
 class SessionsPort(Protocol):
     """Sessions, as the door sees them. Unknown ids raise ``NotFound``."""
 
-    async def list(
-        self, tenant: Tenant, *, limit: int, cursor: str | None
-    ) -> Page[Session]: ...
+    async def list(self, tenant: Tenant, *, limit: int, cursor: str | None) -> Page[Session]: ...
 
     async def get(self, tenant: Tenant, session_id: str) -> Session: ...
 
@@ -106,9 +104,7 @@ class SessionRoutes:
 
     async def list(self, request: Request) -> Response:
         wanted = inputs.query(request, inputs.ListQuery)
-        page = await self._sessions.list(
-            _tenant(request), limit=wanted.limit, cursor=wanted.cursor
-        )
+        page = await self._sessions.list(_tenant(request), limit=wanted.limit, cursor=wanted.cursor)
         return Json(dump_page(map(dump, page.data), page.next_cursor))
 
     async def read(self, request: Request) -> Response:

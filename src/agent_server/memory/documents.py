@@ -92,9 +92,11 @@ class Documents:
         if not found:
             raise InvalidDocument(
                 "The document has no text.",
-                hint="A PDF of scanned pages must go through text recognition first."
-                if media_type == "application/pdf"
-                else "Send a document with text in it.",
+                hint=(
+                    "A PDF of scanned pages must go through text recognition first."
+                    if media_type == "application/pdf"
+                    else "Send a document with text in it."
+                ),
             )
         return found
 

@@ -63,7 +63,9 @@ class SessionStore:
         """The newest first."""
         query = select(sessions).where(sessions.c.tenant == tenant)
         if cursor is not None:
-            query = query.where(tuple_(sessions.c.created_at, sessions.c.id) < decode_cursor(cursor))
+            query = query.where(
+                tuple_(sessions.c.created_at, sessions.c.id) < decode_cursor(cursor)
+            )
         query = query.order_by(sessions.c.created_at.desc(), sessions.c.id.desc())
         rows = await self._database.read(lambda c: c.execute(query.limit(limit + 1)).all())
         last = rows[limit - 1] if len(rows) > limit else None
@@ -166,14 +168,13 @@ def append_items(
     run_id: str,
     items: Sequence[Any],
     now: datetime,
-) -> int:
+) -> None:
     """Append ``items`` to the session, making it if need be, inside the caller's transaction.
 
-    One run at a time writes to a session (its lane), so positions cannot collide. Returns the
-    position of the first.
+    One run at a time writes to a session (its lane), so positions cannot collide.
     """
     key = (sessions.c.tenant == tenant, sessions.c.id == session_id)
-    count: int | None = connection.execute(select(sessions.c.item_count).where(*key)).scalar()
+    count = connection.execute(select(sessions.c.item_count).where(*key)).scalar()
     if count is None:
         count = 0
         connection.execute(
@@ -199,7 +200,6 @@ def append_items(
     connection.execute(
         update(sessions).where(*key).values(item_count=count + len(items), updated_at=now)
     )
-    return count
 
 
 def branch_session(

@@ -6,9 +6,10 @@ every item stays in its session as it was said. Neutral to the provider: a summa
 message, and a tool call is never parted from its output.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent_server.domain.base import JsonObject
 from agent_server.execution.ports import TaskContext
@@ -40,7 +41,9 @@ class Window:
     max_tokens: int | None = None
 
     def half(self) -> "Window":
-        return Window(self.max_items and self.max_items // 2, self.max_tokens and self.max_tokens // 2)
+        return Window(
+            self.max_items and self.max_items // 2, self.max_tokens and self.max_tokens // 2
+        )
 
     def fits(self, count: int, characters: int) -> bool:
         return (self.max_items is None or count <= self.max_items) and (
@@ -62,16 +65,23 @@ def cut_point(items: Sequence[JsonObject], window: Window) -> int:
         first = index
     if first == 0:
         return 0
-    whole = [index for index in range(first, len(items) + 1) if _whole_from(items, index)]
-    turns = [i for i in whole if i < len(items) and items[i].get("role") == "user"]
-    return min(turns or whole)
+    turns = (i for i in range(first, len(items)) if items[i].get("role") == "user")
+    turn = next((i for i in turns if _whole_from(items, i)), None)
+    if turn is not None:
+        return turn
+    return next(i for i in range(first, len(items) + 1) if _whole_from(items, i))
 
 
 def _whole_from(items: Sequence[JsonObject], index: int) -> bool:
     """Whether ``items[index:]`` has the call of each output in it, and the thought before a call."""
-    called = {item.get("call_id") for item in items[index:] if item.get("type") in CALLS}
-    if any(is_output(item) and item.get("call_id") not in called for item in items[index:]):
-        return False
+    called: Counter[Any] = Counter()
+    for item in items[index:]:
+        if item.get("type") in CALLS:
+            called[item.get("call_id")] += 1
+        elif is_output(item):
+            called[item.get("call_id")] -= 1
+            if called[item.get("call_id")] < 0:
+                return False
     return index == 0 or items[index - 1].get("type") != "reasoning"
 
 
