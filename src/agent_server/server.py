@@ -19,6 +19,7 @@ from agent_server.actions.handler import Actions, ActionServices
 from agent_server.actions.ssrf import GuardedHttp
 from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
+from agent_server.api.control import ControlRoutes
 from agent_server.api.deps import ApiDeps
 from agent_server.api.ports import ApproachInfo, ModelInfo
 from agent_server.api.sessions import SessionRoutes
@@ -31,6 +32,7 @@ from agent_server.domain.events import EventBase
 from agent_server.domain.ids import Tenant
 from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.runs import RunRequest
+from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.ports import Handler, TaskContext
@@ -67,6 +69,7 @@ class Parts:
     providers: Providers
     engine: Engine
     runs: Runs
+    control: Control
     streams: Streams
     metrics: Metrics
     approaches: Approaches
@@ -96,7 +99,10 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             features=FEATURES,
         ),
         lambda app: _lifespan(parts),
-        SessionRoutes(parts.sessions).routes(),
+        [
+            *SessionRoutes(parts.sessions).routes(),
+            *ControlRoutes(parts.control, settings).routes(),
+        ],
     )
     app.state.parts = parts
     app.state.drain = parts.streams.drain
@@ -203,6 +209,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         providers,
         engine,
         runs,
+        Control(database=database, engine=engine),
         streams,
         metrics,
         approaches,

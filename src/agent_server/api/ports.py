@@ -14,7 +14,8 @@ from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, Step, Task
 from agent_server.execution.events import StoredEvent
-from agent_server.execution.runs import Idempotency, Page, RunFilters, Submitted
+from agent_server.execution.paging import Page
+from agent_server.execution.runs import Idempotency, RunFilters, Submitted
 
 
 class Follow(Protocol):
