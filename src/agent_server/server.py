@@ -35,6 +35,7 @@ from agent_server.execution.events import EventHub
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
+from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.providers import Providers
 from agent_server.memory.session_store import SessionStore, append_items
 from agent_server.memory.sessions import StagedSession
@@ -174,6 +175,11 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         hub=hub,
         settings=settings,
         prepare=_Checks(registry, providers, approaches, actions),
+        limit=BudgetRules(
+            settings,
+            lambda request: catalog().models_of(request, settings.effective_model),
+            of_agent=lambda agent: catalog().agent_budget(agent),
+        ).apply,
         observe=observe,
     )
     streams = Streams(

@@ -51,6 +51,14 @@ class Budget(Frozen):
     """Wall time from creation to end, in seconds."""
 
 
+class ModelPrice(Frozen):
+    """What a model costs, in US dollars per million tokens."""
+
+    input_per_mtok: Decimal = Field(ge=0)
+    output_per_mtok: Decimal = Field(ge=0)
+    cached_input_per_mtok: Decimal | None = Field(default=None, ge=0)
+
+
 class Usage(Frozen):
     """What a step, a task or a run consumed. ``cost_usd`` is None where a price is unknown."""
 
