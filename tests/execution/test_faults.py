@@ -332,7 +332,7 @@ async def test_a_run_is_cancelled_though_only_its_child_is_being_carried_out(url
         ended = await runs.cancel(DEFAULT_TENANT, run.id, "enough")
         assert ended.status is RunStatus.CANCELLED
         assert (await event_types(runs, run))[-1] == "run.cancelled"
-        await _until(lambda: not runs.engine._runs)
+        await _until(lambda: not runs.engine.roster.runs)
         held = await runs.database.read(lambda c: store.held_tasks(c, runs.engine.node))
     assert held == set()
 
@@ -365,7 +365,7 @@ async def test_cancel_crosses_with_the_end_any_way_and_the_run_ends_once(url: st
     async with running(url, {"goal": goal, "leaf": leaf}) as runs:
         for _ in range(4):
             await asyncio.gather(*[one(runs) for _ in range(8)])
-        await _until(lambda: runs.engine._busy == 0)
+        await _until(lambda: runs.engine.roster.busy == 0)
         assert await runs.database.read(lambda c: store.held_tasks(c, runs.engine.node)) == set()
 
 

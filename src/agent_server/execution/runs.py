@@ -216,7 +216,7 @@ class Runs:
         now = utcnow()
         run_id = new_run_id()
         later = request.start_after is not None and request.start_after > now
-        direct = self.engine.free_slot() and not later
+        direct = self.engine.roster.free_slot() and not later
         workflow = _workflow_name(request.workflow) if request.workflow is not None else None
         name = request.goal or request.agent or workflow or ""
         lane = f"{tenant}:{request.session_id}" if request.session_id else None
@@ -447,7 +447,7 @@ class Runs:
         if ended is not None:
             self.hub.publish(run_id, [ended[0]])
             self._observe([ended[1]])
-        await self.engine.cancel_local(run_id, reason)
+        await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
 
     async def events(self, tenant: Tenant, run_id: str, after: int, limit: int) -> Events:
