@@ -65,8 +65,10 @@ from agent_server.execution.ports import (
     TaskOutcome,
     TaskSpec,
 )
+from agent_server.execution.relay import Ears, Relay
 from agent_server.settings import Settings
-from agent_server.storage.database import Database
+from agent_server.storage.database import Database, PostgresDatabase
+from agent_server.storage.wire import PostgresWire
 
 log = structlog.get_logger(__name__)
 
@@ -110,7 +112,24 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
+        self._look = asyncio.Event()
         self._heartbeat: Heartbeat | None = None
+        self._relay: Relay | None = None
+        if isinstance(database, PostgresDatabase):
+            self._heartbeat = Heartbeat(database, self.node, settings)
+            self._relay = Relay(
+                node=self.node,
+                hub=hub,
+                wire=PostgresWire(database.url),
+                database=database,
+                ears=Ears(
+                    work=self._wake.set,
+                    ended=lambda run_id, path: self._look.set(),
+                    order=lambda run_id: self._look.set(),
+                    carries=self._runs.__contains__,
+                    hears_all=self.hears_all,
+                ),
+            )
         self._seen_ended: set[str] = set()
         self.draining = False
         self.queued = 0
@@ -120,13 +139,13 @@ class Engine:
 
     async def start(self) -> None:
         """Take back what a dead process left, and begin to work."""
-        if self.database.dialect == "sqlite":
+        if self._heartbeat is None or self._relay is None:
             queued = await self.database.write(lambda c: store.reap_all(c))
             if queued:
                 log.info("resuming after a stop", tasks=queued)
         else:
-            self._heartbeat = Heartbeat(self.database, self.node, self._settings)
             await self._heartbeat.start()
+            await self._relay.start()
         if self._works:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
         self._loops.append(asyncio.create_task(self._watch_loop(), name="engine-watch"))
@@ -159,6 +178,9 @@ class Engine:
             await self.database.write(self._leave)
         except AgentServerError as error:
             log.warning("could not hand tasks over at stop", error=error.detail)
+        if self._relay is not None:
+            self._relay.tell_work()
+            await self._relay.stop()
         if self._heartbeat is not None:
             await self._heartbeat.stop()
 
@@ -173,8 +195,16 @@ class Engine:
         return self._works and not self.draining and self._busy < self._settings.worker_concurrency
 
     def wake(self) -> None:
-        """There may be something to take."""
+        """There may be something to take, here or on another node."""
         self._wake.set()
+        if self._relay is not None and not self.free_slot():
+            self._relay.tell_work()
+
+    def tell_order(self, run_id: str) -> None:
+        """What is to happen with the run was changed: whoever carries it out looks now."""
+        self._look.set()
+        if self._relay is not None:
+            self._relay.tell_order(run_id)
 
     def hears_all(self, run_id: str) -> bool:
         """Whether every task of the run that lives is carried out here."""
@@ -379,6 +409,10 @@ class Engine:
             self.hub.wake(run_id)
         self._busy -= 1
         self._wake.set()
+        awaited_here = (run_id, attempt.path) in self._waiters
+        if attempt.outcome is not None and attempt.path and not awaited_here:
+            if self._relay is not None:
+                self._relay.tell_ended(run_id, attempt.path)
         self._answer(run_id, attempt.path, attempt.outcome)
 
     async def _fail_unrecorded(
@@ -639,8 +673,8 @@ class Engine:
             )
         else:
             parent.local.elsewhere.add(spec.path)
-            self.hub.wake(run.id)
-            self._wake.set()
+            self.hub.rouse(run.id)
+            self.wake()
         return future
 
     def _insert_child(
@@ -762,12 +796,16 @@ class Engine:
         stray: set[tuple[str, str, int]] = set()
         looks = 0
         while True:
-            await asyncio.sleep(POLL_S)
-            looks += 1
+            try:
+                await asyncio.wait_for(self._look.wait(), POLL_S)
+            except asyncio.TimeoutError:
+                looks += 1
+            self._look.clear()
             try:
                 await self._look_for_ends()
                 await self._look_for_orders()
-                if looks % STRAY_LOOKS == 0:
+                if looks >= STRAY_LOOKS:
+                    looks = 0
                     stray = await self._release_stray(stray)
             except PASSING as error:
                 log.warning("cannot watch the database", error=error.detail)
