@@ -69,6 +69,11 @@ class Parts:
     approaches: Approaches
     actions: Actions
 
+    def drain(self) -> None:
+        """The end has begun: not ready, no stream, no new work; tasks get the grace time."""
+        self.streams.drain()
+        self.engine.drain()
+
 
 def create_app(settings: Settings, *, providers: Providers | None = None) -> FastAPI:
     """The application for ``settings``: nothing is opened before its lifespan begins.
@@ -94,7 +99,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
         lambda app: _lifespan(parts),
     )
     app.state.parts = parts
-    app.state.drain = parts.streams.drain
+    app.state.drain = parts.drain
     return app
 
 
@@ -203,7 +208,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
             try:
                 yield
             finally:
-                parts.streams.drain()
+                parts.drain()
                 await parts.engine.stop()
         finally:
             await parts.registry.close()

@@ -132,6 +132,7 @@ class Engine:
             )
         self._seen_ended: set[str] = set()
         self.draining = False
+        self._grace_until = 0.0
         self.queued = 0
         """Tasks that waited for a worker when last looked, over all tenants."""
 
@@ -150,13 +151,19 @@ class Engine:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
         self._loops.append(asyncio.create_task(self._watch_loop(), name="engine-watch"))
 
+    def drain(self) -> None:
+        """Take no more tasks from now on; those in flight have the grace time to finish."""
+        if not self.draining:
+            self.draining = True
+            self._grace_until = asyncio.get_running_loop().time() + self._settings.shutdown_grace_s
+            self._wake.set()
+
     async def stop(self) -> None:
         """Take no more, let tasks finish within the grace time, queue the rest again."""
-        self.draining = True
-        self._wake.set()
-        grace_s = self._settings.shutdown_grace_s
+        self.drain()
         if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=grace_s)
+            left_s = self._grace_until - asyncio.get_running_loop().time()
+            await asyncio.wait(set(self._tasks), timeout=max(0.0, left_s))
         journals = [a.journal for r in self._runs.values() for a in r.attempts.values()]
         open_journals = [journal for journal in journals if journal is not None]
         if open_journals:
