@@ -27,6 +27,7 @@ from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import InvalidRequest, Unavailable
 from agent_server.domain.events import EventBase
+from agent_server.domain.ids import Tenant
 from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.engine import Engine
@@ -161,7 +162,6 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     handlers: dict[str, Handler] = {
         "run.goal": GoalRun(catalog, loop, actions, settings),
         "run.agent": AgentRun(solver),
-        "run.workflow": of_workflows.pop("workflow"),
         "action": ActionTask(actions),
         **of_workflows,
     }
@@ -178,7 +178,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         engine=engine,
         hub=hub,
         settings=settings,
-        validate=_Checks(registry, providers, approaches, actions),
+        prepare=_Checks(registry, providers, approaches, actions),
         observe=observe,
     )
     streams = Streams(
@@ -272,6 +272,10 @@ class _Names:
     def has_tool(self, name: str) -> bool:
         return name in self._tools
 
+    def tool_parameters(self, name: str) -> JsonObject | None:
+        tool = self._tools.get(name)
+        return None if tool is None else tool.params_json_schema
+
     def agent_names(self) -> Sequence[str]:
         return tuple(self._agents)
 
@@ -293,7 +297,7 @@ class _Checks:
         self._approaches = approaches
         self._actions = actions
 
-    async def __call__(self, request: RunRequest) -> None:
+    async def __call__(self, request: RunRequest, tenant: Tenant) -> RunRequest:
         catalog = self._registry.snapshot
         for name in (*(request.agents or ()), *([request.agent] if request.agent else ())):
             catalog.agent(name)
@@ -322,3 +326,4 @@ class _Checks:
                 actions=self._actions.names,
             )
             check_inputs(definition, request.variables)
+        return request

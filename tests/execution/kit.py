@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from agent_server.domain.ids import DEFAULT_TENANT
+from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.domain.runs import Run, RunRequest
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
@@ -18,8 +18,9 @@ from agent_server.storage.migrate import upgrade
 Handler = Callable[[TaskContext], Awaitable[Any]]
 
 
-async def accept(request: RunRequest) -> None:
+async def accept(request: RunRequest, tenant: Tenant) -> RunRequest:
     """Every name is known."""
+    return request
 
 
 @asynccontextmanager
@@ -48,7 +49,7 @@ async def running(
             engine=engine,
             hub=hub,
             settings=chosen,
-            validate=accept,
+            prepare=accept,
             **watched,
         )
     finally:

@@ -332,7 +332,7 @@ async def test_a_run_is_cancelled_though_only_its_child_is_being_carried_out(url
         ended = await runs.cancel(DEFAULT_TENANT, run.id, "enough")
         assert ended.status is RunStatus.CANCELLED
         assert (await event_types(runs, run))[-1] == "run.cancelled"
-        await _until(lambda: not runs.engine._runs)
+        await _until(lambda: not runs.engine.roster.runs)
         held = await runs.database.read(lambda c: store.held_tasks(c, runs.engine.node))
     assert held == set()
 
@@ -365,7 +365,7 @@ async def test_cancel_crosses_with_the_end_any_way_and_the_run_ends_once(url: st
     async with running(url, {"goal": goal, "leaf": leaf}) as runs:
         for _ in range(4):
             await asyncio.gather(*[one(runs) for _ in range(8)])
-        await _until(lambda: runs.engine._busy == 0)
+        await _until(lambda: runs.engine.roster.busy == 0)
         assert await runs.database.read(lambda c: store.held_tasks(c, runs.engine.node)) == set()
 
 
@@ -631,7 +631,8 @@ async def test_a_reader_hears_of_what_another_server_does_with_the_run(postgres_
             run = await submit(api, goal="g")
             reader = asyncio.ensure_future(_read(api, run, 0))
             await asyncio.wait_for(begun.wait(), 20)
-            assert worker.engine.hears_all(run.id) and not api.engine.hears_all(run.id)
+            assert worker.engine.roster.hears_all(run.id)
+            assert not api.engine.roster.hears_all(run.id)
             go_on.set()
             ended = await finished(api, run)
             assert await reader == list(range(1, len(await event_types(api, run)) + 1))

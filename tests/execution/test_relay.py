@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent_server.domain.errors import Unavailable
 from agent_server.domain.ids import DEFAULT_TENANT
 from agent_server.domain.runs import Run
-from agent_server.execution import engine, relay
+from agent_server.execution import engine, relay, watch
 from agent_server.execution.ports import TaskContext, TaskSpec
 from agent_server.execution.relay import packed
 from agent_server.execution.runs import Runs
@@ -118,6 +118,7 @@ async def test_readers_go_on_when_the_wire_between_the_nodes_is_cut_and_hear_aga
 def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nobody looks by themselves: what is heard, is heard by the wire."""
     monkeypatch.setattr(engine, "POLL_S", 3600.0)
+    monkeypatch.setattr(watch, "POLL_S", 3600.0)
     monkeypatch.setattr(relay, "LOOK_S", 3600.0)
     yield
 
@@ -167,7 +168,7 @@ async def test_work_ends_and_orders_reach_other_nodes_without_anybody_looking(
 
 async def wired(runs: Runs) -> None:
     """Return when the node hears the others."""
-    joined = runs.engine._relay
+    joined = runs.engine.roster.relay
     assert joined is not None
     for _ in range(2000):
         if joined._wire.up:

@@ -143,7 +143,7 @@ async def test_parallel_gives_the_outputs_of_its_branches_in_order() -> None:
 
 
 async def test_a_branch_without_a_true_case_and_without_else_gives_null() -> None:
-    node = {"id": "b", "type": "branch", "cases": [{"when": "false", "nodes": [tool("x")]}]}
+    node = {"id": "b", "type": "branch", "cases": [{"when": "inputs == 0", "nodes": [tool("x")]}]}
     assert await run([node], ["{{ nodes.b.output }}", "{{ nodes.x.status }}"]) == [None, "skipped"]
 
 
@@ -423,7 +423,7 @@ async def test_an_observer_is_told_of_each_node_before_what_depends_on_it_starts
     nodes = [
         tool("a", value=1),
         tool("b", "fail", on_error="continue"),
-        tool("c", when="false"),
+        tool("c", when="inputs == 0"),
         {"id": "m", "type": "map", "over": [7], "nodes": [tool("d", value="{{ item }}")]},
     ]
     await run(nodes, observer=witness)

@@ -74,7 +74,7 @@ class _Draft:
             count = self._draw(st.integers(1, 3))
             node["branches"] = [self.nodes(depth - 1, seen) for _ in range(count)]
         elif kind == "branch":
-            when = self._pick("true", "false", "len(str(vars.x)) > 2")
+            when = self._pick("vars.x == vars.x", "vars.x == 7", "len(str(vars.x)) > 2")
             node["cases"] = [{"when": when, "nodes": self.nodes(depth - 1, seen)}]
             node["else"] = self.nodes(depth - 1, seen)
         elif kind == "map":

@@ -12,10 +12,10 @@ from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     BudgetExceeded,
     InvalidRequest,
-    InvalidWorkflow,
     TaskTimeout,
     ToolError,
     UnknownTool,
+    UnknownWorkflow,
 )
 from agent_server.domain.ids import DEFAULT_TENANT, new_run_id
 from agent_server.domain.runs import RunRequest
@@ -56,7 +56,7 @@ def context(workflow: Any, variables: JsonObject | None = None) -> tuple[Any, An
         request=RunRequest(workflow=workflow, variables=variables),
         created_at=utcnow(),
     )
-    return kinds["workflow"], EphemeralContext(run, handlers=kinds)
+    return kinds["run.workflow"], EphemeralContext(run, handlers=kinds)
 
 
 def flow(*nodes: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ async def test_inputs_that_do_not_fit_fail_before_anything_runs() -> None:
 
 async def test_a_workflow_that_is_only_named_is_not_there() -> None:
     handler, ctx = context("nightly")
-    with pytest.raises(InvalidWorkflow, match="no stored workflow 'nightly'"):
+    with pytest.raises(UnknownWorkflow, match="no stored workflow 'nightly'"):
         await handler(ctx)
 
 

@@ -122,7 +122,8 @@ class ActionFiring:
                 continue
             assert self._group is not None, "fire inside the block"
             generation = "" if self._generation == 1 else f"r{self._generation}/"
-            path = f"action/{generation}{number}/{where}"
+            inside = f"{self._ctx.path}/" if self._ctx.path else ""
+            path = f"{inside}action/{generation}{number}/{where}"
             event: JsonObject = {"type": kind, "node": node, **facts}
             self._group.start_soon(self._run, self._spec(path, action, event))
 

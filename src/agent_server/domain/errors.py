@@ -8,6 +8,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     │   ├── UnknownTool           422  unknown_tool
     │   ├── UnknownModel          422  unknown_model
     │   ├── UnknownApproach       422  unknown_approach
+    │   ├── UnknownWorkflow       422  unknown_workflow
     │   ├── InvalidWorkflow       422  invalid_workflow
     │   ├── InvalidCursor         422  invalid_cursor
     │   └── IdempotencyMismatch   422  idempotency_mismatch
@@ -20,6 +21,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     ├── Conflict                  409  conflict
     │   ├── IdempotencyInFlight   409  idempotency_in_flight
     │   └── RunEnded              409  run_ended
+    ├── PreconditionFailed        412  precondition_failed
     ├── BodyTooLarge              413  body_too_large
     ├── UnsupportedMediaType      415  unsupported_media_type
     ├── RateLimited               429  rate_limited
@@ -129,6 +131,11 @@ class UnknownApproach(InvalidRequest):
     title = "No such approach"
 
 
+class UnknownWorkflow(InvalidRequest):
+    code = "unknown_workflow"
+    title = "No such workflow"
+
+
 class InvalidWorkflow(InvalidRequest):
     code = "invalid_workflow"
     title = "The workflow is not valid"
@@ -194,6 +201,14 @@ class IdempotencyInFlight(Conflict):
 class RunEnded(Conflict):
     code = "run_ended"
     title = "The run has ended"
+
+
+class PreconditionFailed(AgentServerError):
+    """``If-Match`` names a version that is not the newest: somebody else was quicker."""
+
+    status = 412
+    code = "precondition_failed"
+    title = "It was changed meanwhile"
 
 
 class BodyTooLarge(AgentServerError):
@@ -370,6 +385,7 @@ LASTING = frozenset(
         UnknownApproach,
         UnknownModel,
         UnknownTool,
+        UnknownWorkflow,
         WorkflowLimit,
     )
 )

@@ -7,9 +7,6 @@ A task is a row with an owner and an epoch. Taking it raises the epoch; every wr
 attempt is fenced by owner and epoch, so that a worker which was frozen while another took over
 stores nothing more. On SQLite there is one process, so whatever is ``running`` at start has a
 dead owner; on PostgreSQL nodes beat and a reaper queues again what a dead node carried out.
-
-Longer than our files should be, because it is one state machine: taking a task, its attempt, its
-children and the watch over them change the same few sets, and each rule is about two of them.
 """
 
 import asyncio
@@ -20,7 +17,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-import anyio
 import structlog
 from sqlalchemy import Connection, Row
 
@@ -37,7 +33,6 @@ from agent_server.domain.events import (
     EventBase,
     RunFailed,
     RunStarted,
-    TaskSkipped,
     TaskStarted,
 )
 from agent_server.domain.ids import new_id, task_id
@@ -47,14 +42,16 @@ from agent_server.execution.attempts import (
     Attempt,
     LocalRun,
     as_stored,
-    outcome_of,
     root_kind,
     snapshot_of,
 )
+from agent_server.execution.children import Children
+from agent_server.execution.context import EngineContext
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import EventHub, StoredEvent, guarded, splice_seq
 from agent_server.execution.heartbeat import Heartbeat
 from agent_server.execution.journal import PASSING, DurableJournal, Ending, Meter
+from agent_server.execution.pause import wait_nudged
 from agent_server.execution.ports import (
     FinalOutput,
     Handler,
@@ -63,20 +60,16 @@ from agent_server.execution.ports import (
     StepRecord,
     Suspend,
     TaskOutcome,
-    TaskSpec,
 )
 from agent_server.execution.relay import Ears, Relay
+from agent_server.execution.roster import Roster, order_stop, settle
+from agent_server.execution.watch import POLL_S, Watch
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, PostgresDatabase
 from agent_server.storage.wire import PostgresWire
 
 log = structlog.get_logger(__name__)
 
-POLL_S = 1.0
-"""How often due tasks, cancellations and children on other nodes are looked for."""
-STRAY_LOOKS = 3
-"""Every so many looks also for tasks that are stored as carried out here and are not."""
-CANCEL_WAIT_S = 5.0
 FLUSH_S = 1.0
 LET_GO_S = 3.0
 """How long a stopping process waits for cancelled tasks; then it leaves them queued."""
@@ -99,64 +92,67 @@ class Engine:
         observe: Callable[[list[EventBase]], None] = lambda events: None,
     ) -> None:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{new_id('node')[-8:]}"
+        self._observe = guarded(observe)
+        works = settings.role in {"all", "worker"}
+        self.roster = Roster(
+            node=self.node,
+            database=database,
+            hub=hub,
+            slots=settings.worker_concurrency if works else 0,
+            observe=self._observe,
+        )
+        self._children = Children(self.roster, self._launch)
+        self._watch = Watch(self.roster)
         self.database = database
         self.hub = hub
         self._settings = settings
         self.handlers = handlers
         self._append_items = append_items
-        self._observe = guarded(observe)
-        self._works = settings.role in {"all", "worker"}
-        self._busy = 0
-        self._runs: dict[str, LocalRun] = {}
-        self._waiters: dict[tuple[str, str], list[asyncio.Future[TaskOutcome]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
-        self._look = asyncio.Event()
         self._heartbeat: Heartbeat | None = None
-        self._relay: Relay | None = None
-        if isinstance(database, PostgresDatabase):
-            self._heartbeat = Heartbeat(database, self.node, settings)
-            self._relay = Relay(
-                node=self.node,
-                hub=hub,
-                wire=PostgresWire(database.url),
-                database=database,
-                ears=Ears(
-                    work=self._wake.set,
-                    ended=lambda run_id, path: self._look.set(),
-                    order=lambda run_id: self._look.set(),
-                    carries=self._runs.__contains__,
-                    hears_all=self.hears_all,
-                ),
-            )
-        self._seen_ended: set[str] = set()
-        self.draining = False
         self._grace_until = 0.0
-        self.queued = 0
+
+    @property
+    def queued(self) -> int:
         """Tasks that waited for a worker when last looked, over all tenants."""
+        return self._watch.queued
 
     # Life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take back what a dead process left, and begin to work."""
-        if self._heartbeat is None or self._relay is None:
+        if not isinstance(self.database, PostgresDatabase):
             queued = await self.database.write(lambda c: store.reap_all(c))
             if queued:
                 log.info("resuming after a stop", tasks=queued)
         else:
+            self._heartbeat = Heartbeat(self.database, self.node, self._settings)
             await self._heartbeat.start()
-            await self._relay.start()
-        if self._works:
+            self.roster.relay = self._joined(self.database.url)
+            await self.roster.relay.start()
+        if self.roster.slots:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
-        self._loops.append(asyncio.create_task(self._watch_loop(), name="engine-watch"))
+        self._loops.append(asyncio.create_task(self._watch.run(), name="engine-watch"))
+
+    def _joined(self, url: str) -> Relay:
+        roster = self.roster
+        ears = Ears(
+            work=roster.wake.set,
+            ended=roster.heard_end,
+            order=roster.heard_order,
+            carries=roster.runs.__contains__,
+            hears_all=roster.hears_all,
+        )
+        wire = PostgresWire(url)
+        return Relay(node=self.node, hub=self.hub, wire=wire, database=self.database, ears=ears)
 
     def drain(self) -> None:
         """Take no more tasks from now on; those in flight have the grace time to finish."""
-        if not self.draining:
-            self.draining = True
+        if not self.roster.draining:
+            self.roster.draining = True
             self._grace_until = asyncio.get_running_loop().time() + self._settings.shutdown_grace_s
-            self._wake.set()
+            self.roster.wake.set()
 
     async def stop(self) -> None:
         """Take no more, let tasks finish within the grace time, queue the rest again."""
@@ -164,7 +160,7 @@ class Engine:
         if self._tasks:
             left_s = self._grace_until - asyncio.get_running_loop().time()
             await asyncio.wait(set(self._tasks), timeout=max(0.0, left_s))
-        journals = [a.journal for r in self._runs.values() for a in r.attempts.values()]
+        journals = [a.journal for r in self.roster.runs.values() for a in r.attempts.values()]
         open_journals = [journal for journal in journals if journal is not None]
         if open_journals:
             flushes = [asyncio.ensure_future(journal.flush()) for journal in open_journals]
@@ -185,9 +181,9 @@ class Engine:
             await self.database.write(self._leave)
         except AgentServerError as error:
             log.warning("could not hand tasks over at stop", error=error.detail)
-        if self._relay is not None:
-            self._relay.tell_work()
-            await self._relay.stop()
+        if self.roster.relay is not None:
+            self.roster.relay.tell_work()
+            await self.roster.relay.stop()
         if self._heartbeat is not None:
             await self._heartbeat.stop()
 
@@ -197,26 +193,9 @@ class Engine:
 
     # What runs.py needs ------------------------------------------------------------------------
 
-    def free_slot(self) -> bool:
-        """Whether a new task may start here at once."""
-        return self._works and not self.draining and self._busy < self._settings.worker_concurrency
-
     def wake(self) -> None:
         """There may be something to take, here or on another node."""
-        self._wake.set()
-        if self._relay is not None and not self.free_slot():
-            self._relay.tell_work()
-
-    def tell_order(self, run_id: str) -> None:
-        """What is to happen with the run was changed: whoever carries it out looks now."""
-        self._look.set()
-        if self._relay is not None:
-            self._relay.tell_order(run_id)
-
-    def hears_all(self, run_id: str) -> bool:
-        """Whether every task of the run that lives is carried out here."""
-        local = self._runs.get(run_id)
-        return local is not None and "" in local.attempts and not local.elsewhere
+        self.roster.offer()
 
     def launch_root(self, snapshot: RunSnapshot) -> None:
         """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
@@ -237,40 +216,13 @@ class Engine:
             announced=True,
         )
 
-    async def cancel_local(self, run_id: str, reason: str) -> None:
-        """Stop what this process carries out of the run; returns when it has stopped."""
-        local = self._runs.get(run_id)
-        if local is None:
-            return
-        local.cancel_reason = reason
-        self._order_stop(local)
-        attempts = list(local.attempts.values())
-        root = local.attempts.get("")
-        for attempt in attempts:
-            if attempt is not root:
-                attempt.interrupt()
-        if root is not None:
-            root.interrupt()
-        running = [a.task for a in attempts if a.task is not None]
-        if running:
-            await asyncio.wait(running, timeout=CANCEL_WAIT_S)
-
-    def _order_stop(self, local: LocalRun) -> None:
-        for attempt in local.attempts.values():
-            if attempt.journal is not None:
-                attempt.journal.halt()
-
     # Taking tasks ------------------------------------------------------------------------------
 
     async def _claim_loop(self) -> None:
-        while not self.draining:
-            try:
-                await asyncio.wait_for(self._wake.wait(), POLL_S)
-            except asyncio.TimeoutError:
-                pass
-            self._wake.clear()
-            free = self._settings.worker_concurrency - self._busy
-            if free <= 0 or self.draining:
+        while not self.roster.draining:
+            await wait_nudged(self.roster.wake, POLL_S)
+            free = self.roster.slots - self.roster.busy
+            if free <= 0 or self.roster.draining:
                 continue
             try:
                 rows = await self.database.write(
@@ -279,7 +231,7 @@ class Engine:
                 for task_row, run_row in rows:
                     await self._launch_or_fail(task_row, run_row)
                 if len(rows) == free:
-                    self._wake.set()
+                    self.roster.wake.set()
             except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
             except Exception:
@@ -341,19 +293,19 @@ class Engine:
         )
 
     def _local(self, snapshot: RunSnapshot, run: Row[Any] | None) -> LocalRun:
-        local = self._runs.get(snapshot.id)
+        local = self.roster.runs.get(snapshot.id)
         if local is None:
             meter = Meter(snapshot.budget)
             if run is not None:
                 meter.settle(run)
-            local = self._runs[snapshot.id] = LocalRun(snapshot, meter)
+            local = self.roster.runs[snapshot.id] = LocalRun(snapshot, meter)
         if run is not None and run.cancel_reason is not None:
             local.cancel_reason = run.cancel_reason
         return local
 
     def _launch(self, attempt: Attempt, *, announced: bool = False) -> None:
-        self._busy += 1
-        self._runs.setdefault(attempt.local.snapshot.id, attempt.local)
+        self.roster.busy += 1
+        self.roster.runs.setdefault(attempt.local.snapshot.id, attempt.local)
         attempt.local.attempts[attempt.path] = attempt
         attempt.local.elsewhere.discard(attempt.path)
         task = asyncio.get_running_loop().create_task(
@@ -410,17 +362,13 @@ class Engine:
         local, run_id = attempt.local, attempt.local.snapshot.id
         if local.attempts.get(attempt.path) is attempt:
             del local.attempts[attempt.path]
-        if not local.attempts and self._runs.get(run_id) is local:
-            del self._runs[run_id]
+        if not local.attempts and self.roster.runs.get(run_id) is local:
+            del self.roster.runs[run_id]
         if attempt.outcome is None:
             self.hub.wake(run_id)
-        self._busy -= 1
-        self._wake.set()
-        awaited_here = (run_id, attempt.path) in self._waiters
-        if attempt.outcome is not None and attempt.path and not awaited_here:
-            if self._relay is not None:
-                self._relay.tell_ended(run_id, attempt.path)
-        self._answer(run_id, attempt.path, attempt.outcome)
+        self.roster.busy -= 1
+        self.roster.wake.set()
+        self.roster.answer(run_id, attempt.path, attempt.outcome)
 
     async def _fail_unrecorded(
         self, attempt: Attempt, journal: DurableJournal | None, error: Exception
@@ -485,7 +433,7 @@ class Engine:
     async def _handle(self, attempt: Attempt, journal: DurableJournal) -> None:
         run = attempt.local.snapshot
         handler = self.handlers.get(attempt.kind)
-        context = EngineContext(self, attempt, journal)
+        context = EngineContext(self._children, attempt, journal)
         log_context: dict[str, str] = {"run_id": run.id}
         if attempt.path:
             log_context["task"] = attempt.path
@@ -523,7 +471,7 @@ class Engine:
             try:
                 await asyncio.shield(ending)
             except asyncio.CancelledError:
-                if attempt.lost or self.draining:
+                if attempt.lost or self.roster.draining:
                     raise
 
     async def _within_deadline(
@@ -588,17 +536,15 @@ class Engine:
 
     async def _stop_children(self, run_id: str) -> None:
         """Stop the run's tasks in this process, without touching its root."""
-        local = self._runs.get(run_id)
+        local = self.roster.runs.get(run_id)
         if local is None:
             return
         local.ending = True
-        self._order_stop(local)
+        order_stop(local)
         children = [attempt for path, attempt in local.attempts.items() if path]
         for child in children:
             child.interrupt()
-        tasks = [child.task for child in children if child.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=CANCEL_WAIT_S)
+        await settle(children)
 
     async def _let_go(self, attempt: Attempt, journal: DurableJournal | None) -> None:
         """Leave the task as it is stored, for whoever takes it next."""
@@ -615,297 +561,6 @@ class Engine:
             )
         except Exception as error:  # The watch finds it later.
             log.warning("task not handed over", run_id=run_id, error=str(error))
-
-    # Children ----------------------------------------------------------------------------------
-
-    async def run_child(
-        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec
-    ) -> TaskOutcome:
-        """See ``TaskContext.child``. Cancelled, it cancels the child, unless the whole process
-        lets go or the run itself is being ended, which reach the child by themselves."""
-        parent.had_children = True
-        begun = asyncio.ensure_future(self._begin_child(parent, journal, spec))
-        self._yield_slot(parent)
-        try:
-            future = await asyncio.shield(begun)
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([begun])
-                if not (self.draining or parent.lost or parent.local.stops):
-                    await self._cancel_child(parent.local, spec.path)
-            raise
-        except Exception as error:
-            journal.break_off(error)
-            raise
-        finally:
-            self._take_slot_back(parent)
-
-    async def _begin_child(
-        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec
-    ) -> "asyncio.Future[TaskOutcome]":
-        """Insert the task, or find it; the future answers when it has ended."""
-        await journal.flush()
-        run = parent.local.snapshot
-        future: asyncio.Future[TaskOutcome] = asyncio.get_running_loop().create_future()
-        here = self.free_slot()
-        self._busy += here  # Reserved across the transaction; the attempt below takes its own.
-        try:
-            crash_point("child.before_insert")
-            fresh, row = await self.database.write(
-                lambda c: self._insert_child(c, parent, spec, here)
-            )
-            crash_point("child.after_insert")
-        finally:
-            self._busy -= here
-        if row is not None and row.status not in store.LIVE:
-            future.set_result(outcome_of(row))
-            return future
-        self._waiters.setdefault((run.id, spec.path), []).append(future)
-        if fresh and here and not self.draining:
-            self._launch(
-                Attempt(
-                    local=parent.local,
-                    path=spec.path,
-                    node=spec.node,
-                    kind=spec.kind,
-                    description=spec.description,
-                    agent=spec.agent,
-                    payload=spec.payload,
-                    hidden=spec.hidden,
-                    epoch=1,
-                    number=1,
-                )
-            )
-        else:
-            parent.local.elsewhere.add(spec.path)
-            self.hub.rouse(run.id)
-            self.wake()
-        return future
-
-    def _insert_child(
-        self, connection: Connection, parent: Attempt, spec: TaskSpec, here: bool
-    ) -> tuple[bool, Row[Any] | None]:
-        self._fence(connection, parent)
-        now = utcnow()
-        values = self._task_values(parent, spec) | {
-            "status": "running" if here else "queued",
-            "owner": self.node if here else None,
-            "epoch": 1 if here else 0,
-            "attempts": 1 if here else 0,
-            "started_at": now if here else None,
-            "created_at": now,
-        }
-        if store.insert_task(connection, values):
-            return True, None
-        return False, store.task_row(connection, parent.local.snapshot.id, spec.path)
-
-    async def skip_child(
-        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec, reason: str
-    ) -> None:
-        """See ``TaskContext.skip``: the row and its event are one transaction, once."""
-        await journal.flush()
-        run = parent.local.snapshot
-        event = TaskSkipped(
-            run_id=run.id,
-            task_id=task_id(run.id, spec.path),
-            path=spec.path,
-            node=spec.node,
-            reason=reason,
-        )
-        kind, data = store.encode_event(event)
-
-        def transaction(connection: Connection) -> list[StoredEvent]:
-            self._fence(connection, parent)
-            now = utcnow()
-            values = self._task_values(parent, spec) | {
-                "status": "skipped",
-                "owner": None,
-                "epoch": 0,
-                "attempts": 0,
-                "started_at": None,
-                "created_at": now,
-                "ended_at": now,
-            }
-            if not store.insert_task(connection, values) or spec.hidden:
-                return []
-            first, _ = store.advance(connection, run.id, 1, store.NO_USAGE)
-            store.insert_events(connection, run.tenant, run.id, first, [(kind, data)])
-            return [StoredEvent(first, kind, splice_seq(first, data))]
-
-        try:
-            published = await self.database.write(transaction)
-        except Exception as error:
-            journal.break_off(error)
-            raise
-        if published:
-            self.hub.publish(run.id, published)
-            self._observe([event])
-
-    def _task_values(self, parent: Attempt, spec: TaskSpec) -> dict[str, Any]:
-        run = parent.local.snapshot
-        return {
-            "run_id": run.id,
-            "path": spec.path,
-            "tenant": run.tenant,
-            "node": spec.node,
-            "kind": spec.kind,
-            "description": spec.description,
-            "agent": spec.agent,
-            "payload": spec.payload,
-            "hidden": spec.hidden,
-        }
-
-    def _fence(self, connection: Connection, attempt: Attempt) -> None:
-        run_id = attempt.local.snapshot.id
-        if not store.holds(connection, run_id, attempt.path, self.node, attempt.epoch):
-            raise LostLease(f"task {attempt.path!r} of {run_id} was taken over")
-
-    async def _cancel_child(self, local: LocalRun, path: str) -> None:
-        child = local.attempts.get(path)
-        if child is not None and child.task is not None:
-            child.cancelled = True
-            child.interrupt()
-            await asyncio.wait([child.task], timeout=CANCEL_WAIT_S)
-            if child.outcome is not None:
-                return
-        # Carried out by nobody here: queued, elsewhere, or just now put aside to wait.
-        run_id = local.snapshot.id
-        await self.database.write(lambda c: store.cancel_task(c, run_id, path, utcnow()))
-
-    def _yield_slot(self, attempt: Attempt) -> None:
-        """While it awaits children, the parent takes no slot."""
-        attempt.awaited += 1
-        if attempt.awaited == 1:
-            self._busy -= 1
-            self._wake.set()
-
-    def _take_slot_back(self, attempt: Attempt) -> None:
-        attempt.awaited -= 1
-        if attempt.awaited == 0:
-            self._busy += 1
-
-    def _answer(self, run_id: str, path: str, outcome: TaskOutcome | None) -> None:
-        """Tell whoever awaits the task here; without an outcome they go on waiting."""
-        if outcome is None:
-            return
-        if run_id in self._runs:
-            self._runs[run_id].elsewhere.discard(path)
-        for future in self._waiters.pop((run_id, path), ()):
-            if not future.done():
-                future.set_result(outcome)
-
-    # Watching ----------------------------------------------------------------------------------
-
-    async def _watch_loop(self) -> None:
-        """What no local event tells: ends on other nodes, cancellations, tasks that slipped."""
-        stray: set[tuple[str, str, int]] = set()
-        looks = 0
-        while True:
-            try:
-                await asyncio.wait_for(self._look.wait(), POLL_S)
-            except asyncio.TimeoutError:
-                looks += 1
-            self._look.clear()
-            try:
-                await self._look_for_ends()
-                await self._look_for_orders()
-                if looks >= STRAY_LOOKS:
-                    looks = 0
-                    stray = await self._release_stray(stray)
-            except PASSING as error:
-                log.warning("cannot watch the database", error=error.detail)
-            except Exception:
-                log.exception("cannot watch the database")
-
-    async def _look_for_ends(self) -> None:
-        for key in [k for k, futures in self._waiters.items() if all(f.done() for f in futures)]:
-            del self._waiters[key]
-        elsewhere = [
-            key
-            for key in self._waiters
-            if key[0] not in self._runs or key[1] not in self._runs[key[0]].attempts
-        ]
-        if elsewhere:
-            rows = await self.database.read(lambda c: store.ended_tasks(c, elsewhere))
-            for row in rows:
-                self._answer(row.run_id, row.path, outcome_of(row))
-
-    async def _look_for_orders(self) -> None:
-        """Cancel what somebody cancelled elsewhere; drop what belongs to a run that has ended."""
-        local = list(self._runs)
-        if not local:
-            return
-        stops = []
-        ended = set()
-        for row in await self.database.read(lambda c: store.orders(c, local)):
-            here = self._runs.get(row.id)
-            if here is None:
-                continue
-            if RunStatus(row.status).ended:
-                ended.add(row.id)
-                for attempt in here.attempts.values() if row.id in self._seen_ended else ():
-                    attempt.lost = True
-                    if attempt.journal is not None:
-                        attempt.journal.close()
-                    if attempt.task is not None:
-                        attempt.task.cancel()
-            elif here.cancel_reason is None:
-                stops.append(self.cancel_local(row.id, row.cancel_reason))
-        self._seen_ended = ended
-        await asyncio.gather(*stops)
-
-    async def _release_stray(
-        self, suspects: set[tuple[str, str, int]]
-    ) -> set[tuple[str, str, int]]:
-        """Queue again what is stored as carried out here and is not, seen twice in a row."""
-        held, self.queued = await self.database.read(
-            lambda c: (store.held_tasks(c, self.node), store.queue_depth(c))
-        )
-        stray = {
-            key
-            for key in held
-            if key[0] not in self._runs or key[1] not in self._runs[key[0]].attempts
-        }
-        for run_id, path, epoch in stray & suspects:
-            log.warning("task was not being carried out; queued again", run_id=run_id, path=path)
-            await self.database.write(
-                lambda c, r=run_id, p=path, e=epoch: store.release_task(c, r, p, self.node, e)  # type: ignore[misc]
-            )
-            self._wake.set()
-        return stray - suspects
-
-
-class EngineContext:
-    """See ``ports.TaskContext``."""
-
-    def __init__(self, engine: Engine, attempt: Attempt, journal: DurableJournal) -> None:
-        self.run = attempt.local.snapshot
-        self.path = attempt.path
-        self.node = attempt.node
-        self.payload = attempt.payload
-        self.attempt = attempt.number
-        self.journal = journal
-        self._engine = engine
-        self._attempt = attempt
-        self._journal = journal
-
-    async def child(self, spec: TaskSpec) -> TaskOutcome:
-        return await self._engine.run_child(self._attempt, self._journal, spec)
-
-    async def skip(self, spec: TaskSpec, reason: str) -> None:
-        await self._engine.skip_child(self._attempt, self._journal, spec, reason)
-
-    async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
-        whole = self.journal.key(key)
-        found = self._journal.recorded().get(whole)
-        if found is not None and found.status == "done":
-            return found.output
-        record = StepRecord(key=whole, kind="value", name=key)
-        made = as_stored(await make())
-        await self._journal.finish(record.done(made))
-        return made
 
 
 def _deadline(run: RunSnapshot) -> datetime | None:

@@ -22,6 +22,7 @@ import structlog
 from agent_server.domain.errors import AgentServerError
 from agent_server.execution import store
 from agent_server.execution.events import DELTA, EventHub, StoredEvent
+from agent_server.execution.pause import wait_nudged
 from agent_server.storage.database import Database
 from agent_server.storage.wire import MAX_TEXT, Wire
 
@@ -223,13 +224,7 @@ class Relay:
 
     async def _look_loop(self) -> None:
         while True:
-            try:
-                await asyncio.wait_for(
-                    self._look.wait(), LOOK_S if self._wire.up else LOOK_UNWIRED_S
-                )
-            except asyncio.TimeoutError:
-                pass
-            self._look.clear()
+            await wait_nudged(self._look, LOOK_S if self._wire.up else LOOK_UNWIRED_S)
             now = asyncio.get_running_loop().time()
             self._wanted = {run: until for run, until in self._wanted.items() if until > now}
             followed = list(filter(self._foreign, self._hub.followed()))

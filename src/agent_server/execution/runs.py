@@ -1,7 +1,7 @@
 """The door of execution: submit, read, follow, wait for and cancel runs.
 
 Leans on the engine and the store. Refuses to know what a goal, an agent or a workflow is: the
-names in a request are checked by the ``validate`` it is given. Every call is for one tenant.
+names in a request are looked up by the ``prepare`` it is given. Every call is for one tenant.
 """
 
 import asyncio
@@ -148,8 +148,10 @@ class Follow:
         self._runs.hub.unsubscribe(self._run_id, self._subscription)
 
 
-Validate = Callable[[RunRequest], Awaitable[None]]
-"""Checks the names in a request; raises ``InvalidRequest`` or a kind of it."""
+Prepare = Callable[[RunRequest, Tenant], Awaitable[RunRequest]]
+"""Looks up the names in a request and answers it with what the run needs of them written out (a
+stored workflow's definition), so that a later change never touches the run. Raises
+``InvalidRequest`` or a kind of it."""
 
 
 class Runs:
@@ -162,14 +164,14 @@ class Runs:
         engine: Engine,
         hub: EventHub,
         settings: Settings,
-        validate: Validate,
+        prepare: Prepare,
         observe: Callable[[list[EventBase]], None] = lambda events: None,
     ) -> None:
         self.database = database
         self.engine = engine
         self.hub = hub
         self._settings = settings
-        self._validate = validate
+        self._prepare = prepare
         self._observe = guarded(observe)
 
     async def submit(
@@ -182,7 +184,7 @@ class Runs:
     ) -> Submitted:
         """Store the run and let it begin; durable when this returns.
 
-        Raises what ``validate`` raises, and ``IdempotencyMismatch`` when the key came with
+        Raises what ``prepare`` raises, and ``IdempotencyMismatch`` when the key came with
         another body. Of any number of equal requests at once, one makes the run.
         """
         if not request.store:
@@ -191,7 +193,7 @@ class Runs:
             known = await self._stored_answer(tenant, idempotency)
             if known is not None:
                 return known
-        await self._validate(request)
+        request = await self._prepare(request, tenant)
         return await asyncio.shield(self._submit(request, tenant, principal, idempotency))
 
     async def _submit(
@@ -204,7 +206,7 @@ class Runs:
         now = utcnow()
         run_id = new_run_id()
         later = request.start_after is not None and request.start_after > now
-        direct = self.engine.free_slot() and not later
+        direct = self.engine.roster.free_slot() and not later
         workflow = _workflow_name(request.workflow) if request.workflow is not None else None
         name = request.goal or request.agent or workflow or ""
         lane = f"{tenant}:{request.session_id}" if request.session_id else None
@@ -326,7 +328,7 @@ class Runs:
         on_event: Callable[[StoredEvent], None] | None = None,
     ) -> Run:
         """Carry the run out without storing anything; cancelled with the caller."""
-        await self._validate(request)
+        request = await self._prepare(request, tenant)
         return await run_unstored(
             request,
             handlers=self.engine.handlers,
@@ -430,8 +432,8 @@ class Runs:
             self.hub.publish(run_id, [ended[0]])
             self._observe([ended[1]])
         else:
-            self.engine.tell_order(run_id)
-        await self.engine.cancel_local(run_id, reason)
+            self.engine.roster.order(run_id)
+        await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
 
     async def events(self, tenant: Tenant, run_id: str, after: int, limit: int) -> Events:

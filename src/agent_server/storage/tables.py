@@ -202,3 +202,29 @@ nodes = Table(
     Column("started_at", Moment, nullable=False),
     Column("beat_at", Moment, nullable=False),
 )
+
+workflows = Table(
+    "workflows",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Index(None, "tenant", "created_at", "name"),
+)
+"""``number`` is that of the last version ever made; without a version of it, none is left."""
+
+workflow_versions = Table(
+    "workflow_versions",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("version", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("definition", JsonText, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Index(None, "tenant", "name", "version", unique=True),
+)

@@ -56,6 +56,7 @@ class PostgresWire:
         )
         self._driver: Any = None
         self._ended = asyncio.Event()
+        self._stopping = False
         self._sending = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._hear: Hear = lambda text: None
@@ -76,6 +77,10 @@ class PostgresWire:
             )
 
     async def stop(self) -> None:
+        self._stopping = (
+            True  # Cancelling is not enough: a driver may swallow it while it connects.
+        )
+        self._ended.set()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -95,13 +100,15 @@ class PostgresWire:
                 self._ended.set()
 
     async def _keep(self) -> None:
-        while True:
+        while not self._stopping:
             connection: AsyncConnection | None = None
+            self._ended.clear()
             try:
                 connection = await self._engine.connect()
                 await self._listen(connection)
                 await self._until_it_breaks()
-                log.warning("the wire to the other nodes broke")
+                if not self._stopping:
+                    log.warning("the wire to the other nodes broke")
             except Exception as error:
                 log.warning("the wire to the other nodes cannot be laid", error=str(error))
             finally:
@@ -114,18 +121,18 @@ class PostgresWire:
                         await connection.invalidate()
                     with suppress(Exception):
                         await connection.close()
-            await asyncio.sleep(RECONNECT_S)
+            if not self._stopping:
+                await asyncio.sleep(RECONNECT_S)
 
     async def _listen(self, connection: AsyncConnection) -> None:
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        self._ended.clear()
         driver.add_termination_listener(lambda _: self._ended.set())
         await driver.add_listener(CHANNEL, lambda _c, _p, _ch, text: self._hear(text))
         self._driver = driver
         self._changed(True)
 
     async def _until_it_breaks(self) -> None:
-        while not self._ended.is_set():
+        while not (self._ended.is_set() or self._stopping):
             try:
                 await asyncio.wait_for(self._ended.wait(), KEEPALIVE_S)
             except asyncio.TimeoutError:

@@ -18,19 +18,27 @@ from agent_server.domain.workflows import (
     ActionNode,
     AgentNode,
     ApproachNode,
+    ApprovalNode,
     BranchNode,
     LoopNode,
     MapNode,
     Node,
     ParallelNode,
+    PlanNode,
     SetNode,
     ToolNode,
+    WaitNode,
     WorkflowDefinition,
+    WorkflowNode,
     lists_of,
 )
 from agent_server.workflow.expressions import Expr, expression, template, templates_in
 from agent_server.workflow.values import did_you_mean, nearest
 
+POLICIES: Final = frozenset({"fail", "continue"})
+"""What ``on_error`` may say besides the id of a node."""
+UNDO: Final = -1
+"""The number of the list that compensates a node, beside the lists inside it."""
 MAX_PROBLEMS: Final = 200
 """After so many, names are not looked at any further: a suggestion for each costs time."""
 
@@ -61,6 +69,14 @@ class Lane:
     sequential: bool = True
     broken: bool = False
     """There is a cycle: nothing can be said about what comes before what."""
+    goes: dict[int, int] = field(default_factory=dict)
+    """Where a node goes when it has failed, by its ``on_error``."""
+    undo: bool = False
+    """It compensates the node that it stands in."""
+
+    def comes_before(self, one: int, other: int) -> bool:
+        """Whether node ``one`` has ended before ``other`` starts."""
+        return bool(self.before[other] >> one & 1)
 
 
 @dataclass
@@ -111,6 +127,8 @@ def analyse(definition: WorkflowDefinition, known: Iterable[str] = ()) -> Graph:
     for place in graph.places.values():
         if isinstance(place.node, SetNode):
             graph.variables.update(place.node.variables)
+        if place.node.output is not None:
+            graph.variables.setdefault(place.node.output, None)
     for use in _expressions(graph, definition.variables, "/variables"):
         _check_roots(graph, use, {"inputs"})
     graph.output_uses = list(_expressions(graph, definition.output, "/output"))
@@ -149,6 +167,9 @@ def _place(
         for inner_number, (inner_path, inner) in enumerate(_inner(node, place.path)):
             if inner:
                 _place(graph, inner, inner_path, place, node.id, inner_number)
+        if node.compensate:
+            _place(graph, node.compensate, f"{place.path}/compensate", place, node.id, UNDO)
+            graph.lanes[node.id, UNDO].undo = True
 
 
 def _inner(node: Node, path: str) -> Iterator[tuple[str, tuple[Node, ...]]]:
@@ -170,6 +191,19 @@ def _uses(graph: Graph, node: Node, path: str) -> Iterator[Use]:
     if isinstance(node, (AgentNode, ApproachNode)):
         yield from _expressions(graph, node.input, f"{path}/input")
         yield from _expressions(graph, node.context, f"{path}/context")
+    elif isinstance(node, PlanNode):
+        yield from _expressions(graph, node.goal, f"{path}/goal")
+        yield from _expressions(graph, node.input, f"{path}/input")
+    elif isinstance(node, ApprovalNode):
+        yield from _expressions(graph, node.subject, f"{path}/subject")
+        yield from _expressions(graph, node.input, f"{path}/input")
+    elif isinstance(node, WorkflowNode):
+        yield from _expressions(graph, node.input, f"{path}/input")
+    elif isinstance(node, WaitNode):
+        if isinstance(node.duration_s, str):
+            yield from _one(graph, node.duration_s, f"{path}/duration_s")
+        yield from _expressions(graph, node.until, f"{path}/until")
+        yield from _expressions(graph, node.signal, f"{path}/signal")
     elif isinstance(node, ToolNode):
         yield from _expressions(graph, node.arguments, f"{path}/arguments")
     elif isinstance(node, ActionNode):
@@ -215,17 +249,22 @@ def _expressions(graph: Graph, value: Any, path: str) -> Iterator[Use]:
 def _order(graph: Graph, lane: Lane, known: frozenset[str]) -> None:
     nodes = lane.nodes
     count = len(nodes)
+    position = {node.id: index for index, node in enumerate(nodes)}
     lane.sequential = all(node.depends_on is None for node in nodes)
+    _follow_errors(graph, lane, position)
     if lane.sequential:
         lane.waits = [(index - 1,) if index else () for index in range(count)]
         lane.dependents = [[index + 1] if index + 1 < count else [] for index in range(count)]
         lane.rank = list(range(count))
         lane.before = [(1 << index) - 1 for index in range(count)]
         return
-    position = {node.id: index for index, node in enumerate(nodes)}
+    sources: dict[int, set[int]] = {}
+    for source, target in lane.goes.items():
+        sources.setdefault(target, set()).add(source)
     for index, node in enumerate(nodes):
         if node.depends_on is None:
-            lane.waits.append(tuple(sorted(_implied(graph, lane, index) - {index})))
+            found_here = _implied(graph, lane, index) | sources.get(index, set())
+            lane.waits.append(tuple(sorted(found_here - {index})))
             continue
         found: list[int] = []
         for number, name in enumerate(dict.fromkeys(node.depends_on)):
@@ -248,7 +287,7 @@ def _order(graph: Graph, lane: Lane, known: frozenset[str]) -> None:
                         ),
                     )
                 )
-        lane.waits.append(tuple(found))
+        lane.waits.append(tuple(dict.fromkeys((*found, *sorted(sources.get(index, ()))))))
     lane.dependents = [[] for _ in nodes]
     for index, waits in enumerate(lane.waits):
         for other in waits:
@@ -280,6 +319,30 @@ def _order(graph: Graph, lane: Lane, known: frozenset[str]) -> None:
                 hint="Each of them waits for the next; remove one dependency.",
             )
         )
+
+
+def _follow_errors(graph: Graph, lane: Lane, position: Mapping[str, int]) -> None:
+    """Where the nodes of the list go when they fail."""
+    for index, node in enumerate(lane.nodes):
+        if node.on_error in POLICIES:
+            continue
+        target = position.get(node.on_error)
+        message, hint = None, None
+        if target is None and node.on_error in graph.places:
+            message = f"{node.on_error!r} is not in the same list as {node.id!r}"
+            hint = "Go to a later node of this list, whose nodes may then go on from there."
+        elif target is None:
+            message = f"on_error is 'fail', 'continue' or the id of a node, not {node.on_error!r}"
+            hint = did_you_mean(node.on_error, [*POLICIES, *position])
+        elif target == index or (lane.sequential and target < index):
+            message = f"{node.id!r} cannot go back to {node.on_error!r}"
+            hint = "Go to a later node; to try again, give the node a retry or put it in a loop."
+        else:
+            lane.goes[index] = target
+        if message is not None and len(graph.problems) < MAX_PROBLEMS:
+            graph.problems.append(
+                FieldError(path=f"{lane.path}/{index}/on_error", message=message, hint=hint)
+            )
 
 
 def _implied(graph: Graph, lane: Lane, index: int) -> set[int]:
@@ -318,13 +381,14 @@ def _cycle(lane: Lane, stuck: set[int]) -> list[int]:
 
 def _names_at(place: Place) -> set[str]:
     names: set[str] = set()
-    parent = place.parent
-    while parent is not None:
-        if isinstance(parent.node, MapNode):
-            names |= {parent.node.name, "index"}
-        elif isinstance(parent.node, LoopNode):
+    lane = place.lane
+    while lane.inside is not None:
+        node = lane.inside.node
+        if isinstance(node, MapNode) and not lane.undo:
+            names |= {node.name, "index"}
+        elif isinstance(node, LoopNode) and not lane.undo:
             names.add("iteration")
-        parent = parent.parent
+        lane = lane.inside.lane
     return names
 
 
@@ -374,6 +438,7 @@ def _input_names(schema: Mapping[str, Any] | None) -> tuple[list[str], bool]:
 
 
 FIELDS = ("output", "status", "error")
+MAP_FIELDS = (*FIELDS, "failures")
 
 
 def _check_sight(graph: Graph, use: Use, place: Place | None, known: frozenset[str]) -> None:
@@ -393,9 +458,11 @@ def _check_sight(graph: Graph, use: Use, place: Place | None, known: frozenset[s
                     hint = did_you_mean(name, graph.places)
             else:
                 message, hint = _sight(graph, use, place, target)
-            if message is None and len(reference.keys) > 1 and reference.keys[1] not in FIELDS:
+            is_map = target is not None and isinstance(target.node, MapNode)
+            fields = MAP_FIELDS if is_map else FIELDS
+            if message is None and len(reference.keys) > 1 and reference.keys[1] not in fields:
                 message = f"nodes.{name} has no {reference.keys[1]!r}"
-                near = nearest(str(reference.keys[1]), FIELDS)
+                near = nearest(str(reference.keys[1]), fields)
                 hint = (
                     f"Did you mean {near!r}?"
                     if near
@@ -411,15 +478,21 @@ def _sight(
     """Why the node ``target`` cannot be seen from ``place`` (None: the workflow's output)."""
     name = target.node.id
     viewers: dict[int, Place] = {}
+    undoing: set[int] = set()
+    """Places that are looked at from what compensates them."""
     viewer = place
     while viewer is not None:
         viewers[id(viewer.lane)] = viewer
+        if viewer.lane.undo:
+            undoing.add(id(viewer.parent))
         viewer = viewer.parent
     root = graph.lanes["", 0]
     seen = target
     hidden: Place | None = None
     while id(seen.lane) not in viewers and not (place is None and seen.lane is root):
         assert seen.parent is not None
+        if seen.lane.undo:
+            return f"{name!r} only runs when {seen.parent.node.id!r} is undone", None
         seen = seen.parent
         if isinstance(seen.node, MapNode):
             hidden = hidden or seen
@@ -433,12 +506,13 @@ def _sight(
     standing = viewers[id(seen.lane)]
     if seen.lane.broken:
         return None, None
-    if seen is not standing and seen.lane.before[standing.index] >> seen.index & 1:
+    if seen is not standing and seen.lane.comes_before(seen.index, standing.index):
+        return None, None
+    if seen is standing and id(seen) in undoing:
         return None, None
     if seen is standing is place and use.around and target is not place:
         return None, None
-    loop = _common_loop(place, target)
-    if loop:
+    if not undoing and _common_loop(place, target):
         graph.earlier[place.node.id] = graph.earlier.get(place.node.id, frozenset()) | {name}
         return None, None
     if target is place:
@@ -450,7 +524,7 @@ def _sight(
             f"{name!r} and {place.node.id!r} stand in different branches of {seen.node.id!r}",
             "A branch cannot see what another one does.",
         )
-    later = seen.lane.before[seen.index] >> standing.index & 1
+    later = seen.lane.comes_before(standing.index, seen.index)
     return (
         f"{name!r} has not run when {place.node.id!r} does",
         (

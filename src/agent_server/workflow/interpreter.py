@@ -39,17 +39,22 @@ from agent_server.domain.errors import (
     WorkflowLimit,
 )
 from agent_server.domain.workflows import (
+    LEAF_TYPES,
     ActionNode,
     AgentNode,
     ApproachNode,
+    ApprovalNode,
     BranchNode,
     LoopNode,
     MapNode,
     Node,
     ParallelNode,
+    PlanNode,
     SetNode,
     ToolNode,
+    WaitNode,
     WorkflowDefinition,
+    WorkflowNode,
 )
 from agent_server.execution.ports import TaskContext, TaskOutcome, TaskSpec
 from agent_server.workflow.expressions import expression, render
@@ -120,13 +125,15 @@ async def run_workflow(
     drain: bool = False,
     observer: Observer | None = None,
     max_executions: int = MAX_EXECUTIONS,
+    chain: tuple[str, ...] = (),
 ) -> Any:
     """Carry ``definition`` out, which must be valid, and return its output.
 
     Raises ``NodeFailed``; ``BudgetExceeded``, ``RunCancelled`` and ``WorkflowLimit`` end the run
     whatever the nodes' policies say. ``finished`` are outputs of nodes that are taken as done;
     they may be referred to even if the definition has no such node any more. ``path_prefix``
-    (``r2`` gives ``r2.1``) keeps a revised plan's tasks apart from the ones before.
+    (``r2`` gives ``r2.1``) keeps a revised plan's tasks apart from the ones before. ``chain`` names the workflows
+    that this one stands in, itself included.
     """
     interpreter = Interpreter(
         ctx,
@@ -138,6 +145,7 @@ async def run_workflow(
         drain=drain,
         observer=observer,
         max_executions=max_executions,
+        chain=chain,
     )
     return (await interpreter.run()).output
 
@@ -168,6 +176,7 @@ class Interpreter:
         drain: bool = False,
         observer: Observer | None = None,
         max_executions: int = MAX_EXECUTIONS,
+        chain: tuple[str, ...] = (),
     ) -> None:
         self._ctx = ctx
         self._definition = definition
@@ -179,6 +188,7 @@ class Interpreter:
         self._observer = observer
         self._left = max_executions
         self._max_executions = max_executions
+        self._chain = chain
         self._pure = 0
         width = min(max_parallel, definition.max_parallel or max_parallel)
         self._slots = anyio.Semaphore(max(1, width), fast_acquire=True)
@@ -331,6 +341,8 @@ class Interpreter:
             if not _worth_retrying(node, failed.error, attempt):
                 return await self._given_up(node, path, frame, failed)
             await self._pause(node, path, attempt)
+        if node.output is not None:
+            ended = _Ended(ended.output, {**ended.writes, node.output: ended.output})
         frame.results[node.id] = result_of("succeeded", ended.output)
         if self._observer is not None:
             await self._observer.node_completed(node, path, ended.output)
@@ -387,8 +399,11 @@ class Interpreter:
         self, node: Node, path: str, frame: Frame, values: JsonObject, scope: Scope
     ) -> _Ended | None:
         """One attempt. None if somebody skipped the task."""
-        if isinstance(node, (AgentNode, ToolNode, ApproachNode, ActionNode)):
-            return await self._leaf(node, path, _payload(node, scope))
+        if isinstance(node, LEAF_TYPES):
+            payload = _payload(node, scope)
+            if isinstance(node, WorkflowNode):
+                payload["chain"] = list(self._chain)
+            return await self._leaf(node, path, payload)
         self._pure += 1
         if self._pure % BREATH == 0:
             await asyncio.sleep(0)
@@ -562,10 +577,44 @@ def _payload(node: Node, scope: Scope) -> JsonObject:
             "tools": None if node.tools is None else list(node.tools),
             "context": render(node.context, scope) or None,
         }
+    elif isinstance(node, PlanNode):
+        payload = {
+            "goal": render(node.goal, scope),
+            "role": node.role,
+            "input": render(node.input, scope),
+            "output_schema": node.output_schema,
+            "agents": None if node.agents is None else list(node.agents),
+            "tools": None if node.tools is None else list(node.tools),
+            "approach": node.approach,
+            "model": node.model,
+        }
+    elif isinstance(node, WorkflowNode):
+        payload = {
+            "workflow": node.workflow,
+            "version": node.version,
+            "input": render(node.input, scope),
+        }
+    elif isinstance(node, WaitNode):
+        seconds = node.duration_s
+        if isinstance(seconds, str):
+            seconds = expression(seconds).evaluate(scope)
+        payload = {
+            "duration_s": seconds,
+            "until": render(node.until, scope),
+            "signal": render(node.signal, scope),
+        }
+    elif isinstance(node, ApprovalNode):
+        payload = {
+            "subject": render(node.subject, scope),
+            "input": render(node.input, scope),
+            "expires_s": node.expires_s,
+            "on_expiry": node.on_expiry,
+            "on_reject": node.on_reject,
+            "approvers": None if node.approvers is None else list(node.approvers),
+        }
     elif isinstance(node, ToolNode):
         payload = {"tool": node.tool, "arguments": render(node.arguments, scope)}
     elif isinstance(node, ActionNode):
         payload = {"action": node.action, "parameters": render(node.parameters, scope)}
-    if isinstance(node, (AgentNode, ApproachNode, ToolNode, ActionNode)):
-        payload["timeout_s"] = node.timeout_s
+    payload["timeout_s"] = node.timeout_s
     return {name: value for name, value in payload.items() if value is not None}

@@ -5,7 +5,7 @@ it is lent. Refuses to know where agents and tools come from and how a task is s
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -19,29 +19,62 @@ from agent_server.domain.errors import (
     RunCancelled,
     RunError,
     TaskTimeout,
+    WorkflowLimit,
 )
 from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.workflow.expressions import render
 from agent_server.workflow.interpreter import ACTION_KIND, PAUSE_KIND, run_workflow
-from agent_server.workflow.validation import check_inputs, validate
+from agent_server.workflow.ports import NoStoredWorkflows, StoredWorkflows
+from agent_server.workflow.validation import check_inputs, split_name, validate
+
+MAX_CHAIN: Final = 8
+"""How many workflows may stand inside each other."""
 
 
 class WorkflowRun:
-    """The root handler of a run of a workflow: its output is the run's.
+    """Carries a workflow out: the root of a run of one, or the task of a ``workflow`` node.
 
     The definition and the inputs are checked again, without the names of agents and tools: those
     were checked when the run was submitted, and a run under way must not end because one is gone
-    that it no longer needs.
+    that it no longer needs. A stored definition is looked up once and kept in the ledger, so that
+    a change to it never touches a run under way.
     """
 
-    def __init__(self, *, max_parallel: int) -> None:
+    def __init__(self, *, max_parallel: int, stored: StoredWorkflows) -> None:
         self._max_parallel = max_parallel
+        self._stored = stored
 
-    async def __call__(self, ctx: TaskContext) -> Any:
+    async def root(self, ctx: TaskContext) -> Any:
+        """The root handler: its output is the run's."""
         request = ctx.run.request
-        definition = validate(inline(request.workflow))
-        inputs = check_inputs(definition, request.variables)
+        return await self._run(ctx, request.workflow, None, request.variables, ())
+
+    async def inner(self, ctx: TaskContext) -> Any:
+        """The handler of ``workflow`` nodes. The payload: ``workflow``, ``version``, ``input`` and
+        ``chain``, the workflows that it stands in."""
+        told = ctx.payload
+        chain = tuple(told.get("chain") or ())
+        return await self._run(ctx, told["workflow"], told.get("version"), told.get("input"), chain)
+
+    async def _run(
+        self,
+        ctx: TaskContext,
+        workflow: str | JsonObject | None,
+        version: str | int | None,
+        variables: JsonObject | None,
+        chain: tuple[str, ...],
+    ) -> Any:
+        is_stored = isinstance(workflow, str)
+        if isinstance(workflow, str):
+            name, wanted = split_name(workflow, version)
+            workflow = await ctx.value(
+                "definition", lambda: self._stored.definition(ctx.run.tenant, name, wanted)
+            )
+        definition = validate(inline(workflow))
+        whole = f"{name}@{definition.version}" if is_stored else definition.name
+        chain = _chained(chain, whole, is_stored=is_stored)
+        inputs = check_inputs(definition, variables)
         firing = ActionFiring(ctx, render, inputs)
         firing.arm(definition.actions)
         async with firing:
@@ -51,7 +84,9 @@ class WorkflowRun:
                     definition,
                     inputs,
                     max_parallel=self._max_parallel,
+                    path_prefix=ctx.path,
                     observer=firing,
+                    chain=chain,
                 )
             except (BudgetExceeded, RunCancelled):
                 raise
@@ -62,10 +97,26 @@ class WorkflowRun:
             return output
 
 
+def _chained(chain: tuple[str, ...], name: str, *, is_stored: bool) -> tuple[str, ...]:
+    """``chain`` with ``name`` behind it. Raises ``WorkflowLimit`` where it would have no end."""
+    longer = (*chain, name)
+    if is_stored and name in chain:
+        raise WorkflowLimit(
+            f"The workflow calls itself: {' → '.join(longer)}.",
+            hint="Use a loop, whose bound says how often it may go round.",
+        )
+    if len(longer) > MAX_CHAIN:
+        raise WorkflowLimit(
+            f"More than {MAX_CHAIN} workflows stand inside each other: {' → '.join(longer)}.",
+            hint="Put the inner ones' nodes into the outer ones.",
+        )
+    return longer
+
+
 def inline(
     workflow: str | JsonObject | WorkflowDefinition | None,
 ) -> JsonObject | WorkflowDefinition:
-    """The definition in a request. Raises ``InvalidWorkflow`` for a name: none are stored."""
+    """The definition in a request. Raises ``InvalidWorkflow`` for a name."""
     if isinstance(workflow, (dict, WorkflowDefinition)):
         return workflow
     raise InvalidWorkflow(
@@ -132,11 +183,18 @@ def timed(handler: Handler) -> Handler:
 
 
 def handlers(
-    *, agent: Handler, call_tool: ToolCaller, actions: Actions, max_parallel: int
+    *,
+    agent: Handler,
+    call_tool: ToolCaller,
+    actions: Actions,
+    max_parallel: int,
+    stored: StoredWorkflows | None = None,
 ) -> Mapping[str, Handler]:
     """Every kind of task that workflows need, by name. ``agent`` is the handler of agent tasks."""
+    workflows = WorkflowRun(max_parallel=max_parallel, stored=stored or NoStoredWorkflows())
     return {
-        "workflow": WorkflowRun(max_parallel=max_parallel),
+        "run.workflow": workflows.root,
+        "workflow": timed(workflows.inner),
         "agent": timed(agent),
         "tool": timed(ToolTask(call_tool)),
         ACTION_KIND: timed(ActionNodeTask(actions)),

@@ -5,7 +5,7 @@ names of agents and tools. Refuses to know how a workflow is carried out.
 """
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -17,21 +17,20 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, InvalidRequest, InvalidWorkflow
 from agent_server.domain.json_schema import faults_in, schema_fault
 from agent_server.domain.workflows import (
+    NODE_MODELS,
     NODE_TYPES,
     ActionNode,
     AgentNode,
     ApproachNode,
-    BranchNode,
     Case,
-    LoopNode,
     MapNode,
-    NodeFields,
-    ParallelNode,
+    PlanNode,
     Retry,
-    SetNode,
     ToolNode,
     WorkflowDefinition,
+    WorkflowNode,
 )
+from agent_server.workflow.checks import check, names_missing
 from agent_server.workflow.graph import MAX_PROBLEMS, Graph, analyse
 from agent_server.workflow.values import RESERVED, did_you_mean
 
@@ -41,6 +40,9 @@ MAX_REPORTED: Final = 100
 
 class Catalog(Protocol):
     """The names that exist on this server."""
+
+    def tool_parameters(self, name: str) -> JsonObject | None:
+        """JSON Schema of the arguments of the tool; None where that is not known."""
 
     def has_agent(self, name: str) -> bool: ...
     def has_tool(self, name: str) -> bool: ...
@@ -54,13 +56,17 @@ def validate(
     catalog: Catalog | None = None,
     *,
     actions: Collection[str] | None = None,
+    workflows: Collection[str] | None = None,
     known: Iterable[str] = (),
+    line: Callable[[str], int | None] | None = None,
 ) -> WorkflowDefinition:
     """``definition`` as a model, if nothing is wrong with it.
 
-    Raises ``InvalidWorkflow`` whose ``errors`` name every fault with its place (a JSON pointer)
-    and a suggestion. Without ``catalog`` and ``actions`` their names are not looked at. ``known``
-    are ids of nodes that ended earlier, which a revised plan may refer to.
+    Raises ``InvalidWorkflow`` whose ``errors`` name every fault with its place (a JSON pointer),
+    its line where ``line`` finds one (``source.Source.line``), and a suggestion. The names that
+    exist are those of ``catalog``, ``actions`` and ``workflows`` (stored ones); without one of
+    them its names are not looked at. ``known`` are ids of nodes that ended earlier, which a
+    revised plan may refer to.
     """
     model, errors = parse(definition)
     if model is not None:
@@ -69,6 +75,8 @@ def validate(
         found = [
             *graph.problems,
             *islice(_names(graph, catalog, actions), MAX_PROBLEMS),
+            *islice(check(graph, catalog), MAX_PROBLEMS),
+            *_sub_workflows(graph, catalog, actions, workflows),
             *_local_names(graph),
             *_schemas(graph),
             *_actions(model, graph, actions),
@@ -78,6 +86,8 @@ def validate(
         errors = list({(e.path, e.message): e for e in errors}.values())
         count = len(errors)
         shown = errors[:MAX_REPORTED]
+        if line is not None:
+            shown = [error.model_copy(update={"line": line(error.path)}) for error in shown]
         raise InvalidWorkflow(
             f"The workflow has {count} {'error' if count == 1 else 'errors'}: "
             + "; ".join(f"{e.path or '/'}: {e.message}" for e in shown[:3])
@@ -95,23 +105,12 @@ def _within(path: str, broken: str) -> bool:
 
 # Form ---------------------------------------------------------------------------------------
 
-_MODELS: Final[Mapping[str, type[NodeFields]]] = {
-    "agent": AgentNode,
-    "approach": ApproachNode,
-    "tool": ToolNode,
-    "action": ActionNode,
-    "set": SetNode,
-    "parallel": ParallelNode,
-    "branch": BranchNode,
-    "map": MapNode,
-    "loop": LoopNode,
-}
 _FILL: Final[Mapping[str, Any]] = {
     "name": "workflow",
     "max_iterations": 1,
-    "when": "true",
-    "over": "[]",
-    "while": "false",
+    "when": "inputs == 0",
+    "over": "inputs.x",
+    "while": "inputs == 0",
 }
 _ROUNDS: Final = 4
 
@@ -207,7 +206,7 @@ def _fields(holder: Any, steps: list[Any]) -> list[str]:
     model: type[BaseModel] | None = WorkflowDefinition
     if len(steps) > 1:
         kind = holder.get("type") if isinstance(holder, dict) else None
-        model = _MODELS.get(kind) if isinstance(kind, str) else None
+        model = NODE_MODELS.get(kind) if isinstance(kind, str) else None
         if steps[-2] == "retry":
             model = Retry
         elif model is None and "cases" in steps[-3:]:
@@ -244,9 +243,13 @@ def _mend(definition: JsonObject, problem: ErrorDetails) -> None:
             else:
                 holder[end] = _FILL.get(str(end), "unnamed")
         elif kind == "value_error" and isinstance(problem["input"], dict):
-            loop = problem["input"]
-            loop.pop("until", None)
-            loop.setdefault("while", "false")
+            node = problem["input"]
+            for name in ("until", "signal", "first", "join", "max_failures"):
+                node.pop(name, None)
+            if node.get("type") == "loop":
+                node.setdefault("while", _FILL["while"])
+            elif node.get("type") == "wait":
+                node["duration_s"] = 0
         elif kind == "too_short":
             _fill_list(holder, end)
         elif isinstance(holder, dict):
@@ -289,6 +292,13 @@ def _names(
             for number, tool in enumerate(node.tools or ()):
                 if not catalog.has_tool(tool):
                     yield _unknown(f"{path}/tools/{number}", "tool", tool, catalog.tool_names())
+        elif isinstance(node, PlanNode):
+            for number, agent in enumerate(node.agents or ()):
+                if not catalog.has_agent(agent):
+                    yield _unknown(f"{path}/agents/{number}", "agent", agent, catalog.agent_names())
+            for number, tool in enumerate(node.tools or ()):
+                if not catalog.has_tool(tool):
+                    yield _unknown(f"{path}/tools/{number}", "tool", tool, catalog.tool_names())
         elif isinstance(node, ToolNode) and not catalog.has_tool(node.tool):
             yield _unknown(f"{path}/tool", "tool", node.tool, catalog.tool_names())
 
@@ -296,6 +306,41 @@ def _names(
 def _unknown(path: str, what: str, name: str, known: Collection[str]) -> FieldError:
     hint = did_you_mean(name, known)
     return FieldError(path=path, message=f"there is no {what} {name!r}", hint=hint)
+
+
+def split_name(workflow: str, version: str | int | None = None) -> tuple[str, str | None]:
+    """The name and the version that ``name@version`` stands for, or a name and ``version``."""
+    name, at, written = workflow.partition("@")
+    if at:
+        return name, written
+    return name, None if version is None else str(version)
+
+
+def _sub_workflows(
+    graph: Graph,
+    catalog: Catalog | None,
+    actions: Collection[str] | None,
+    workflows: Collection[str] | None,
+) -> Iterator[FieldError]:
+    for place in graph.places.values():
+        node, path = place.node, place.path
+        if not isinstance(node, WorkflowNode):
+            continue
+        if isinstance(node.workflow, str):
+            name, _ = split_name(node.workflow)
+            if "@" in node.workflow and node.version is not None:
+                message = "the version is given twice"
+                yield FieldError(path=f"{path}/version", message=message)
+            if workflows is not None and name not in workflows:
+                yield _unknown(f"{path}/workflow", "stored workflow", name, workflows)
+            continue
+        try:
+            inner = validate(node.workflow, catalog, actions=actions, workflows=workflows)
+        except InvalidWorkflow as invalid:
+            for error in invalid.errors:
+                yield error.model_copy(update={"path": f"{path}/workflow{error.path}"})
+        else:
+            yield from names_missing(node.input, inner.inputs, f"{path}/input")
 
 
 def _local_names(graph: Graph) -> Iterable[FieldError]:
@@ -314,7 +359,7 @@ def _schemas(graph: Graph) -> Iterable[FieldError]:
     if graph.definition.inputs is not None:
         schemas.append(("/inputs", graph.definition.inputs))
     for place in graph.places.values():
-        if isinstance(place.node, (AgentNode, ApproachNode)) and place.node.output_schema:
+        if isinstance(place.node, (AgentNode, ApproachNode, PlanNode)) and place.node.output_schema:
             schemas.append((f"{place.path}/output_schema", place.node.output_schema))
     for path, schema in schemas:
         fault = schema_fault(schema)

@@ -1,0 +1,182 @@
+"""Children: how a task runs others as tasks of their own, skips them, and gives them up.
+
+Leans on the roster and the store. Refuses to carry a task out: it hands it to ``launch``, or
+leaves it queued for whichever worker comes.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+from sqlalchemy import Connection, Row
+
+from agent_server.domain.base import utcnow
+from agent_server.domain.events import TaskSkipped
+from agent_server.domain.ids import task_id
+from agent_server.execution import store
+from agent_server.execution.attempts import Attempt, LocalRun, outcome_of
+from agent_server.execution.crash import crash_point
+from agent_server.execution.events import StoredEvent, splice_seq
+from agent_server.execution.journal import DurableJournal
+from agent_server.execution.ports import TaskOutcome, TaskSpec
+from agent_server.execution.roster import Roster, settle
+
+
+class Children:
+    """The children of every task that is carried out here."""
+
+    def __init__(self, roster: Roster, launch: Callable[[Attempt], None]) -> None:
+        self._roster = roster
+        self._launch = launch
+
+    async def run(self, parent: Attempt, journal: DurableJournal, spec: TaskSpec) -> TaskOutcome:
+        """See ``TaskContext.child``. Cancelled, it cancels the child, unless the whole process
+        lets go or the run itself is being ended, which reach the child by themselves."""
+        parent.had_children = True
+        begun = asyncio.ensure_future(self._begin(parent, journal, spec))
+        self._roster.yield_slot(parent)
+        try:
+            future = await asyncio.shield(begun)
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([begun])
+                if not (self._roster.draining or parent.lost or parent.local.stops):
+                    await self._cancel(parent.local, spec.path)
+            raise
+        except Exception as error:
+            journal.break_off(error)
+            raise
+        finally:
+            self._roster.take_slot_back(parent)
+
+    async def _begin(
+        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec
+    ) -> "asyncio.Future[TaskOutcome]":
+        """Insert the task, or find it; the future answers when it has ended."""
+        await journal.flush()
+        run = parent.local.snapshot
+        future: asyncio.Future[TaskOutcome] = asyncio.get_running_loop().create_future()
+        here = self._roster.free_slot()
+        # Reserved across the transaction; the attempt below takes its own.
+        self._roster.busy += here
+        try:
+            crash_point("child.before_insert")
+            fresh, row = await self._roster.database.write(
+                lambda c: self._insert(c, parent, spec, here)
+            )
+            crash_point("child.after_insert")
+        finally:
+            self._roster.busy -= here
+        if row is not None and row.status not in store.LIVE:
+            future.set_result(outcome_of(row))
+            return future
+        self._roster.waiters.setdefault((run.id, spec.path), []).append(future)
+        if fresh and here and not self._roster.draining:
+            self._launch(
+                Attempt(
+                    local=parent.local,
+                    path=spec.path,
+                    node=spec.node,
+                    kind=spec.kind,
+                    description=spec.description,
+                    agent=spec.agent,
+                    payload=spec.payload,
+                    hidden=spec.hidden,
+                    epoch=1,
+                    number=1,
+                )
+            )
+        else:
+            parent.local.elsewhere.add(spec.path)
+            self._roster.hub.rouse(run.id)
+            self._roster.offer()
+        return future
+
+    def _insert(
+        self, connection: Connection, parent: Attempt, spec: TaskSpec, here: bool
+    ) -> tuple[bool, Row[Any] | None]:
+        self._roster.fence(connection, parent)
+        now = utcnow()
+        values = _task_values(parent, spec) | {
+            "status": "running" if here else "queued",
+            "owner": self._roster.node if here else None,
+            "epoch": 1 if here else 0,
+            "attempts": 1 if here else 0,
+            "started_at": now if here else None,
+            "created_at": now,
+        }
+        if store.insert_task(connection, values):
+            return True, None
+        return False, store.task_row(connection, parent.local.snapshot.id, spec.path)
+
+    async def skip(
+        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec, reason: str
+    ) -> None:
+        """See ``TaskContext.skip``: the row and its event are one transaction, once."""
+        await journal.flush()
+        run = parent.local.snapshot
+        event = TaskSkipped(
+            run_id=run.id,
+            task_id=task_id(run.id, spec.path),
+            path=spec.path,
+            node=spec.node,
+            reason=reason,
+        )
+        kind, data = store.encode_event(event)
+
+        def transaction(connection: Connection) -> list[StoredEvent]:
+            self._roster.fence(connection, parent)
+            now = utcnow()
+            values = _task_values(parent, spec) | {
+                "status": "skipped",
+                "owner": None,
+                "epoch": 0,
+                "attempts": 0,
+                "started_at": None,
+                "created_at": now,
+                "ended_at": now,
+            }
+            if not store.insert_task(connection, values) or spec.hidden:
+                return []
+            first, _ = store.advance(connection, run.id, 1, store.NO_USAGE)
+            store.insert_events(connection, run.tenant, run.id, first, [(kind, data)])
+            return [StoredEvent(first, kind, splice_seq(first, data))]
+
+        try:
+            published = await self._roster.database.write(transaction)
+        except Exception as error:
+            journal.break_off(error)
+            raise
+        if published:
+            self._roster.hub.publish(run.id, published)
+            self._roster.observe([event])
+
+    async def _cancel(self, local: LocalRun, path: str) -> None:
+        child = local.attempts.get(path)
+        if child is not None and child.task is not None:
+            child.cancelled = True
+            child.interrupt()
+            await settle([child])
+            if child.outcome is not None:
+                return
+        # Carried out by nobody here: queued, elsewhere, or just now put aside to wait.
+        run_id = local.snapshot.id
+        await self._roster.database.write(lambda c: store.cancel_task(c, run_id, path, utcnow()))
+
+
+def _task_values(parent: Attempt, spec: TaskSpec) -> dict[str, Any]:
+    run = parent.local.snapshot
+    return {
+        "run_id": run.id,
+        "path": spec.path,
+        "tenant": run.tenant,
+        "node": spec.node,
+        "kind": spec.kind,
+        "description": spec.description,
+        "agent": spec.agent,
+        "payload": spec.payload,
+        "hidden": spec.hidden,
+    }

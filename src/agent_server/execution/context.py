@@ -1,0 +1,43 @@
+"""What a handler is given while the engine carries its task out.
+
+Leans on the journal and on the children. Refuses to know what the handler does with it.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from agent_server.execution.attempts import Attempt, as_stored
+from agent_server.execution.children import Children
+from agent_server.execution.journal import DurableJournal
+from agent_server.execution.ports import StepRecord, TaskOutcome, TaskSpec
+
+
+class EngineContext:
+    """See ``ports.TaskContext``."""
+
+    def __init__(self, children: Children, attempt: Attempt, journal: DurableJournal) -> None:
+        self.run = attempt.local.snapshot
+        self.path = attempt.path
+        self.node = attempt.node
+        self.payload = attempt.payload
+        self.attempt = attempt.number
+        self.journal = journal
+        self._children = children
+        self._attempt = attempt
+        self._journal = journal
+
+    async def child(self, spec: TaskSpec) -> TaskOutcome:
+        return await self._children.run(self._attempt, self._journal, spec)
+
+    async def skip(self, spec: TaskSpec, reason: str) -> None:
+        await self._children.skip(self._attempt, self._journal, spec, reason)
+
+    async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+        whole = self.journal.key(key)
+        found = self._journal.recorded().get(whole)
+        if found is not None and found.status == "done":
+            return found.output
+        record = StepRecord(key=whole, kind="value", name=key)
+        made = as_stored(await make())
+        await self._journal.finish(record.done(made))
+        return made

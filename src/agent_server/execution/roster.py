@@ -1,0 +1,145 @@
+"""What one process carries out at this moment: runs, slots and who waits here for which child.
+
+Leans on asyncio and on what an attempt is. Refuses to decide and to write: the engine, its
+children and its watch do, and share this.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import Connection
+
+from agent_server.domain.events import EventBase
+from agent_server.execution import store
+from agent_server.execution.attempts import Attempt, LocalRun
+from agent_server.execution.events import EventHub
+from agent_server.execution.ports import LostLease, TaskOutcome
+from agent_server.execution.relay import Relay
+from agent_server.storage.database import Database
+
+CANCEL_WAIT_S = 5.0
+
+
+class Roster:
+    """The state of one node, changed only on its loop."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        database: Database,
+        hub: EventHub,
+        slots: int,
+        observe: Callable[[list[EventBase]], None],
+    ) -> None:
+        """``slots``: how many tasks may be carried out side by side; 0 where none are."""
+        self.node = node
+        self.database = database
+        self.hub = hub
+        self.observe = observe
+        self.slots = slots
+        self.busy = 0
+        self.runs: dict[str, LocalRun] = {}
+        self.waiters: dict[tuple[str, str], list[asyncio.Future[TaskOutcome]]] = {}
+        self.wake = asyncio.Event()
+        """Set when there may be something to take."""
+        self.look = asyncio.Event()
+        """Set when something may have been decided or ended elsewhere."""
+        self.draining = False
+        self.relay: Relay | None = None
+        """Speaks to the other nodes, where there are any."""
+
+    def free_slot(self) -> bool:
+        """Whether a new task may start here at once."""
+        return not self.draining and self.busy < self.slots
+
+    def carries_out(self, run_id: str, path: str) -> bool:
+        return run_id in self.runs and path in self.runs[run_id].attempts
+
+    def hears_all(self, run_id: str) -> bool:
+        """Whether every task of the run that lives is carried out here."""
+        local = self.runs.get(run_id)
+        return local is not None and "" in local.attempts and not local.elsewhere
+
+    def offer(self) -> None:
+        """There may be something to take, here or on another node."""
+        self.wake.set()
+        if self.relay is not None and not self.free_slot():
+            self.relay.tell_work()
+
+    def order(self, run_id: str) -> None:
+        """What is to happen with the run was changed: whoever carries it out looks at once."""
+        self.look.set()
+        if self.relay is not None:
+            self.relay.tell_order(run_id)
+
+    def heard_end(self, run_id: str, path: str) -> None:
+        """Another node says that the task has ended."""
+        if (run_id, path) in self.waiters:
+            self.look.set()
+
+    def heard_order(self, run_id: str) -> None:
+        """Another node says that something was decided about the run."""
+        if run_id in self.runs:
+            self.look.set()
+
+    def answer(self, run_id: str, path: str, outcome: TaskOutcome | None) -> None:
+        """Tell whoever awaits the task here; without an outcome they go on waiting."""
+        if outcome is None:
+            return
+        if run_id in self.runs:
+            self.runs[run_id].elsewhere.discard(path)
+        waiting = self.waiters.pop((run_id, path), ())
+        if path and not waiting and self.relay is not None:
+            self.relay.tell_ended(run_id, path)
+        for future in waiting:
+            if not future.done():
+                future.set_result(outcome)
+
+    def yield_slot(self, attempt: Attempt) -> None:
+        """While it awaits children, the parent takes no slot."""
+        attempt.awaited += 1
+        if attempt.awaited == 1:
+            self.busy -= 1
+            self.wake.set()
+
+    def take_slot_back(self, attempt: Attempt) -> None:
+        attempt.awaited -= 1
+        if attempt.awaited == 0:
+            self.busy += 1
+
+    async def cancel(self, run_id: str, reason: str) -> None:
+        """Stop what this process carries out of the run; returns when it has stopped."""
+        local = self.runs.get(run_id)
+        if local is None:
+            return
+        local.cancel_reason = reason
+        order_stop(local)
+        attempts = list(local.attempts.values())
+        root = local.attempts.get("")
+        for attempt in attempts:
+            if attempt is not root:
+                attempt.interrupt()
+        if root is not None:
+            root.interrupt()
+        await settle(attempts)
+
+    def fence(self, connection: Connection, attempt: Attempt) -> None:
+        """Raise ``LostLease`` unless this node still has the task."""
+        run_id = attempt.local.snapshot.id
+        if not store.holds(connection, run_id, attempt.path, self.node, attempt.epoch):
+            raise LostLease(f"task {attempt.path!r} of {run_id} was taken over")
+
+
+def order_stop(local: LocalRun) -> None:
+    """Let nothing more begin in the run here."""
+    for attempt in local.attempts.values():
+        if attempt.journal is not None:
+            attempt.journal.halt()
+
+
+async def settle(attempts: Iterable[Attempt]) -> None:
+    """Wait, under a bound, until the interrupted ``attempts`` are over."""
+    running = [attempt.task for attempt in attempts if attempt.task is not None]
+    if running:
+        await asyncio.wait(running, timeout=CANCEL_WAIT_S)

@@ -1,0 +1,102 @@
+"""The watch: what no local event tells of the tasks that this process carries out or awaits.
+
+Leans on the roster and the store, and looks at the database when told to and every ``POLL_S``. Refuses to carry
+anything out.
+"""
+
+import asyncio
+
+import structlog
+
+from agent_server.domain.runs import RunStatus
+from agent_server.execution import store
+from agent_server.execution.attempts import outcome_of
+from agent_server.execution.journal import PASSING
+from agent_server.execution.pause import wait_nudged
+from agent_server.execution.roster import Roster
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 1.0
+"""How often due tasks, cancellations and children on other nodes are looked for."""
+STRAY_S = 3.0
+"""How often also tasks are looked for that are stored as carried out here and are not."""
+
+
+class Watch:
+    """Looks for ends on other nodes, orders from elsewhere, and tasks that slipped."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._seen_ended: set[str] = set()
+        self.queued = 0
+        """Tasks that waited for a worker when last looked, over all tenants."""
+
+    async def run(self) -> None:
+        """What no local event tells: ends on other nodes, cancellations, tasks that slipped."""
+        stray: set[tuple[str, str, int]] = set()
+        clock = asyncio.get_running_loop().time
+        next_stray = clock() + STRAY_S
+        while True:
+            await wait_nudged(self._roster.look, POLL_S)
+            try:
+                await self._look_for_ends()
+                await self._look_for_orders()
+                if clock() >= next_stray:
+                    next_stray = clock() + STRAY_S
+                    stray = await self._release_stray(stray)
+            except PASSING as error:
+                log.warning("cannot watch the database", error=error.detail)
+            except Exception:
+                log.exception("cannot watch the database")
+
+    async def _look_for_ends(self) -> None:
+        waiters = self._roster.waiters
+        for key in [k for k, futures in waiters.items() if all(f.done() for f in futures)]:
+            del waiters[key]
+        elsewhere = [key for key in waiters if not self._roster.carries_out(*key)]
+        if elsewhere:
+            rows = await self._roster.database.read(lambda c: store.ended_tasks(c, elsewhere))
+            for row in rows:
+                self._roster.answer(row.run_id, row.path, outcome_of(row))
+
+    async def _look_for_orders(self) -> None:
+        """Cancel what somebody cancelled elsewhere; drop what belongs to a run that has ended."""
+        local = list(self._roster.runs)
+        if not local:
+            return
+        stops = []
+        ended = set()
+        for row in await self._roster.database.read(lambda c: store.orders(c, local)):
+            here = self._roster.runs.get(row.id)
+            if here is None:
+                continue
+            if RunStatus(row.status).ended:
+                ended.add(row.id)
+                for attempt in here.attempts.values() if row.id in self._seen_ended else ():
+                    attempt.lost = True
+                    if attempt.journal is not None:
+                        attempt.journal.close()
+                    if attempt.task is not None:
+                        attempt.task.cancel()
+            elif here.cancel_reason is None:
+                stops.append(self._roster.cancel(row.id, row.cancel_reason))
+        self._seen_ended = ended
+        await asyncio.gather(*stops)
+
+    async def _release_stray(
+        self, suspects: set[tuple[str, str, int]]
+    ) -> set[tuple[str, str, int]]:
+        """Queue again what is stored as carried out here and is not, seen twice in a row."""
+        node = self._roster.node
+        held, self.queued = await self._roster.database.read(
+            lambda c: (store.held_tasks(c, node), store.queue_depth(c))
+        )
+        stray = {key for key in held if not self._roster.carries_out(key[0], key[1])}
+        for run_id, path, epoch in stray & suspects:
+            log.warning("task was not being carried out; queued again", run_id=run_id, path=path)
+            await self._roster.database.write(
+                lambda c, r=run_id, p=path, e=epoch: store.release_task(c, r, p, node, e)  # type: ignore[misc]
+            )
+            self._roster.wake.set()
+        return stray - suspects
