@@ -151,6 +151,22 @@ class Settings(BaseSettings):
         default=100, ge=1, description="Tasks of one run at the same time."
     )
 
+    # What it remembers
+    session_max_items: int | None = Field(
+        default=None,
+        ge=1,
+        description="Items of a session that a model is shown; default: all. Nothing is deleted.",
+    )
+    session_max_tokens: int | None = Field(
+        default=None,
+        ge=100,
+        description="Tokens (four characters each) of a session that a model is shown; default: all.",
+    )
+    session_summaries: bool = Field(
+        default=False,
+        description="Tell in short, by a model call, what a model is not shown of a session.",
+    )
+
     # What it accepts
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Size of a request body.")
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
