@@ -103,6 +103,13 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         default=5.0, ge=0, le=300, description="Seconds tasks get to finish on SIGTERM."
     )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=300,
+        description="Seconds to go on answering after SIGTERM, not ready, until the load balancer "
+        "has noticed.",
+    )
     lease_s: float = Field(
         default=8.0, ge=1, description="Seconds without a heartbeat until a worker counts as dead."
     )
@@ -165,6 +172,22 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Prices in US dollars per million tokens, as JSON, before the built-in list: "
         '`{"my-model": {"input_per_mtok": 0.5, "output_per_mtok": 1.5}}`.',
+    )
+
+    # What it remembers
+    session_max_items: int | None = Field(
+        default=None,
+        ge=1,
+        description="Items of a session that a model is shown; default: all. Nothing is deleted.",
+    )
+    session_max_tokens: int | None = Field(
+        default=None,
+        ge=100,
+        description="Tokens (four characters each) of a session that a model is shown; default: all.",
+    )
+    session_summaries: bool = Field(
+        default=False,
+        description="Tell in short, by a model call, what a model is not shown of a session.",
     )
 
     # What it accepts

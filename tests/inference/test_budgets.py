@@ -33,9 +33,7 @@ def test_each_field_comes_from_the_request_the_agent_or_the_default_below_the_mo
     knobs = settings(
         default_budget={"max_tokens": 500, "max_tool_calls": 9}, max_budget={"max_model_calls": 30}
     )
-    rules = BudgetRules(
-        knobs, lambda request: (), of_agent=lambda agent: Budget(max_tool_calls=7)
-    )
+    rules = BudgetRules(knobs, lambda request: (), of_agent=lambda agent: Budget(max_tool_calls=7))
     request = RunRequest(agent="a", input="x", budget=Budget(max_tokens=100))
     found = rules.apply(request, DEFAULT_TENANT, "me").budget
     assert found == Budget(max_tokens=100, max_tool_calls=7, max_model_calls=30)
@@ -48,7 +46,9 @@ def test_limits_can_differ_by_tenant_and_key() -> None:
     rules = BudgetRules(
         settings(max_budget={"max_tokens": 10}),
         lambda request: (),
-        limits_of=lambda tenant, key: Limits(default=Budget(max_tokens=99)) if key == "big" else None,
+        limits_of=lambda tenant, key: (
+            Limits(default=Budget(max_tokens=99)) if key == "big" else None
+        ),
     )
     request = RunRequest(agent="a", input="x")
     assert rules.apply(request, DEFAULT_TENANT, "big").budget == Budget(max_tokens=99)

@@ -42,6 +42,7 @@ DESCRIPTION = (
 TAGS = [
     {"name": "runs", "description": "Goals, agents and workflows, carried out durably."},
     {"name": "catalogue", "description": "What this server can do: agents, tools, models."},
+    {"name": "sessions", "description": "Conversations that runs share, word for word."},
     {"name": "operations", "description": "Probes, metrics and the documentation."},
 ]
 
@@ -78,7 +79,7 @@ class Route:
     def parameters(self) -> list[JsonObject]:
         found: list[JsonObject] = [
             {
-                "name": part.strip("{}"),
+                "name": part.strip("{}").partition(":")[0],
                 "in": "path",
                 "required": True,
                 "schema": {"type": "string"},

@@ -12,6 +12,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     │   ├── InvalidWorkflow       422  invalid_workflow
     │   ├── InvalidCursor         422  invalid_cursor
     │   ├── BudgetRefused         422  budget_refused
+    │   ├── InvalidDocument       422  invalid_document
     │   └── IdempotencyMismatch   422  idempotency_mismatch
     ├── MalformedBody             400  malformed_body
     ├── Unauthorized              401  unauthorized
@@ -152,6 +153,11 @@ class BudgetRefused(InvalidRequest):
 class InvalidCursor(InvalidRequest):
     code = "invalid_cursor"
     title = "The cursor is not valid"
+
+
+class InvalidDocument(InvalidRequest):
+    code = "invalid_document"
+    title = "The document cannot be read"
 
 
 class IdempotencyMismatch(InvalidRequest):
