@@ -55,7 +55,7 @@ def test_every_route_has_its_line() -> None:
     routes: Any = create_app(Settings(_env_file=None)).routes  # type: ignore[call-arg]
     listed = set(re.findall(r"^\| `([A-Z]+ [^`]+)` \|", text, re.MULTILINE))
     served = {
-        f"{method} {route.path}"
+        f"{method} {getattr(route, 'path_format', route.path)}"
         for route in routes
         for method in (getattr(route, "methods", None) or ())
         if method not in ("HEAD", "OPTIONS")

@@ -13,6 +13,7 @@ To add one, name it in your distribution's metadata:
 |---|---|---|
 | ``agent_server.approaches`` | a callable without arguments (a class will do) | an ``agent_server.reasoning.approach.Approach`` |
 | ``agent_server.actions`` | a callable that takes ``ActionServices`` | an ``agent_server.actions.handler.ActionHandler`` |
+| ``agent_server.document_readers`` | a callable that takes the bytes of a document; its name is the media type | the document's ``agent_server.memory.documents.Block``s |
 
 Nothing is imported until it is used, so a broken plugin harms only those who ask for it; the
 error then names the distribution that brought it.
@@ -57,7 +58,17 @@ ACTIONS = ExtensionPoint(
         "emit": "agent_server.actions.emit:Emit",
     },
 )
-POINTS = (APPROACHES, ACTIONS)
+DOCUMENT_READERS = ExtensionPoint(
+    "agent_server.document_readers",
+    "document reader",
+    {
+        "text/plain": "agent_server.memory.documents:read_text",
+        "text/markdown": "agent_server.memory.read_markdown:read_markdown",
+        "text/html": "agent_server.memory.read_html:read_html",
+        "application/pdf": "agent_server.memory.read_pdf:read_pdf",
+    },
+)
+POINTS = (APPROACHES, ACTIONS, DOCUMENT_READERS)
 
 
 @dataclass(frozen=True)

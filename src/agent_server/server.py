@@ -21,6 +21,7 @@ from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.deps import ApiDeps
 from agent_server.api.ports import ApproachInfo, ModelInfo
+from agent_server.api.sessions import SessionRoutes
 from agent_server.api.sse import Streams
 from agent_server.auth.gate import Gate, require_safe
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
@@ -38,12 +39,13 @@ from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
 from agent_server.inference.providers import Providers
 from agent_server.memory.session_store import SessionStore, append_items
-from agent_server.memory.sessions import StagedSession
+from agent_server.memory.trimming import Trimming, Window
 from agent_server.observability import Metrics, log_end
 from agent_server.planning.goal import GoalRun
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
 from agent_server.reasoning.tasks import AgentRun, AgentTask
+from agent_server.reasoning.thinking import Thinking
 from agent_server.registry.connected import ConnectedLoop
 from agent_server.registry.registry import Registry
 from agent_server.settings import Settings
@@ -71,6 +73,12 @@ class Parts:
     approaches: Approaches
     actions: Actions
     library: Library
+    sessions: SessionStore
+
+    def drain(self) -> None:
+        """The end has begun: not ready, no stream, no new work; tasks get the grace time."""
+        self.streams.drain()
+        self.engine.drain()
 
 
 def create_app(settings: Settings, *, providers: Providers | None = None) -> FastAPI:
@@ -96,9 +104,10 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             features=FEATURES,
         ),
         lambda app: _lifespan(parts),
+        SessionRoutes(parts.sessions).routes(),
     )
     app.state.parts = parts
-    app.state.drain = parts.streams.drain
+    app.state.drain = parts.drain
     return app
 
 
@@ -126,13 +135,22 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
     history = SessionStore(database)
+
+    async def summarise(ctx: TaskContext, text: str) -> str:
+        return await thinking.summarise(ctx, text)
+
+    trimming = Trimming(
+        Window(settings.session_max_items, settings.session_max_tokens),
+        summarise if settings.session_summaries else None,
+    )
     bare_loop = AgentLoop(
         providers,
         settings,
         policies=registry,
-        open_session=lambda ctx, session_id: StagedSession(history.of(ctx.run.tenant), session_id),
+        open_session=trimming.opener(history),
     )
     loop = ConnectedLoop(bare_loop, registry)
+    thinking = Thinking(loop)
 
     async def call_tool(ctx: TaskContext, name: str, arguments: JsonObject, *, key: str) -> Any:
         return await bare_loop.call_tool(ctx, catalog().tool(name), arguments, key=key)
@@ -200,6 +218,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         approaches=approaches,
         actions=actions,
         library=checks.library,
+        sessions=history,
     )
 
 
@@ -218,7 +237,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
             try:
                 yield
             finally:
-                parts.streams.drain()
+                parts.drain()
                 await parts.engine.stop()
         finally:
             await parts.registry.close()

@@ -102,6 +102,13 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         default=5.0, ge=0, le=300, description="Seconds tasks get to finish on SIGTERM."
     )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=300,
+        description="Seconds to go on answering after SIGTERM, not ready, until the load balancer "
+        "has noticed.",
+    )
     lease_s: float = Field(
         default=8.0, ge=1, description="Seconds without a heartbeat until a worker counts as dead."
     )
@@ -142,6 +149,22 @@ class Settings(BaseSettings):
     )
     max_parallel_tasks: int = Field(
         default=100, ge=1, description="Tasks of one run at the same time."
+    )
+
+    # What it remembers
+    session_max_items: int | None = Field(
+        default=None,
+        ge=1,
+        description="Items of a session that a model is shown; default: all. Nothing is deleted.",
+    )
+    session_max_tokens: int | None = Field(
+        default=None,
+        ge=100,
+        description="Tokens (four characters each) of a session that a model is shown; default: all.",
+    )
+    session_summaries: bool = Field(
+        default=False,
+        description="Tell in short, by a model call, what a model is not shown of a session.",
     )
 
     # What it accepts

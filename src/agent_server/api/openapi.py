@@ -45,6 +45,7 @@ TAGS = [
     {"name": "runs", "description": "Goals, agents and workflows, carried out durably."},
     {"name": "workflows", "description": "Graphs that are kept, in versions that never change."},
     {"name": "catalogue", "description": "What this server can do: agents, tools, models."},
+    {"name": "sessions", "description": "Conversations that runs share, word for word."},
     {"name": "operations", "description": "Probes, metrics and the documentation."},
 ]
 
@@ -85,7 +86,7 @@ class Route:
     def parameters(self) -> list[JsonObject]:
         found: list[JsonObject] = [
             {
-                "name": part.strip("{}"),
+                "name": part.strip("{}").partition(":")[0],
                 "in": "path",
                 "required": True,
                 "schema": {"type": "string"},

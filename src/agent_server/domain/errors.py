@@ -11,6 +11,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     │   ├── UnknownWorkflow       422  unknown_workflow
     │   ├── InvalidWorkflow       422  invalid_workflow
     │   ├── InvalidCursor         422  invalid_cursor
+    │   ├── InvalidDocument       422  invalid_document
     │   └── IdempotencyMismatch   422  idempotency_mismatch
     ├── MalformedBody             400  malformed_body
     ├── Unauthorized              401  unauthorized
@@ -144,6 +145,11 @@ class InvalidWorkflow(InvalidRequest):
 class InvalidCursor(InvalidRequest):
     code = "invalid_cursor"
     title = "The cursor is not valid"
+
+
+class InvalidDocument(InvalidRequest):
+    code = "invalid_document"
+    title = "The document cannot be read"
 
 
 class IdempotencyMismatch(InvalidRequest):

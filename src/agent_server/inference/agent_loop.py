@@ -42,6 +42,10 @@ _STOPPING_S = 2.0
 class RunSession(Protocol):
     """A session as one run sees it: what was there before, and what this run adds."""
 
+    @property
+    def shortened(self) -> bool:
+        """Whether ``get_items`` gives less than was said, once it was asked."""
+
     async def get_items(self, limit: int | None = None) -> list[Any]: ...
     async def add_items(self, items: list[Any]) -> None: ...
     def staged(self) -> list[JsonObject]:
@@ -122,7 +126,8 @@ class AgentLoop:
         given: str | list[Any] = input
         if session is not None and isinstance(input, str):
             given = [{"role": "user", "content": input}]
-        earlier = History(session_id, history) if session_id and history else None
+        stored = session is not None and not session.shortened
+        earlier = History(session_id, history) if session_id and history and stored else None
         try:
             with at(place):
                 result = await run_at(

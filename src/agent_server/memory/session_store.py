@@ -1,16 +1,33 @@
-"""Chat history in tables: reading a session's items, appending a run's items to it.
+"""Chat history in tables: reading sessions, appending a run's items, branching, deleting.
 
-Leans on storage. Refuses to know the SDK: an item is a JSON object.
+Leans on storage, and on execution for whether a run works on a session. Refuses to know the SDK:
+an item is a JSON object.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 
-from agent_server.domain.base import JsonObject
+from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.errors import Conflict, NotFound
 from agent_server.domain.ids import Tenant
+from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
+from agent_server.execution import store
+from agent_server.execution.runs import Page, decode_cursor, encode_cursor
 from agent_server.storage.database import Database
 from agent_server.storage.tables import session_items, sessions
 
@@ -24,19 +41,95 @@ _ITEMS = (
 )
 
 
+@dataclass(frozen=True)
+class Summary:
+    """The oldest ``items`` items of a session, told in ``text``."""
+
+    items: int
+    text: str
+
+
 class SessionStore:
-    """The items of each session, in the order they came."""
+    """The sessions of all tenants; each call is for one of them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def of(self, tenant: Tenant) -> "TenantSessions":
-        """The sessions of one tenant."""
+        """The sessions of one tenant, as its runs see them."""
         return TenantSessions(self._database, tenant)
+
+    async def list(self, tenant: Tenant, *, limit: int, cursor: str | None) -> Page[Session]:
+        """The newest first."""
+        query = select(sessions).where(sessions.c.tenant == tenant)
+        if cursor is not None:
+            query = query.where(
+                tuple_(sessions.c.created_at, sessions.c.id) < decode_cursor(cursor)
+            )
+        query = query.order_by(sessions.c.created_at.desc(), sessions.c.id.desc())
+        rows = await self._database.read(lambda c: c.execute(query.limit(limit + 1)).all())
+        last = rows[limit - 1] if len(rows) > limit else None
+        after = encode_cursor(last.created_at, last.id) if last else None
+        return Page([_session_of(row) for row in rows[:limit]], after)
+
+    async def get(self, tenant: Tenant, session_id: str) -> Session:
+        """Raises ``NotFound``, for another tenant's too."""
+        return _session_of(await self._database.read(lambda c: _row(c, tenant, session_id)))
+
+    async def page(
+        self, tenant: Tenant, session_id: str, *, after: int, limit: int
+    ) -> Page[SessionItem]:
+        """``limit`` items from position ``after`` on, oldest first; the cursor is a position."""
+
+        def fetch(connection: Connection) -> Sequence[Row[Any]]:
+            _row(connection, tenant, session_id)
+            return connection.execute(
+                select(session_items)
+                .where(*_of(session_items, tenant, session_id), session_items.c.position >= after)
+                .order_by(session_items.c.position)
+                .limit(limit + 1)
+            ).all()
+
+        rows = await self._database.read(fetch)
+        found = [
+            SessionItem(
+                position=row.position, run_id=row.run_id, item=row.data, created_at=row.created_at
+            )
+            for row in rows[:limit]
+        ]
+        return Page(found, str(rows[limit].position) if len(rows) > limit else None)
+
+    async def delete(self, tenant: Tenant, session_id: str) -> SessionDeleted:
+        """Delete the conversation. Raises ``Conflict`` while a run works on it: its end would
+        bring a part of it back."""
+
+        def transaction(connection: Connection) -> SessionDeleted:
+            busy = store.lane_busy(connection, f"{tenant}:{session_id}")
+            _row(connection, tenant, session_id)
+            if busy:
+                raise Conflict(
+                    f"A run works on the session {session_id!r}, and would add to it at its end.",
+                    hint="Wait for the run's end or cancel it, then delete the session.",
+                )
+            return delete_session(connection, tenant, session_id)
+
+        return await self._database.write(transaction)
+
+    async def branch(
+        self, tenant: Tenant, session_id: str, new_id: str, *, before_run: str | None = None
+    ) -> Session:
+        """A new session that begins as ``session_id`` does; see ``branch_session``."""
+        now = utcnow()
+
+        def transaction(connection: Connection) -> Row[Any]:
+            branch_session(connection, tenant, session_id, new_id, before_run=before_run, now=now)
+            return _row(connection, tenant, new_id)
+
+        return _session_of(await self._database.write(transaction))
 
 
 class TenantSessions:
-    """See ``memory.sessions.SessionStore``."""
+    """See ``memory.sessions.History``."""
 
     def __init__(self, database: Database, tenant: Tenant) -> None:
         self._database = database
@@ -46,6 +139,26 @@ class TenantSessions:
         """Every committed item of the session, oldest first; empty for a new session."""
         values = {"tenant": self._tenant, "session": session_id}
         return await self._database.read(lambda c: list(c.execute(_ITEMS, values).scalars()))
+
+    async def summary(self, session_id: str) -> Summary | None:
+        """What was written of its oldest items so far."""
+        query = select(sessions.c.summary).where(
+            sessions.c.tenant == self._tenant, sessions.c.id == session_id
+        )
+        found = await self._database.read(lambda c: c.execute(query).scalar())
+        return Summary(**found) if found else None
+
+    async def keep_summary(self, session_id: str, summary: Summary) -> None:
+        """Keep it for the runs to come, unless there is one of more items."""
+
+        def transaction(connection: Connection) -> None:
+            key = (sessions.c.tenant == self._tenant, sessions.c.id == session_id)
+            held = connection.execute(select(sessions.c.summary).where(*key)).scalar()
+            if held is None or held["items"] < summary.items:
+                values = {"items": summary.items, "text": summary.text}
+                connection.execute(update(sessions).where(*key).values(summary=values))
+
+        await self._database.write(transaction)
 
 
 def append_items(
@@ -86,4 +199,94 @@ def append_items(
         )
     connection.execute(
         update(sessions).where(*key).values(item_count=count + len(items), updated_at=now)
+    )
+
+
+def branch_session(
+    connection: Connection,
+    tenant: Tenant,
+    session_id: str,
+    new_id: str,
+    *,
+    before_run: str | None,
+    now: datetime,
+) -> int:
+    """Make the session ``new_id`` from the items of ``session_id`` that came before ``before_run``
+    said anything (all of them by default), inside the caller's transaction.
+
+    For a fork of that run, which then goes on in a history of its own. Returns how many items it
+    has; 0 also when there is no such session yet. Raises ``Conflict`` when ``new_id`` is taken.
+    """
+    if connection.execute(select(sessions.c.id).where(*_one(tenant, new_id))).scalar() is not None:
+        raise Conflict(
+            f"There is a session {new_id!r} already.", hint="Choose another id for the branch."
+        )
+    of_source = _of(session_items, tenant, session_id)
+    upto = None
+    if before_run is not None:
+        upto = connection.execute(
+            select(func.min(session_items.c.position)).where(
+                *of_source, session_items.c.run_id == before_run
+            )
+        ).scalar()
+    wanted = of_source if upto is None else (*of_source, session_items.c.position < upto)
+    connection.execute(
+        insert(session_items).from_select(
+            ["tenant", "session_id", "position", "run_id", "data", "created_at"],
+            select(
+                session_items.c.tenant,
+                literal(new_id),
+                session_items.c.position,
+                session_items.c.run_id,
+                session_items.c.data,
+                session_items.c.created_at,
+            ).where(*wanted),
+        )
+    )
+    count = connection.execute(
+        select(func.count()).select_from(session_items).where(*_of(session_items, tenant, new_id))
+    ).scalar_one()
+    connection.execute(
+        insert(sessions).values(
+            tenant=tenant, id=new_id, item_count=count, created_at=now, updated_at=now
+        )
+    )
+    return int(count)
+
+
+def delete_session(connection: Connection, tenant: Tenant, session_id: str) -> SessionDeleted:
+    """Delete the session and all that it said, inside the caller's transaction."""
+    items = connection.execute(
+        delete(session_items).where(*_of(session_items, tenant, session_id))
+    ).rowcount
+    connection.execute(delete(sessions).where(*_one(tenant, session_id)))
+    return SessionDeleted(id=session_id, items=items, memories=0)
+
+
+def _of(table: Any, tenant: Tenant, session_id: str) -> tuple[Any, ...]:
+    return table.c.tenant == tenant, table.c.session_id == session_id
+
+
+def _one(tenant: Tenant, session_id: str) -> tuple[Any, ...]:
+    return sessions.c.tenant == tenant, sessions.c.id == session_id
+
+
+def _row(connection: Connection, tenant: Tenant, session_id: str) -> Row[Any]:
+    row = connection.execute(select(sessions).where(*_one(tenant, session_id))).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"There is no session {session_id[:100]!r}.", hint="GET /api/v1/sessions lists them."
+        )
+    return row
+
+
+def _session_of(row: Row[Any]) -> Session:
+    summary = row.summary or {}
+    return Session(
+        id=row.id,
+        item_count=row.item_count,
+        summary=summary.get("text"),
+        summarised_items=summary.get("items", 0),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
     )

@@ -5,12 +5,13 @@ the engine in the transaction that ends the run, so that history and outcome agr
 crash.
 """
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from agents.memory import SessionSettings
 
 from agent_server.domain.base import JsonObject
+from agent_server.memory.items import CALLS, is_output
 
 
 class SessionStore(Protocol):
@@ -20,19 +21,28 @@ class SessionStore(Protocol):
         """The committed items of the session, oldest first; none for a session not seen yet."""
 
 
+Shorten = Callable[[list[JsonObject]], Awaitable[list[JsonObject] | None]]
+"""What a model is shown in place of a history; None: the history itself."""
+
+
 class StagedSession:
     """The SDK's ``Session`` for one run.
 
     The history is read once: one run at a time works on a session, so that it cannot change
-    under the run, and replay reads the same. Items added are staged, in memory alone.
+    under the run, and replay reads the same. ``shortened`` says, once it was read, that it is not
+    all that was said. Items added are staged, in memory alone.
     ``pop_item`` and ``clear_session`` reach staged items only, never what is committed.
     """
 
     session_settings: SessionSettings | None = None
 
-    def __init__(self, store: SessionStore, session_id: str) -> None:
+    def __init__(
+        self, store: SessionStore, session_id: str, *, shorten: Shorten | None = None
+    ) -> None:
         self.session_id = session_id
+        self.shortened = False
         self._store = store
+        self._shorten = shorten
         self._history: list[JsonObject] | None = None
         self._staged: list[Any] = []
 
@@ -40,6 +50,9 @@ class StagedSession:
         """The history and what this run staged, oldest first; the latest ``limit`` of them."""
         if self._history is None:
             self._history = await self._store.items(self.session_id)
+            shown = await self._shorten(self._history) if self._shorten and self._history else None
+            if shown is not None:
+                self._history, self.shortened = shown, True
         items = [*self._history, *self._staged]
         if limit is None:
             return items
@@ -59,34 +72,17 @@ class StagedSession:
         return complete(self._staged)
 
 
-_CALLS = frozenset(
-    {
-        "function_call",
-        "computer_call",
-        "local_shell_call",
-        "shell_call",
-        "apply_patch_call",
-        "custom_tool_call",
-    }
-)
-
-
 def complete(items: Iterable[JsonObject]) -> list[JsonObject]:
     """``items`` without calls that have no output and outputs that have no call.
 
     A model refuses a history that holds one without the other.
     """
     kept = list(items)
-    calls = {item.get("call_id") for item in kept if item.get("type") in _CALLS}
-    outputs = {item.get("call_id") for item in kept if _is_output(item)}
+    calls = {item.get("call_id") for item in kept if item.get("type") in CALLS}
+    outputs = {item.get("call_id") for item in kept if is_output(item)}
     both = calls & outputs
     return [
         item
         for item in kept
-        if item.get("call_id") in both or not (item.get("type") in _CALLS or _is_output(item))
+        if item.get("call_id") in both or not (item.get("type") in CALLS or is_output(item))
     ]
-
-
-def _is_output(item: JsonObject) -> bool:
-    kind = item.get("type")
-    return isinstance(kind, str) and kind.removesuffix("_output") in _CALLS and kind not in _CALLS

@@ -168,9 +168,12 @@ sessions = Table(
     Column("tenant", Text, primary_key=True),
     Column("id", Text, primary_key=True),
     Column("item_count", Integer, nullable=False),
+    Column("summary", JsonText),
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False),
+    Index(None, "tenant", "created_at", "id"),
 )
+"""``summary`` is ``{"items": n, "text": …}``: the oldest n items, for models that cannot take all."""
 
 session_items = Table(
     "session_items",
