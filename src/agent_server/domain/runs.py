@@ -158,6 +158,12 @@ class RunRequest(Frozen):
             return "goal"
         return "agent" if self.agent is not None else "workflow"
 
+    @property
+    def workflow_version(self) -> str | None:
+        """The version that the definition names."""
+        found = self.workflow.get("version") if isinstance(self.workflow, dict) else None
+        return None if found is None else str(found)
+
     @model_validator(mode="after")
     def _one_kind(self) -> RunRequest:
         given = [name for name in ("goal", "agent", "workflow") if getattr(self, name) is not None]
@@ -197,6 +203,8 @@ class Run(Frozen):
     goal: str | None = None
     agent: str | None = None
     workflow: str | None = None
+    workflow_version: str | None = None
+    """The version of the stored workflow that the run is of, whatever became of it since."""
     input: Any = None
     output: Any = None
     error: ErrorInfo | None = None

@@ -246,6 +246,7 @@ class Runs:
                 goal=request.goal,
                 agent=request.agent,
                 workflow=workflow,
+                workflow_version=request.workflow_version,
                 input=request.input if request.agent is not None else request.variables,
                 budget=request.budget,
                 session_id=request.session_id,
