@@ -197,7 +197,6 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         engine=engine,
         hub=hub,
         settings=settings,
-        prepare=_Checks(registry, providers, approaches, actions),
         limit=BudgetRules(
             settings,
             lambda request: catalog().models_of(request, settings.effective_model),
