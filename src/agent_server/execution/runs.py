@@ -488,6 +488,13 @@ class Runs:
         finally:
             follow.close()
 
+    async def request(self, tenant: Tenant, run_id: str) -> RunRequest:
+        """What the run was submitted with, a workflow's definition included."""
+        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+        if row is None:
+            raise _no_run(run_id)
+        return RunRequest.model_validate(row.request)
+
     async def plan(self, tenant: Tenant, run_id: str) -> PlanState:
         """The plan as last made or revised, with how far each task is."""
         await self.get(tenant, run_id)
