@@ -20,6 +20,7 @@ from agent_server.actions.ssrf import GuardedHttp
 from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.deps import ApiDeps
+from agent_server.api.history import HistoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
 from agent_server.api.sessions import SessionRoutes
 from agent_server.api.sse import Streams
@@ -34,14 +35,20 @@ from agent_server.domain.runs import RunRequest
 from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
+from agent_server.execution.history import History
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
 from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.providers import Providers
-from agent_server.memory.session_store import SessionStore, append_items
+from agent_server.memory.session_store import (
+    SessionStore,
+    append_items,
+    branch_session,
+    items_before,
+)
 from agent_server.memory.trimming import Trimming, Window
-from agent_server.observability import Metrics, log_end
+from agent_server.observability import Metrics, Redaction, log_end, secrets_of
 from agent_server.planning.goal import GoalRun
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
@@ -75,6 +82,7 @@ class Parts:
     actions: Actions
     library: Library
     sessions: SessionStore
+    history: History
 
     def drain(self) -> None:
         """The end has begun: not ready, no stream, no new work; tasks get the grace time."""
@@ -105,7 +113,12 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             features=FEATURES,
         ),
         lambda app: _lifespan(parts),
-        SessionRoutes(parts.sessions).routes(),
+        [
+            *SessionRoutes(parts.sessions).routes(),
+            *HistoryRoutes(
+                parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
+            ).routes(),
+        ],
     )
     app.state.parts = parts
     app.state.drain = parts.drain
@@ -225,6 +238,13 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         actions=actions,
         library=checks.library,
         sessions=history,
+        history=History(
+            runs,
+            effect_of=registry.effect,
+            branch_session=branch_session,
+            session_before=items_before,
+            version=__version__,
+        ),
     )
 
 
