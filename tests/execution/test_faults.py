@@ -481,9 +481,9 @@ async def test_a_run_of_a_session_is_not_taken_beside_one_that_began(url: str) -
         assert list(await runs.database.write(another_clock)) == []
 
 
-async def test_a_call_that_was_given_up_makes_room_in_the_budget_again(url: str) -> None:
+async def test_a_call_that_was_given_up_counts_as_made_and_holds_nobody_up(url: str) -> None:
     async def goal(ctx: TaskContext) -> Any:
-        for path in ("1", "2", "3"):
+        for path in ("1", "2"):
             with anyio.move_on_after(0.05):
                 await ctx.child(TaskSpec(path=path, node="n", kind="leaf", payload={}))
         record = StepRecord(key="tool/t", kind="tool", name="t")
@@ -497,8 +497,12 @@ async def test_a_call_that_was_given_up_makes_room_in_the_budget_again(url: str)
         await asyncio.Event().wait()
 
     async with running(url, {"goal": goal, "leaf": leaf}) as runs:
-        run = await finished(runs, await submit(runs, goal="g", budget={"max_tool_calls": 1}))
-    assert run.output == "there was room", run.error
+        enough = await finished(runs, await submit(runs, goal="g", budget={"max_tool_calls": 3}))
+        scarce = await finished(runs, await submit(runs, goal="g", budget={"max_tool_calls": 2}))
+    assert enough.output == "there was room", enough.error
+    assert enough.usage.tool_calls == 1
+    assert scarce.status is RunStatus.BUDGET_EXCEEDED and scarce.error is not None
+    assert "max_tool_calls=2" in scarce.error.message and "2 begun" in scarce.error.message
 
 
 async def test_what_comes_of_being_stopped_is_not_recorded(url: str) -> None:
@@ -631,7 +635,8 @@ async def test_a_reader_hears_of_what_another_server_does_with_the_run(postgres_
             run = await submit(api, goal="g")
             reader = asyncio.ensure_future(_read(api, run, 0))
             await asyncio.wait_for(begun.wait(), 20)
-            assert worker.engine.hears_all(run.id) and not api.engine.hears_all(run.id)
+            assert worker.engine.roster.hears_all(run.id)
+            assert not api.engine.roster.hears_all(run.id)
             go_on.set()
             ended = await finished(api, run)
             assert await reader == list(range(1, len(await event_types(api, run)) + 1))

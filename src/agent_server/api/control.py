@@ -16,7 +16,7 @@ from agent_server.api.answers import Json, dump, dump_page
 from agent_server.api.door import CALL, Call
 from agent_server.api.openapi import Route
 from agent_server.api.runs import PREFIX as RUNS
-from agent_server.api.runs import target_of
+from agent_server.api.runs import run_target
 from agent_server.domain.approvals import Approval, ApprovalStatus, Decide
 from agent_server.domain.base import Frozen
 from agent_server.domain.errors import InvalidRequest
@@ -132,7 +132,7 @@ class ControlRoutes:
 
     async def signal(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
-        tenant, run_id = target_of(request)
+        tenant, run_id = run_target(request)
         name = request.path_params["name"]
         if not SIGNAL_NAME.fullmatch(name):
             raise InvalidRequest(

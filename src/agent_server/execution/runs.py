@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from agent_server.domain.base import utcnow
+from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     IdempotencyInFlight,
     IdempotencyMismatch,
@@ -22,7 +22,7 @@ from agent_server.domain.errors import (
     RunEnded,
 )
 from agent_server.domain.events import EventBase, RunCancelled, RunCreated, RunStarted
-from agent_server.domain.ids import Tenant, new_run_id, task_id
+from agent_server.domain.ids import RunId, Tenant, new_run_id, task_id
 from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution import store
@@ -46,7 +46,6 @@ from agent_server.storage.database import Database
 Events = list[StoredEvent]
 Tasks = list[Task]
 PAGE = 500
-REMOTE_POLL_S = 0.5
 CANCEL_ANSWER_S = 5.0
 
 
@@ -104,7 +103,7 @@ class Follow:
         async for batch in self._stored():
             yield batch
         while not self._over and not self.lagged:
-            taken = await self._next()
+            taken = await self._subscription.get()
             fresh = [e for e in taken if e.seq is None or e.seq > self._last]
             numbers = [e.seq for e in fresh if e.seq is not None]
             if taken and numbers == list(range(self._last + 1, self._last + 1 + len(numbers))):
@@ -125,15 +124,6 @@ class Follow:
             if len(stored) < PAGE:
                 return
 
-    async def _next(self) -> Events:
-        """Events from this process; nothing when the store may have more."""
-        if self._runs.announced_here(self._run_id):
-            return await self._subscription.get()
-        try:
-            return await asyncio.wait_for(self._subscription.get(), REMOTE_POLL_S)
-        except asyncio.TimeoutError:
-            return []
-
     def _pass(self, events: Events) -> Events:
         for number, event in enumerate(events):
             if event.seq is not None:
@@ -153,6 +143,24 @@ stored workflow's definition), so that a later change never touches the run. Rai
 ``InvalidRequest`` or a kind of it."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a new run brings along from the run ``run_id`` that it is made from."""
+
+    run_id: str
+    payload: JsonObject
+    """Of its root task."""
+    events: Callable[[str], list[tuple[str, str]]]
+    """For the new run's id: type and JSON of what is said of the shared part."""
+    write: Callable[[Connection, str], None]
+    """Stores the shared part under the new run's id."""
+
+
+Limit = Callable[[RunRequest, Tenant, str], RunRequest]
+"""Answers a request of that principal with the budget that holds for it; raises
+``BudgetRefused``."""
+
+
 class Runs:
     """Everything a caller may do with runs."""
 
@@ -164,6 +172,7 @@ class Runs:
         hub: EventHub,
         settings: Settings,
         prepare: Prepare,
+        limit: Limit = lambda request, tenant, principal: request,
         observe: Callable[[list[EventBase]], None] = lambda events: None,
     ) -> None:
         self.database = database
@@ -171,6 +180,7 @@ class Runs:
         self.hub = hub
         self._settings = settings
         self._prepare = prepare
+        self._limit = limit
         self._observe = guarded(observe)
 
     async def submit(
@@ -180,8 +190,10 @@ class Runs:
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None = None,
+        origin: Origin | None = None,
     ) -> Submitted:
-        """Store the run and let it begin; durable when this returns.
+        """Store the run and let it begin; durable when this returns. ``origin`` is for
+        ``history.py``.
 
         Raises what ``prepare`` raises, and ``IdempotencyMismatch`` when the key came with
         another body. Of any number of equal requests at once, one makes the run.
@@ -192,8 +204,8 @@ class Runs:
             known = await self._stored_answer(tenant, idempotency)
             if known is not None:
                 return known
-        request = await self._prepare(request, tenant)
-        return await asyncio.shield(self._submit(request, tenant, principal, idempotency))
+        request = self._limit(await self._prepare(request, tenant), tenant, principal)
+        return await asyncio.shield(self._submit(request, tenant, principal, idempotency, origin))
 
     async def _submit(
         self,
@@ -201,9 +213,12 @@ class Runs:
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None,
+        origin: Origin | None,
     ) -> Submitted:
         now = utcnow()
         run_id = new_run_id()
+        forked_from = origin.run_id if origin is not None else None
+        payload = origin.payload if origin is not None else {}
         later = request.start_after is not None and request.start_after > now
         direct = self.engine.roster.free_slot() and not later
         workflow = _workflow_name(request.workflow) if request.workflow is not None else None
@@ -223,14 +238,18 @@ class Runs:
                 "workflow": workflow,
                 "session_id": request.session_id,
                 "principal": principal,
+                "forked_from": forked_from,
                 "created_at": now,
                 "started_at": now if start else None,
             }
-            said: list[EventBase] = [RunCreated(kind=request.kind, name=name, at=now)]
+            created = RunCreated(kind=request.kind, name=name, at=now)
+            encoded = [store.encode_event(store.stamped(created, run_id, None))]
+            if origin is not None:
+                encoded += origin.events(run_id)
             if start:
-                said.append(RunStarted(attempt=1, at=now))
-            encoded = [store.encode_event(store.stamped(event, run_id, None)) for event in said]
-            store.insert_run(connection, values | {"last_seq": len(said)})
+                began = RunStarted(attempt=1, at=now)
+                encoded.append(store.encode_event(store.stamped(began, run_id, None)))
+            store.insert_run(connection, values | {"last_seq": len(encoded)})
             run = Run(
                 id=run_id,
                 kind=request.kind,
@@ -238,11 +257,13 @@ class Runs:
                 goal=request.goal,
                 agent=request.agent,
                 workflow=workflow,
+                workflow_version=request.workflow_version,
                 input=request.input if request.agent is not None else request.variables,
                 budget=request.budget,
                 session_id=request.session_id,
                 approach=request.approach,
                 model=request.model,
+                forked_from=forked_from,
                 created_at=now,
                 started_at=now if start else None,
                 metadata=request.metadata,
@@ -269,7 +290,7 @@ class Runs:
                     "tenant": tenant,
                     "node": "",
                     "kind": root_kind(request),
-                    "payload": {},
+                    "payload": payload,
                     "hidden": True,
                     "status": "running" if start else "queued",
                     "owner": self.engine.node if start else None,
@@ -281,6 +302,8 @@ class Runs:
                     "started_at": now if start else None,
                 },
             )
+            if origin is not None:
+                origin.write(connection, run_id)
             store.insert_events(connection, tenant, run_id, 1, encoded)
             published = [
                 StoredEvent(i + 1, kind, splice_seq(i + 1, data))
@@ -312,7 +335,9 @@ class Runs:
                     created_at=now,
                     budget=request.budget,
                     principal=principal,
-                )
+                    forked_from=RunId(forked_from) if forked_from else None,
+                ),
+                payload,
             )
         else:
             self.engine.wake()
@@ -327,7 +352,7 @@ class Runs:
         on_event: Callable[[StoredEvent], None] | None = None,
     ) -> Run:
         """Carry the run out without storing anything; cancelled with the caller."""
-        request = await self._prepare(request, tenant)
+        request = self._limit(await self._prepare(request, tenant), tenant, principal)
         return await run_unstored(
             request,
             handlers=self.engine.handlers,
@@ -389,8 +414,6 @@ class Runs:
                 left_s = deadline - loop.time()
                 if left_s <= 0:
                     break
-                if not self.announced_here(run_id):
-                    left_s = min(left_s, REMOTE_POLL_S)
                 try:
                     await asyncio.wait_for(announced.wait(), left_s)
                 except asyncio.TimeoutError:
@@ -400,10 +423,6 @@ class Runs:
             return run
         finally:
             self.hub.forget_end(run_id, announced)
-
-    def announced_here(self, run_id: str) -> bool:
-        """Whether this process hears of the run's events as they are stored."""
-        return self.database.dialect == "sqlite" or self.engine.hears_all(run_id)
 
     async def cancel(self, tenant: Tenant, run_id: str, reason: str = "") -> Run:
         """Stop the run; a model call in flight is aborted. Raises ``RunEnded`` at its end."""
@@ -429,7 +448,10 @@ class Runs:
             end = store.RunEnd(RunStatus.CANCELLED, now)
             return store.tell(connection, tenant, run_id, [event], end)
 
-        self.engine.roster.tell(run_id, await self.database.write(transaction))
+        told = await self.database.write(transaction)
+        self.engine.roster.tell(run_id, told)
+        if not told:
+            self.engine.roster.order(run_id)
         await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
 
@@ -449,6 +471,13 @@ class Runs:
             yield follow
         finally:
             follow.close()
+
+    async def request(self, tenant: Tenant, run_id: str) -> RunRequest:
+        """What the run was submitted with, a workflow's definition included."""
+        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+        if row is None:
+            raise _no_run(run_id)
+        return RunRequest.model_validate(row.request)
 
     async def plan(self, tenant: Tenant, run_id: str) -> PlanState:
         """The plan as last made or revised, with how far each task is."""

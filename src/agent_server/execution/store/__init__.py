@@ -4,7 +4,7 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 Every function that answers a caller takes the tenant; the engine's own work goes by run id.
 """
 
-from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, usage_columns, usage_of
+from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
 from agent_server.execution.store.events import (
     encode_event,
     event_rows,
@@ -15,11 +15,20 @@ from agent_server.execution.store.events import (
     tell,
 )
 from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
+from agent_server.execution.store.reservations import (
+    cut_off,
+    forget_reservations,
+    locked_run_row,
+    reservations_of,
+    reserve,
+    settle,
+)
 from agent_server.execution.store.runs import (
     RunEnd,
     advance,
     begin_run,
     engine_run_row,
+    heads,
     insert_run,
     list_run_rows,
     order_cancel,
@@ -63,8 +72,20 @@ from agent_server.execution.store.waits import (
     take_signal,
     withdraw_approvals,
 )
+from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
 
 __all__ = [
+    "Whole",
+    "copy_steps",
+    "copy_tasks",
+    "whole",
+    "pico",
+    "cut_off",
+    "forget_reservations",
+    "locked_run_row",
+    "reservations_of",
+    "reserve",
+    "settle",
     "LIVE",
     "NO_USAGE",
     "PICO",
@@ -85,6 +106,7 @@ __all__ = [
     "event_rows",
     "event_stored",
     "has_ended",
+    "heads",
     "held_tasks",
     "holds",
     "insert_approval",
