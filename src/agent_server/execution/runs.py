@@ -73,6 +73,8 @@ class RunFilters:
     workflow: str | None = None
     created_after: datetime | None = None
     q: str | None = None
+    live: bool = False
+    """Only those that have not ended."""
 
 
 class Follow:
@@ -394,6 +396,7 @@ class Runs:
                 workflow=filters.workflow,
                 created_after=filters.created_after,
                 q=filters.q,
+                live=filters.live,
                 before=before,
                 limit=limit + 1,
             )
@@ -441,6 +444,7 @@ class Runs:
                 )
             carried_out = root == "running"
             store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now)
+            store.forget_halts(connection, run_id)
             store.order_cancel(connection, run_id, reason)
             if carried_out:
                 return []  # Whoever carries the root out ends the run.

@@ -14,6 +14,17 @@ from agent_server.execution.store.events import (
     stamped,
     tell,
 )
+from agent_server.execution.store.halts import (
+    CANCEL,
+    PAUSE,
+    dismiss_task,
+    forget_halts,
+    halted_here,
+    locked_task,
+    pause_tasks,
+    task_paths,
+    unpause_tasks,
+)
 from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
 from agent_server.execution.store.reservations import (
     cut_off,
@@ -47,6 +58,7 @@ from agent_server.execution.store.tasks import (
     has_ended,
     held_tasks,
     holds,
+    inherited_halt,
     insert_task,
     lane_busy,
     nudge_awaiting,
@@ -86,7 +98,9 @@ __all__ = [
     "reservations_of",
     "reserve",
     "settle",
+    "CANCEL",
     "LIVE",
+    "PAUSE",
     "NO_USAGE",
     "PICO",
     "RunEnd",
@@ -148,6 +162,14 @@ __all__ = [
     "upsert_steps",
     "usage_columns",
     "usage_of",
+    "dismiss_task",
+    "forget_halts",
+    "halted_here",
+    "locked_task",
+    "pause_tasks",
+    "task_paths",
+    "unpause_tasks",
+    "inherited_halt",
     "waiting_for",
     "withdraw_approvals",
 ]
