@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import anyio
 from rich.console import Console
 from rich.table import Table
 
@@ -85,7 +86,7 @@ async def export_run(where: Target, run_id: str, output: Path | None, redact: st
     if output is None:
         sys.stdout.write(text)
     else:
-        output.write_text(text, encoding="utf-8")
+        await anyio.Path(output).write_text(text, encoding="utf-8")
         sys.stderr.write(f"Wrote {output}: {len(export.steps)} steps.\n")
     return EXIT_OK
 

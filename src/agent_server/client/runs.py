@@ -22,6 +22,7 @@ from agent_server.domain.events import EVENT, Event
 from agent_server.domain.history import Comparison, ForkedRun, Redact, RunExport
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, Step, Task
+from agent_server.domain.stored_workflows import WorkflowGraph
 
 T = TypeVar("T")
 
@@ -117,6 +118,11 @@ class RunsClient:
         """The plan of a goal's run and how far each task is."""
         answer = await exchange(self._http, "GET", f"/api/v1/runs/{run_id}/plan")
         return PlanState.model_validate(answer)
+
+    async def graph(self, run_id: str) -> WorkflowGraph:
+        """The workflow or the plan of a run as a graph, with how far each node is."""
+        answer = await exchange(self._http, "GET", f"/api/v1/runs/{run_id}/graph")
+        return WorkflowGraph.model_validate(answer)
 
     async def tasks(self, run_id: str) -> Sequence[Task]:
         """The tasks of the run, in the order they were made."""

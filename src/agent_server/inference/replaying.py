@@ -5,6 +5,7 @@ from the record, and a task that acts on the world gives what it gave.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from agent_server.domain.base import JsonObject
@@ -12,12 +13,15 @@ from agent_server.domain.errors import ErrorInfo, ReplayDiffers, error_info
 from agent_server.domain.events import EventBase
 from agent_server.domain.history import RunExport
 from agent_server.domain.ids import task_id
-from agent_server.domain.runs import Usage
+from agent_server.domain.runs import Usage, WaitingFor
 from agent_server.execution.ephemeral import EphemeralContext, EphemeralJournal
 from agent_server.execution.ports import (
+    ApprovalAsk,
+    ApprovalDecision,
     Estimate,
     Handler,
     RunSnapshot,
+    SignalReceived,
     StepRecord,
     Suspend,
     TaskOutcome,
@@ -146,11 +150,35 @@ class ReplayContext(EphemeralContext):
             how = "not recorded" if task is None else f"recorded as {task['status']}"
             raise self._audit.differ(f"it would be skipped ({reason}); it is {how}", spec.path)
 
-    async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+    async def wait_signal(
+        self,
+        name: str,
+        *,
+        key: str,
+        until: datetime | None = None,
+        waiting_for: WaitingFor | None = None,
+    ) -> SignalReceived | None:
+        got = self._recorded_value(key, f"the signal {name!r} would be waited for, which")
+        if got is None:
+            return None
+        return SignalReceived(got["payload"], got["by"], datetime.fromisoformat(got["at"]))
+
+    async def sleep_until(self, moment: datetime, *, key: str) -> None:
+        self._recorded_value(key, "a timer")
+
+    async def ask_approval(self, ask: ApprovalAsk, *, key: str) -> ApprovalDecision:
+        asked = f"approval of {ask.subject!r} would be asked for, which"
+        return ApprovalDecision(**self._recorded_value(key, asked))
+
+    def _recorded_value(self, key: str, what: str) -> Any:
         whole = self.journal.key(key)
         found = self.journal.recorded(whole).get(whole)
         if found is None or found.status != "done":
-            raise self._audit.differ(f"the value {key!r} was not recorded", whole)
-        if key.startswith(MADE_AGAIN):
-            self._audit.output("the plan", await make(), found.output, whole)
+            raise self._audit.differ(f"{what} was not recorded", whole)
         return found.output
+
+    async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+        found = self._recorded_value(key, f"the value {key!r}")
+        if key.startswith(MADE_AGAIN):
+            self._audit.output("the plan", await make(), found, self.journal.key(key))
+        return found
