@@ -29,7 +29,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from agent_server.api.inputs import decode_cursor, encode_cursor
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed
 from agent_server.domain.ids import Tenant
@@ -46,6 +45,7 @@ from agent_server.domain.memories import (
     MemoryUse,
     NewMemory,
 )
+from agent_server.execution.paging import decode_cursor, encode_cursor
 from agent_server.memory.ports import Added, MemoryPage, Prepared
 from agent_server.memory.rows import (
     JOINED,
