@@ -51,7 +51,7 @@ from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
 from agent_server.workflow.tasks import handlers as workflow_handlers
-from agent_server.workflow.tasks import inline
+from agent_server.workflow.tasks import inline, timed
 from agent_server.workflow.validation import check_inputs, validate
 
 FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
@@ -172,8 +172,10 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
             max_parallel=settings.max_parallel_tasks,
         )
     )
+    goals = GoalRun(catalog, loop, actions, settings)
     handlers: dict[str, Handler] = {
-        "run.goal": GoalRun(catalog, loop, actions, settings),
+        "run.goal": goals,
+        "plan": timed(goals.node),
         "run.agent": AgentRun(solver),
         "action": ActionTask(actions),
         **of_workflows,
