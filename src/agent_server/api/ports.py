@@ -4,15 +4,26 @@ Leans on the domain and on the small values of ``execution``; ``server.py`` pass
 stored, planned or carried out.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Protocol
 
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
-from agent_server.domain.base import Frozen
+from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, Step, Task
+from agent_server.domain.stored_workflows import (
+    DryRun,
+    DryRunRequest,
+    Saved,
+    SaveMode,
+    StoredWorkflow,
+    WorkflowGraph,
+    WorkflowReport,
+    WorkflowVersion,
+)
 from agent_server.execution.events import StoredEvent
 from agent_server.execution.runs import Idempotency, Page, RunFilters, Submitted
 
@@ -67,6 +78,8 @@ class RunsPort(Protocol):
         self, tenant: Tenant, run_id: RunId, after: int
     ) -> AbstractAsyncContextManager[Follow]: ...
 
+    async def request(self, tenant: Tenant, run_id: RunId) -> RunRequest: ...
+
     async def plan(self, tenant: Tenant, run_id: RunId) -> PlanState: ...
 
     async def tasks(self, tenant: Tenant, run_id: RunId) -> Sequence[Task]: ...
@@ -74,6 +87,54 @@ class RunsPort(Protocol):
     async def steps(
         self, tenant: Tenant, run_id: RunId, *, limit: int, cursor: str | None
     ) -> Page[Step]: ...
+
+
+class WorkflowsPort(Protocol):
+    """Stored workflows, as the doors see them. ``text`` is a definition, YAML or JSON. Unknown
+    names raise ``NotFound``, a definition with faults ``InvalidWorkflow``."""
+
+    async def save(
+        self,
+        tenant: Tenant,
+        principal: str,
+        text: str,
+        mode: SaveMode,
+        *,
+        name: str | None = None,
+        if_match: Collection[str] | None = None,
+        if_none_match: Collection[str] | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Saved: ...
+
+    async def get(
+        self, tenant: Tenant, name: str, version: str | None = None
+    ) -> StoredWorkflow: ...
+
+    async def list(
+        self, tenant: Tenant, *, q: str | None, limit: int, before: tuple[datetime, str] | None
+    ) -> tuple[Sequence[WorkflowVersion], tuple[datetime, str] | None]: ...
+
+    async def versions(
+        self, tenant: Tenant, name: str, *, limit: int, below: int | None
+    ) -> tuple[Sequence[WorkflowVersion], int | None]: ...
+
+    async def delete(
+        self, tenant: Tenant, name: str, *, if_match: Collection[str] | None = None
+    ) -> None: ...
+
+    async def validate(self, tenant: Tenant, text: str) -> WorkflowReport: ...
+
+    async def dry_run(self, tenant: Tenant, asked: DryRunRequest) -> DryRun: ...
+
+    async def graph(
+        self, tenant: Tenant, name: str, version: str | None = None
+    ) -> WorkflowGraph: ...
+
+    def graph_of_run(
+        self, workflow: JsonObject, tasks: Sequence[Task], *, succeeded: bool
+    ) -> WorkflowGraph: ...
+
+    def graph_of_plan(self, plan: PlanState) -> WorkflowGraph: ...
 
 
 class ApproachInfo(Frozen):

@@ -14,7 +14,8 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.runs import RunRequest
-from agent_server.execution.journal import DurableJournal, Meter
+from agent_server.execution.budget import Meter
+from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import RunSnapshot, TaskOutcome
 
 
@@ -104,6 +105,7 @@ def snapshot_of(row: Row[Any]) -> RunSnapshot:
         request=request,
         created_at=row.created_at,
         parent_id=RunId(row.parent_id) if row.parent_id else None,
+        forked_from=RunId(row.forked_from) if row.forked_from else None,
         budget=request.budget,
         principal=row.principal,
     )

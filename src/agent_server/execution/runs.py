@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import Connection
 
-from agent_server.domain.base import utcnow
+from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     IdempotencyInFlight,
     IdempotencyMismatch,
@@ -26,7 +26,7 @@ from agent_server.domain.errors import (
     RunEnded,
 )
 from agent_server.domain.events import EventBase, RunCancelled, RunCreated, RunStarted
-from agent_server.domain.ids import Tenant, new_run_id, task_id
+from agent_server.domain.ids import RunId, Tenant, new_run_id, task_id
 from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution import store
@@ -154,6 +154,24 @@ stored workflow's definition), so that a later change never touches the run. Rai
 ``InvalidRequest`` or a kind of it."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a new run brings along from the run ``run_id`` that it is made from."""
+
+    run_id: str
+    payload: JsonObject
+    """Of its root task."""
+    events: Callable[[str], list[tuple[str, str]]]
+    """For the new run's id: type and JSON of what is said of the shared part."""
+    write: Callable[[Connection, str], None]
+    """Stores the shared part under the new run's id."""
+
+
+Limit = Callable[[RunRequest, Tenant, str], RunRequest]
+"""Answers a request of that principal with the budget that holds for it; raises
+``BudgetRefused``."""
+
+
 class Runs:
     """Everything a caller may do with runs."""
 
@@ -165,6 +183,7 @@ class Runs:
         hub: EventHub,
         settings: Settings,
         prepare: Prepare,
+        limit: Limit = lambda request, tenant, principal: request,
         observe: Callable[[list[EventBase]], None] = lambda events: None,
     ) -> None:
         self.database = database
@@ -172,6 +191,7 @@ class Runs:
         self.hub = hub
         self._settings = settings
         self._prepare = prepare
+        self._limit = limit
         self._observe = guarded(observe)
 
     async def submit(
@@ -181,8 +201,10 @@ class Runs:
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None = None,
+        origin: Origin | None = None,
     ) -> Submitted:
-        """Store the run and let it begin; durable when this returns.
+        """Store the run and let it begin; durable when this returns. ``origin`` is for
+        ``history.py``.
 
         Raises what ``prepare`` raises, and ``IdempotencyMismatch`` when the key came with
         another body. Of any number of equal requests at once, one makes the run.
@@ -193,8 +215,8 @@ class Runs:
             known = await self._stored_answer(tenant, idempotency)
             if known is not None:
                 return known
-        request = await self._prepare(request, tenant)
-        return await asyncio.shield(self._submit(request, tenant, principal, idempotency))
+        request = self._limit(await self._prepare(request, tenant), tenant, principal)
+        return await asyncio.shield(self._submit(request, tenant, principal, idempotency, origin))
 
     async def _submit(
         self,
@@ -202,9 +224,12 @@ class Runs:
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None,
+        origin: Origin | None,
     ) -> Submitted:
         now = utcnow()
         run_id = new_run_id()
+        forked_from = origin.run_id if origin is not None else None
+        payload = origin.payload if origin is not None else {}
         later = request.start_after is not None and request.start_after > now
         direct = self.engine.roster.free_slot() and not later
         workflow = _workflow_name(request.workflow) if request.workflow is not None else None
@@ -224,14 +249,18 @@ class Runs:
                 "workflow": workflow,
                 "session_id": request.session_id,
                 "principal": principal,
+                "forked_from": forked_from,
                 "created_at": now,
                 "started_at": now if start else None,
             }
-            said: list[EventBase] = [RunCreated(kind=request.kind, name=name, at=now)]
+            created = RunCreated(kind=request.kind, name=name, at=now)
+            encoded = [store.encode_event(store.stamped(created, run_id, None))]
+            if origin is not None:
+                encoded += origin.events(run_id)
             if start:
-                said.append(RunStarted(attempt=1, at=now))
-            encoded = [store.encode_event(store.stamped(event, run_id, None)) for event in said]
-            store.insert_run(connection, values | {"last_seq": len(said)})
+                began = RunStarted(attempt=1, at=now)
+                encoded.append(store.encode_event(store.stamped(began, run_id, None)))
+            store.insert_run(connection, values | {"last_seq": len(encoded)})
             run = Run(
                 id=run_id,
                 kind=request.kind,
@@ -239,11 +268,13 @@ class Runs:
                 goal=request.goal,
                 agent=request.agent,
                 workflow=workflow,
+                workflow_version=request.workflow_version,
                 input=request.input if request.agent is not None else request.variables,
                 budget=request.budget,
                 session_id=request.session_id,
                 approach=request.approach,
                 model=request.model,
+                forked_from=forked_from,
                 created_at=now,
                 started_at=now if start else None,
                 metadata=request.metadata,
@@ -270,7 +301,7 @@ class Runs:
                     "tenant": tenant,
                     "node": "",
                     "kind": root_kind(request),
-                    "payload": {},
+                    "payload": payload,
                     "hidden": True,
                     "status": "running" if start else "queued",
                     "owner": self.engine.node if start else None,
@@ -282,6 +313,8 @@ class Runs:
                     "started_at": now if start else None,
                 },
             )
+            if origin is not None:
+                origin.write(connection, run_id)
             store.insert_events(connection, tenant, run_id, 1, encoded)
             published = [
                 StoredEvent(i + 1, kind, splice_seq(i + 1, data))
@@ -313,7 +346,9 @@ class Runs:
                     created_at=now,
                     budget=request.budget,
                     principal=principal,
-                )
+                    forked_from=RunId(forked_from) if forked_from else None,
+                ),
+                payload,
             )
         else:
             self.engine.wake()
@@ -328,7 +363,7 @@ class Runs:
         on_event: Callable[[StoredEvent], None] | None = None,
     ) -> Run:
         """Carry the run out without storing anything; cancelled with the caller."""
-        request = await self._prepare(request, tenant)
+        request = self._limit(await self._prepare(request, tenant), tenant, principal)
         return await run_unstored(
             request,
             handlers=self.engine.handlers,
@@ -452,6 +487,13 @@ class Runs:
             yield follow
         finally:
             follow.close()
+
+    async def request(self, tenant: Tenant, run_id: str) -> RunRequest:
+        """What the run was submitted with, a workflow's definition included."""
+        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+        if row is None:
+            raise _no_run(run_id)
+        return RunRequest.model_validate(row.request)
 
     async def plan(self, tenant: Tenant, run_id: str) -> PlanState:
         """The plan as last made or revised, with how far each task is."""

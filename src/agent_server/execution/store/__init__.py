@@ -4,7 +4,7 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 Every function that answers a caller takes the tenant; the engine's own work goes by run id.
 """
 
-from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, usage_columns, usage_of
+from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
 from agent_server.execution.store.events import (
     encode_event,
     event_rows,
@@ -14,6 +14,14 @@ from agent_server.execution.store.events import (
     stamped,
 )
 from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
+from agent_server.execution.store.reservations import (
+    cut_off,
+    forget_reservations,
+    locked_run_row,
+    reservations_of,
+    reserve,
+    settle,
+)
 from agent_server.execution.store.runs import (
     RunEnd,
     advance,
@@ -50,8 +58,20 @@ from agent_server.execution.store.tasks import (
     task_rows,
     waiting_for,
 )
+from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
 
 __all__ = [
+    "Whole",
+    "copy_steps",
+    "copy_tasks",
+    "whole",
+    "pico",
+    "cut_off",
+    "forget_reservations",
+    "locked_run_row",
+    "reservations_of",
+    "reserve",
+    "settle",
     "LIVE",
     "NO_USAGE",
     "PICO",
