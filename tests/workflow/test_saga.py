@@ -1,5 +1,7 @@
 """What has been done is undone when the rest fails, the last first, whatever comes in between."""
 
+from typing import Any
+
 from agent_server.domain.base import JsonObject
 from agent_server.domain.runs import RunStatus
 from tests.execution.kit import finished

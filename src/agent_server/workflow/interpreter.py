@@ -419,9 +419,7 @@ class Interpreter:
             "number": number,
             "node": node.id,
             "path": path,
-            "nodes": [
-                each.model_dump(mode="json") for each in node.compensate
-            ],
+            "nodes": [each.model_dump(mode="json") for each in node.compensate],
             "names": {},
             "inputs": {},
             "vars": {},
