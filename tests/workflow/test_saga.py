@@ -6,7 +6,7 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.runs import RunStatus
 from tests.execution.kit import finished
 
-from .kit import bench, note
+from .workbench import bench, note
 
 
 def booking(id: str, **fields: Any) -> JsonObject:
