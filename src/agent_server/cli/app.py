@@ -21,6 +21,7 @@ from agent_server.cli.options import (
     do,
     leave,
 )
+from agent_server.cli.workflow_app import workflow_app
 
 app = typer.Typer(
     name="agent-server",
@@ -35,6 +36,7 @@ db_app = typer.Typer(help="The database: its schema, its move to another.", no_a
 app.add_typer(runs_app, name="runs")
 register(app, runs_app)
 app.add_typer(db_app, name="db")
+app.add_typer(workflow_app, name="workflow")
 
 
 @app.callback(invoke_without_command=True)
