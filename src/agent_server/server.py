@@ -21,6 +21,7 @@ from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.control import ControlRoutes
 from agent_server.api.deps import ApiDeps
+from agent_server.api.halts import HaltRoutes
 from agent_server.api.history import HistoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
 from agent_server.api.sessions import SessionRoutes
@@ -37,6 +38,7 @@ from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
+from agent_server.execution.halts import Halts
 from agent_server.execution.history import History
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
@@ -51,7 +53,7 @@ from agent_server.memory.session_store import (
 )
 from agent_server.memory.trimming import Trimming, Window
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
-from agent_server.planning.goal import GoalRun
+from agent_server.planning.goal import GoalRun, check_edit
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
 from agent_server.reasoning.tasks import AgentRun, AgentTask
@@ -63,6 +65,7 @@ from agent_server.storage.database import Database, database_at, ping
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
+from agent_server.workflow.tasks import timed
 from agent_server.workflow.validation import check_inputs, split_name, validate
 
 FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
@@ -79,6 +82,7 @@ class Parts:
     engine: Engine
     runs: Runs
     control: Control
+    halts: Halts
     streams: Streams
     metrics: Metrics
     approaches: Approaches
@@ -119,6 +123,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
         [
             *SessionRoutes(parts.sessions).routes(),
             *ControlRoutes(parts.control, settings).routes(),
+            *HaltRoutes(parts.halts, settings).routes(),
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
             ).routes(),
@@ -129,8 +134,11 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
     return app
 
 
-def build_parts(settings: Settings, providers: Providers) -> Parts:
-    """Join the parts. Opens nothing."""
+def build_parts(
+    settings: Settings, providers: Providers, *, sessions: SessionStore | None = None
+) -> Parts:
+    """Join the parts. Opens nothing. ``sessions`` replaces where conversations are kept, for
+    replays."""
     metrics = Metrics()
     hub = EventHub(settings.stream_queue_size)
     registry = Registry(settings)
@@ -152,7 +160,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    history = SessionStore(database)
+    history = sessions or SessionStore(database)
 
     async def summarise(ctx: TaskContext, text: str) -> str:
         return await thinking.summarise(ctx, text)
@@ -195,8 +203,10 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
             stored=checks.library,
         )
     )
+    goals = GoalRun(catalog, loop, actions, settings)
     handlers: dict[str, Handler] = {
-        "run.goal": GoalRun(catalog, loop, actions, settings),
+        "run.goal": goals,
+        "plan": timed(goals.node),
         "run.agent": AgentRun(solver),
         "action": ActionTask(actions),
         **of_workflows,
@@ -242,6 +252,12 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         actions=actions,
         library=checks.library,
         control=Control(database=database, engine=engine),
+        halts=Halts(
+            runs,
+            lambda request, plan: check_edit(
+                plan, request, catalog(), actions, settings.max_plan_tasks
+            ),
+        ),
         sessions=history,
         history=History(
             runs,
@@ -387,11 +403,6 @@ class _Checks:
                     f"'expected_output' is not a valid JSON Schema: {fault}",
                     hint="Correct the schema, or say in words what is to come out.",
                 )
-        if request.review == "plan":
-            raise InvalidRequest(
-                "Reviewing a plan before it is carried out is not supported yet.",
-                hint="Leave out 'review', or set it to 'none'.",
-            )
         if request.workflow is not None:
             workflow = request.workflow
             if isinstance(workflow, str):

@@ -55,6 +55,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         ├── BudgetExceeded             budget_exceeded
         ├── RunCancelled               cancelled
         ├── TaskCancelled              task_cancelled
+        ├── ReplayDiffers              replay_differs
         ├── ApprovalUnsupported        approval_unsupported
         ├── ApprovalExpired            approval_expired
         ├── TooManyAttempts            too_many_attempts
@@ -393,6 +394,13 @@ class BudgetExceeded(RunError):
     def limit(self) -> str | None:
         """The field that was reached, where it is known."""
         return self.errors[0].path.rpartition("/")[2] if self.errors else None
+
+
+class ReplayDiffers(RunError):
+    """The present code does not do what a recorded run did."""
+
+    code = "replay_differs"
+    title = "The replay differs from the record"
 
 
 class RunCancelled(RunError):

@@ -179,6 +179,8 @@ class RunRequest(Frozen):
             wrong = [n for n in names if kind != given[0] and getattr(self, n) is not None]
             if wrong:
                 raise ValueError(f"{wrong[0]!r} goes with {kind!r}, not with {given[0]!r}")
+        if self.review == "plan" and self.goal is None:
+            raise ValueError("'review': 'plan' goes with 'goal': nothing else has a plan")
         if self.agent is not None and self.input is None:
             raise ValueError("'agent' needs 'input': a text or a list of input items")
         return self
@@ -230,6 +232,16 @@ class Run(Frozen):
     ended_at: datetime | None = None
     waiting_for: WaitingFor | None = None
     metadata: JsonObject = Field(default_factory=dict)
+
+
+class HaltedRuns(Frozen):
+    """What was done to many runs at once."""
+
+    data: tuple[Run, ...]
+    refused: tuple[str, ...] = ()
+    """Ids of runs that fitted the filters and ended, or changed, in the meantime."""
+    more: bool = False
+    """There are more than one call takes: call again."""
 
 
 class Task(Frozen):

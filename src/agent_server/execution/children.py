@@ -43,9 +43,7 @@ class Children:
             # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([begun])
-                if not (
-                    self._roster.draining or parent.lost or parent.held or parent.local.stops
-                ):
+                if not (self._roster.draining or parent.lost or parent.held or parent.local.stops):
                     await self._cancel(parent.local, spec.path)
             raise
         except Exception as error:

@@ -5,18 +5,26 @@ on the tasks' rows in one transaction, and whoever carries them out, here or on 
 it. Every call is for one tenant.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
 from sqlalchemy import Connection
 
-from agent_server.domain.base import Frozen, utcnow
-from agent_server.domain.errors import Conflict, InvalidRequest, NotFound, RunEnded, TaskCancelled
-from agent_server.domain.events import EventBase, RunResumed, RunWaiting, TaskFailed
+from agent_server.domain.base import utcnow
+from agent_server.domain.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    RunEnded,
+    TaskCancelled,
+)
+from agent_server.domain.events import EventBase, PlanRevised, RunResumed, RunWaiting, TaskFailed
 from agent_server.domain.ids import Tenant, new_id, task_id
-from agent_server.domain.runs import Run, RunStatus, Task, WaitingFor
+from agent_server.domain.plans import Plan, PlanDifference, PlanEdit, difference
+from agent_server.domain.runs import HaltedRuns, Run, RunRequest, RunStatus, Task, WaitingFor
 from agent_server.execution import store
 from agent_server.execution.events import Told
 from agent_server.execution.ports import REVIEWED, LostLease
@@ -30,27 +38,21 @@ ABREAST = 20
 MOST = 1_000
 
 
-class Halted(Frozen):
-    """What was done to many runs."""
-
-    data: tuple[Run, ...]
-    refused: tuple[str, ...] = ()
-    """Ids of runs that fitted the filters and ended, or changed, in the meantime."""
-    more: bool = False
-    """There are more than were taken: call again."""
-
-
 class Halts:
     """Built once; see the module."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        check_plan: Callable[[RunRequest, Plan], None] = lambda request, plan: None,
+    ) -> None:
+        """``check_plan`` raises ``InvalidRequest`` for a plan that cannot be carried out."""
         self._runs = runs
+        self._check_plan = check_plan
         self._database = runs.database
         self._roster = runs.engine.roster
 
-    async def pause(
-        self, tenant: Tenant, run_id: str, *, by: str, task: str | None = None
-    ) -> Run:
+    async def pause(self, tenant: Tenant, run_id: str, *, by: str, task: str | None = None) -> Run:
         """Let the run, or the subtree of one task, stand still until it is resumed.
 
         A model call in flight is broken off and made again later; a tool that must not be
@@ -79,9 +81,7 @@ class Halts:
         await self._order(run_id, transaction)
         return await self._runs.get(tenant, run_id)
 
-    async def resume(
-        self, tenant: Tenant, run_id: str, *, by: str, task: str | None = None
-    ) -> Run:
+    async def resume(self, tenant: Tenant, run_id: str, *, by: str, task: str | None = None) -> Run:
         """Let what is paused go on; of a run that waits for the review of its plan, the plan.
 
         Raises ``NotFound``, ``RunEnded``, and ``Conflict`` for what is not paused.
@@ -93,7 +93,7 @@ class Halts:
             row = _open(store.run_row(connection, tenant, run_id), run_id)
             freed = store.unpause_tasks(connection, run_id, path)
             if not freed:
-                if path or (row.waiting_for or {}).get("kind") != "review":
+                if path or not store.awaits(connection, run_id, signal_awaited(REVIEWED)):
                     what = f"task {task!r}" if path else f"run {run_id!r}"
                     raise Conflict(
                         f"The {what} is not paused: the run is {row.status}.",
@@ -113,6 +113,50 @@ class Halts:
 
         await self._order(run_id, transaction)
         return await self._runs.get(tenant, run_id)
+
+    async def edit_plan(
+        self,
+        tenant: Tenant,
+        run_id: str,
+        edit: PlanEdit,
+        *,
+        by: str,
+        if_match: Collection[str] | None = None,
+    ) -> PlanDifference:
+        """Put ``edit`` in place of the plan that waits for review; it stays waiting.
+
+        Raises ``NotFound``, ``RunEnded``, ``Conflict`` for a run whose plan is not being reviewed,
+        ``PreconditionFailed`` when the plan is not the one that ``if_match`` names (its revision),
+        and ``InvalidRequest`` with every fault of the new plan.
+        """
+        self._check_plan(
+            await self._runs.request(tenant, run_id), Plan(tasks=edit.tasks, actions=edit.actions)
+        )
+        found: list[PlanDifference] = []
+
+        def transaction(connection: Connection) -> Told:
+            store.locked_task(connection, run_id, "")
+            row = _open(store.run_row(connection, tenant, run_id), run_id)
+            made = store.last_event(connection, tenant, run_id, ("plan.created", "plan.revised"))
+            if made is None or not store.awaits(connection, run_id, signal_awaited(REVIEWED)):
+                raise Conflict(
+                    f"The plan of the run {run_id!r} is not being reviewed: the run is {row.status}.",
+                    hint='Submit a goal with "review": "plan" to edit its plan before it is '
+                    "carried out.",
+                )
+            before = Plan.model_validate(made["plan"])
+            if if_match is not None and not if_match & {"*", str(before.revision)}:
+                raise PreconditionFailed(
+                    f"The plan is at revision {before.revision}.",
+                    hint="GET it again, and send its ETag as If-Match.",
+                )
+            after = Plan(tasks=edit.tasks, actions=edit.actions, revision=before.revision + 1)
+            found.append(difference(before, after))
+            event = PlanRevised(plan=after, reason=f"Edited by {by}.")
+            return store.tell(connection, tenant, run_id, [event])
+
+        self._roster.tell(run_id, await self._database.write(transaction))
+        return found[-1]
 
     async def cancel_task(
         self, tenant: Tenant, run_id: str, task: str, *, by: str, reason: str = ""
@@ -144,7 +188,7 @@ class Halts:
 
     async def many(
         self, verb: Verb, tenant: Tenant, filters: RunFilters, *, by: str, reason: str = ""
-    ) -> Halted:
+    ) -> HaltedRuns:
         """Do that to every run that fits and has not ended, up to ``MOST``, the newest first."""
         if filters == RunFilters():
             raise InvalidRequest(
@@ -177,7 +221,7 @@ class Halts:
             cursor = page.next_cursor
             if cursor is None:
                 break
-        return Halted(data=tuple(done), refused=tuple(refused), more=cursor is not None)
+        return HaltedRuns(data=tuple(done), refused=tuple(refused), more=cursor is not None)
 
     async def _path(self, tenant: Tenant, run_id: str, task: str | None) -> str:
         """Where the task stands in its run; ``""`` for the run itself."""

@@ -1,4 +1,4 @@
-"""The root handler of a run that has a goal: plan, work off, revise what fails, answer.
+"""The handler of a goal, a run's or a workflow node's: plan, work off, revise what fails, answer.
 
 Leans on the planner, on the workflow's interpreter and on the actions' firing. Refuses to know
 how a task is solved and how a run is stored. Durable: called again from the start after a crash,
@@ -7,8 +7,11 @@ it finds the accepted plans and the finished tasks and goes on behind them.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import ValidationError
 
 from agent_server.actions.firing import ActionFiring
 from agent_server.actions.handler import Actions
@@ -18,6 +21,7 @@ from agent_server.domain.errors import (
     BudgetExceeded,
     ErrorInfo,
     InternalError,
+    InvalidRequest,
     ModelUnauthorized,
     OutputInvalid,
     PlanInvalid,
@@ -28,9 +32,16 @@ from agent_server.domain.errors import (
 )
 from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.plans import Plan
-from agent_server.domain.runs import RunRequest
-from agent_server.execution.ports import FinalOutput, LostLease, Suspend, TaskContext, TaskSpec
-from agent_server.planning.check import Offer
+from agent_server.domain.runs import RunRequest, WaitingFor
+from agent_server.execution.ports import (
+    REVIEWED,
+    FinalOutput,
+    LostLease,
+    Suspend,
+    TaskContext,
+    TaskSpec,
+)
+from agent_server.planning.check import Offer, plan_faults
 from agent_server.planning.graph import sinks, workflow_of
 from agent_server.planning.planner import Planner
 from agent_server.planning.prompt import expectation
@@ -54,6 +65,8 @@ class _Work:
     """Outputs of the tasks that earlier revisions left behind, by id."""
     results: dict[str, JsonObject] = field(default_factory=dict)
     """Status and output of the tasks of the last revision, by id."""
+    edits: int = 0
+    """Revisions that a person made, which the planner may still follow with as many of its own."""
 
 
 class GoalRun:
@@ -92,6 +105,34 @@ class GoalRun:
             return output
         return FinalOutput(output, request.session_id, _said(request.goal, output))
 
+    async def node(self, ctx: TaskContext) -> Any:
+        """The handler of a workflow's ``plan`` nodes: the same for a goal inside a run. The
+        payload: ``goal``, and optionally ``role``, ``input`` (any JSON), ``output_schema``,
+        ``agents``, ``tools``, ``approach`` and ``model``."""
+        told, outer = ctx.payload, ctx.run.request
+        given = told.get("input")
+        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        try:
+            request = RunRequest(
+                goal=told["goal"],
+                role=told.get("role"),
+                task=None if given is None else f"Given to work with:\n{text}",
+                expected_output=told.get("output_schema"),
+                agents=told.get("agents"),
+                tools=told.get("tools"),
+                approach=told.get("approach") or outer.approach,
+                model=told.get("model") or outer.model,
+                context=outer.context,
+            )
+        except ValidationError as error:
+            wrong = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
+            raise InvalidRequest(
+                f"The goal of the node {ctx.node!r} cannot be taken: {wrong}."
+            ) from error
+        inner = copy(ctx)
+        inner.run = replace(ctx.run, request=request)
+        return await self(inner)
+
     async def _reach(self, ctx: TaskContext, request: RunRequest, firing: ActionFiring) -> Any:
         schema = request.expected_output if isinstance(request.expected_output, dict) else None
         if schema is not None:
@@ -102,6 +143,11 @@ class GoalRun:
         work = _Work(await self._planner.plan(ctx, offer))
         firing.arm(work.plan.actions)
         firing.fire("plan.created", plan=work.plan.model_dump(mode="json"))
+        if request.review == "plan":
+            work = await _reviewed(ctx, work)
+            if work.edits:
+                firing.arm(work.plan.actions, work.plan.revision)
+                firing.fire("plan.revised", plan=work.plan.model_dump(mode="json"))
         while True:
             try:
                 await self._carry_out(ctx, work, offer, schema, firing)
@@ -139,7 +185,7 @@ class GoalRun:
             {},
             max_parallel=limit,
             finished=work.finished,
-            path_prefix="" if revision == 1 else f"r{revision}",
+            path_prefix=ctx.path if revision == 1 else _inside(ctx, f"r{revision}"),
             drain=True,
             observer=firing,
         )
@@ -149,7 +195,7 @@ class GoalRun:
     ) -> _Work:
         """What is left, planned anew. Raises ``TaskFailed`` when that is of no use any more."""
         failed, error = failure.node_id, failure.error
-        revisions = work.plan.revision - 1
+        revisions = work.plan.revision - 1 - work.edits
         if revisions >= self._settings.max_plan_revisions or error.code in _BEYOND_REVISION:
             raise _task_failed(failed, error, revisions) from failure
         planned = {task.id for task in work.plan.tasks}
@@ -158,7 +204,7 @@ class GoalRun:
             plan = await self._planner.revise(ctx, offer, work.plan, finished, failed, error)
         except PlanInvalid as invalid:
             raise _task_failed(failed, error, revisions, invalid) from invalid
-        return _Work(plan, finished)
+        return _Work(plan, finished, edits=work.edits)
 
     async def _answer(
         self, ctx: TaskContext, work: _Work, offer: Offer, schema: JsonObject | None
@@ -191,7 +237,7 @@ class GoalRun:
             name += "_"
         for attempt in range(1, self._settings.max_task_retries + 2):
             spec = TaskSpec(
-                path=name if attempt == 1 else f"{name}@{attempt}",
+                path=_inside(ctx, name if attempt == 1 else f"{name}@{attempt}"),
                 node=name,
                 kind=KIND,
                 description="Put the results together into the answer.",
@@ -212,6 +258,39 @@ class GoalRun:
             if error.code in LASTING or outcome.status == "cancelled":
                 break
         raise _task_failed(name, error, 0)
+
+
+def _inside(ctx: TaskContext, path: str) -> str:
+    """``path`` inside the task that plans, which is the run's root or a node of a workflow."""
+    return f"{ctx.path}.{path}" if ctx.path else path
+
+
+async def _reviewed(ctx: TaskContext, work: _Work) -> _Work:
+    """Stand still until a person lets the plan go on, as it then is."""
+    shown = WaitingFor(
+        kind="review",
+        detail="The plan waits for a person: GET and PUT /api/v1/runs/{id}/plan, then "
+        "POST /api/v1/runs/{id}/resume.",
+    )
+    done = await ctx.wait_signal(REVIEWED, key="plan/review", waiting_for=shown)
+    if done is None or done.payload is None:
+        raise InternalError("A review ended without a plan.")
+    plan = Plan.model_validate(done.payload)
+    return _Work(plan, edits=plan.revision - work.plan.revision)
+
+
+def check_edit(
+    plan: Plan, request: RunRequest, catalog: Catalog, actions: Actions, max_tasks: int
+) -> None:
+    """Raise ``InvalidRequest`` with every fault of a plan that a person wrote for ``request``."""
+    offer = offer_for(request, catalog, actions)
+    faults = plan_faults(plan, offer, max_tasks=max_tasks)
+    if faults:
+        raise InvalidRequest(
+            "The plan cannot be carried out: "
+            + "; ".join(f"{fault.path}: {fault.message}" for fault in faults),
+            errors=faults,
+        )
 
 
 def offer_for(request: RunRequest, catalog: Catalog, actions: Actions) -> Offer:

@@ -17,6 +17,7 @@ from agent_server.execution.store.events import (
 from agent_server.execution.store.halts import (
     CANCEL,
     PAUSE,
+    awaits,
     dismiss_task,
     forget_halts,
     halted_here,
@@ -107,6 +108,7 @@ __all__ = [
     "advance",
     "approval_of",
     "approval_row",
+    "awaits",
     "beat",
     "beats",
     "begin_run",

@@ -75,6 +75,14 @@ def locked_task(connection: Connection, run_id: str, path: str) -> Row[Any] | No
     ).one_or_none()
 
 
+def awaits(connection: Connection, run_id: str, what: str) -> bool:
+    """Whether a task of the run stands still for ``what``."""
+    query = select(tasks.c.path).where(
+        tasks.c.run_id == run_id, tasks.c.status == "waiting", tasks.c.awaits == what
+    )
+    return connection.execute(query.limit(1)).one_or_none() is not None
+
+
 def task_paths(connection: Connection, tenant: str, run_id: str) -> Sequence[str]:
     """The places of all the run's tasks."""
     query = select(tasks.c.path).where(tasks.c.run_id == run_id, tasks.c.tenant == tenant)
@@ -84,7 +92,7 @@ def task_paths(connection: Connection, tenant: str, run_id: str) -> Sequence[str
 def halted_here(connection: Connection, owner: str) -> Sequence[Any]:
     """``run_id, path, epoch, halt, error`` of the halted tasks that ``owner`` carries out."""
     return connection.execute(
-        select(
-            tasks.c.run_id, tasks.c.path, tasks.c.epoch, tasks.c.halt, tasks.c.error
-        ).where(tasks.c.owner == owner, tasks.c.status == "running", tasks.c.halt.is_not(None))
+        select(tasks.c.run_id, tasks.c.path, tasks.c.epoch, tasks.c.halt, tasks.c.error).where(
+            tasks.c.owner == owner, tasks.c.status == "running", tasks.c.halt.is_not(None)
+        )
     ).all()

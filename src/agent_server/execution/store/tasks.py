@@ -110,15 +110,12 @@ def task_of(row: Row[Any], identity: str) -> Task:
     )
 
 
-_HELD = (
-    select(tasks.c.epoch, tasks.c.halt)
-    .where(
-        tasks.c.run_id == bindparam("run"),
-        tasks.c.path == bindparam("path"),
-        tasks.c.owner == bindparam("owner"),
-        tasks.c.epoch == bindparam("epoch"),
-        tasks.c.status == "running",
-    )
+_HELD = select(tasks.c.epoch, tasks.c.halt).where(
+    tasks.c.run_id == bindparam("run"),
+    tasks.c.path == bindparam("path"),
+    tasks.c.owner == bindparam("owner"),
+    tasks.c.epoch == bindparam("epoch"),
+    tasks.c.status == "running",
 )
 _HELD_LOCKED = _HELD.with_for_update(read=True)
 
@@ -132,9 +129,7 @@ def holds(connection: Connection, run_id: str, path: str, owner: str, epoch: int
     return _held(connection, run_id, path, owner, epoch) is not None
 
 
-def _held(
-    connection: Connection, run_id: str, path: str, owner: str, epoch: int
-) -> Any:
+def _held(connection: Connection, run_id: str, path: str, owner: str, epoch: int) -> Any:
     query = _HELD_LOCKED if connection.dialect.name == "postgresql" else _HELD
     values = {"run": run_id, "path": path, "owner": owner, "epoch": epoch}
     return connection.execute(query, values).one_or_none()
