@@ -182,13 +182,15 @@ class HaltRoutes:
 
     async def pause(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
-        call = {"by": _name(request), "task": request.path_params.get("task_id")}
-        return Json(dump(await self._halts.pause(*run_target(request), **call)))
+        task = request.path_params.get("task_id")
+        run = await self._halts.pause(*run_target(request), by=_name(request), task=task)
+        return Json(dump(run))
 
     async def resume(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
-        call = {"by": _name(request), "task": request.path_params.get("task_id")}
-        return Json(dump(await self._halts.resume(*run_target(request), **call)))
+        task = request.path_params.get("task_id")
+        run = await self._halts.resume(*run_target(request), by=_name(request), task=task)
+        return Json(dump(run))
 
     async def cancel_task(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)

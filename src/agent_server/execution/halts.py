@@ -145,7 +145,7 @@ class Halts:
                     "carried out.",
                 )
             before = Plan.model_validate(made["plan"])
-            if if_match is not None and not if_match & {"*", str(before.revision)}:
+            if if_match is not None and not {"*", str(before.revision)} & set(if_match):
                 raise PreconditionFailed(
                     f"The plan is at revision {before.revision}.",
                     hint="GET it again, and send its ETag as If-Match.",

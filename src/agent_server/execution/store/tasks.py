@@ -155,6 +155,14 @@ def lane_busy(connection: Connection, lane: str) -> bool:
     return connection.execute(query).scalar() is not None
 
 
+def lane_runs(connection: Connection, lane: str, but: str) -> Sequence[str]:
+    """The runs that hold the lane or wait for it, the oldest first, without the run ``but``."""
+    query = select(tasks.c.run_id).where(
+        tasks.c.lane == lane, tasks.c.status.in_(LIVE), tasks.c.run_id != but
+    )
+    return connection.execute(query.order_by(tasks.c.created_at, tasks.c.run_id)).scalars().all()
+
+
 def claim(
     connection: Connection, owner: str, limit: int, now: datetime
 ) -> list[tuple[Row[Any], str | None]]:
