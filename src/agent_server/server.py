@@ -19,6 +19,7 @@ from agent_server.actions.handler import Actions, ActionServices
 from agent_server.actions.ssrf import GuardedHttp
 from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
+from agent_server.api.control import ControlRoutes
 from agent_server.api.deps import ApiDeps
 from agent_server.api.history import HistoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
@@ -33,6 +34,7 @@ from agent_server.domain.ids import Tenant
 from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.runs import RunRequest
 from agent_server.domain.workflows import WorkflowDefinition
+from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.history import History
@@ -61,6 +63,7 @@ from agent_server.storage.database import Database, database_at, ping
 from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
+from agent_server.workflow.tasks import timed
 from agent_server.workflow.validation import check_inputs, split_name, validate
 
 FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
@@ -76,6 +79,7 @@ class Parts:
     providers: Providers
     engine: Engine
     runs: Runs
+    control: Control
     streams: Streams
     metrics: Metrics
     approaches: Approaches
@@ -115,6 +119,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
         lambda app: _lifespan(parts),
         [
             *SessionRoutes(parts.sessions).routes(),
+            *ControlRoutes(parts.control, settings).routes(),
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
             ).routes(),
@@ -191,8 +196,10 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
             stored=checks.library,
         )
     )
+    goals = GoalRun(catalog, loop, actions, settings)
     handlers: dict[str, Handler] = {
-        "run.goal": GoalRun(catalog, loop, actions, settings),
+        "run.goal": goals,
+        "plan": timed(goals.node),
         "run.agent": AgentRun(solver),
         "action": ActionTask(actions),
         **of_workflows,
@@ -237,6 +244,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         approaches=approaches,
         actions=actions,
         library=checks.library,
+        control=Control(database=database, engine=engine),
         sessions=history,
         history=History(
             runs,

@@ -6,6 +6,7 @@ from typing import Any
 
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.domain.runs import Run, RunRequest
+from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.ports import TaskContext
@@ -23,6 +24,11 @@ async def accept(request: RunRequest, tenant: Tenant) -> RunRequest:
     return request
 
 
+def control(runs: Runs) -> Control:
+    """The door for signals and decisions beside ``runs``."""
+    return Control(database=runs.database, engine=runs.engine)
+
+
 @asynccontextmanager
 async def running(
     url: str, handlers: Mapping[str, Handler], *, observe: Any = None, **settings: Any
@@ -38,7 +44,7 @@ async def running(
         database=database,
         hub=hub,
         settings=chosen,
-        handlers={**handlers, **{f"run.{k}": h for k, h in handlers.items()}},
+        handlers={**{f"run.{k}": h for k, h in handlers.items()}, **handlers},
         append_items=append_items,
         **watched,
     )
