@@ -130,8 +130,11 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
     return app
 
 
-def build_parts(settings: Settings, providers: Providers) -> Parts:
-    """Join the parts. Opens nothing."""
+def build_parts(
+    settings: Settings, providers: Providers, *, sessions: SessionStore | None = None
+) -> Parts:
+    """Join the parts. Opens nothing. ``sessions`` replaces where conversations are kept, for
+    replays."""
     metrics = Metrics()
     hub = EventHub(settings.stream_queue_size)
     registry = Registry(settings)
@@ -153,7 +156,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    history = SessionStore(database)
+    history = sessions or SessionStore(database)
 
     async def summarise(ctx: TaskContext, text: str) -> str:
         return await thinking.summarise(ctx, text)
