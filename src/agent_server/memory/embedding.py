@@ -184,10 +184,10 @@ class Embedding:
             .order_by(m.c.serial)
             .limit(self._embedder.batch)
         )  # fmt: skip
-        rows: Sequence[Row[Any]] = connection.execute(asked).all()
+        rows: Sequence[Any] = connection.execute(asked).all()
         found = []
         for row in rows:
-            before: Row[Any] | None = None
+            before: Any = None
             if row.session_id is not None and row.position:
                 before = connection.execute(
                     select(m.c.author, m.c.content).where(
