@@ -108,7 +108,9 @@ def test_a_busy_session_queues_refuses_or_interrupts_as_the_request_says(
     with ThreadPoolExecutor(2) as pool:
         for answer in pool.map(lambda _: api.post({**body, "on_busy": "reject"}), range(2)):
             problem(answer, 409, "session_busy")
-    problem(api.post({"agent": "talker", "input": "x", "on_busy": "reject"}), 422, "invalid_request")
+    problem(
+        api.post({"agent": "talker", "input": "x", "on_busy": "reject"}), 422, "invalid_request"
+    )
     pushed = api.submit(**body, on_busy="interrupt")
     assert api.ended(pushed)["status"] == "succeeded"
     assert api.ended(first["id"])["status"] == api.ended(waits)["status"] == "cancelled"

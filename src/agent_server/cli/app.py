@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agent_server.cli import halts_app
 from agent_server.cli.history_app import register
 from agent_server.cli.options import (
     AgentsOption,
@@ -35,6 +36,7 @@ runs_app = typer.Typer(help="Look at runs, follow and cancel them.", no_args_is_
 db_app = typer.Typer(help="The database: its schema, its move to another.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
 register(app, runs_app)
+halts_app.register(app, runs_app)
 app.add_typer(db_app, name="db")
 app.add_typer(workflow_app, name="workflow")
 
@@ -87,6 +89,9 @@ def run(
     model: Annotated[Text, typer.Option(help="Model of every agent that names none.")] = None,
     session: Annotated[Text, typer.Option(help="Session that the run belongs to.")] = None,
     approach: Annotated[Text, typer.Option(help="How tasks are reasoned about.")] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Stop once the goal is planned, for you to see it.")
+    ] = False,
     agents: AgentsOption = None,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
@@ -112,6 +117,7 @@ def run(
         model=model,
         session_id=session,
         approach=approach,
+        review="plan" if review else None,
     )
     overrides = {"agents": agents} if agents else {}
     show = work.Show(json=json, quiet=quiet)
@@ -144,15 +150,6 @@ def runs_show(
     from agent_server.cli.runs import show_run
 
     do(show_run, target(server, api_key), run_id, as_json=json)
-
-
-@runs_app.command("cancel")
-def runs_cancel(run_id: str, server: ServerOption = None, api_key: ApiKeyOption = None) -> None:
-    """Cancel a run; what is in flight stops."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.runs import cancel_run
-
-    do(cancel_run, target(server, api_key), run_id)
 
 
 @runs_app.command("follow")

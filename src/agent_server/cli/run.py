@@ -107,9 +107,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InvalidRequest(
-            f"The workflow file {str(path)!r} cannot be read: {reason}."
-        ) from error
+        raise InvalidRequest(f"The file {str(path)!r} cannot be read: {reason}.") from error
 
 
 def read_workflow(path: Path) -> Source:
