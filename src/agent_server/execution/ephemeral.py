@@ -40,6 +40,8 @@ class EphemeralJournal:
     ``recorded`` are steps of an earlier attempt, oldest first. ``usage`` sums what finished here.
     """
 
+    stores = False
+
     def __init__(
         self,
         run_id: RunId,
@@ -58,6 +60,7 @@ class EphemeralJournal:
         self._steps = {step.key: step for step in recorded}
         self._budget = budget
         self._under_way = {"model": 0, "tool": 0}
+        self._along: dict[str, tuple[EventBase, ...]] = {}
         self._seq = 0
 
     def key(self, *parts: str) -> str:
@@ -94,6 +97,8 @@ class EphemeralJournal:
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         self._steps[step.key] = step
         self.usage = add_usage(self.usage, step.usage)
+        for event in self._along.pop(step.key, ()) if step.status == "done" else ():
+            self.emit(event)
         if step.kind == "value":
             return
         self._under_way[step.kind] = max(0, self._under_way[step.kind] - 1)
@@ -122,6 +127,9 @@ class EphemeralJournal:
                 output=step.output if step.kind == "tool" else None,
             )
         )
+
+    def along(self, key: str, write: Callable[[Any], None], *events: EventBase) -> None:
+        self._along[key] = events
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
         self.emit(StepInDoubt(step=step.key, kind=step.kind, name=step.name, detail=detail))

@@ -134,6 +134,7 @@ class _Batch:
     steps: dict[str, StepRecord] = field(default_factory=dict)
     used: list[Usage] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    writes: list[Callable[[Connection], None]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.events or self.steps)
@@ -165,6 +166,8 @@ _Stored = tuple[list[StoredEvent] | None, Row[Any], list[EventBase]]
 
 class DurableJournal:
     """See ``ports.Journal``; one per attempt at a task."""
+
+    stores = True
 
     def __init__(
         self,
@@ -203,6 +206,7 @@ class DurableJournal:
         self._abandoned = asyncio.Event()
         self._reserved: dict[str, str] = {}
         self._halted = False
+        self._along: dict[str, tuple[Callable[[Connection], None], tuple[EventBase, ...]]] = {}
         self._delta_of: tuple[str, str | None] | None = None
         self._delta_head = ""
 
@@ -261,6 +265,11 @@ class DurableJournal:
         pending.steps[step.key] = step
         pending.used.append(step.usage)
         pending.released.append(step.key)
+        along = self._along.pop(step.key, None)
+        if along is not None and step.status == "done":
+            pending.writes.append(along[0])
+            for event in along[1]:
+                self._take(event)
         if step.kind != "value":
             self._take(_ended(step))
         if not commit:
@@ -269,6 +278,9 @@ class DurableJournal:
         crash_point("step.before_finish")
         await self.flush()
         crash_point("step.after_finish")
+
+    def along(self, key: str, write: Callable[[Connection], None], *events: EventBase) -> None:
+        self._along[key] = (write, events)
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
         self._check()
@@ -445,6 +457,8 @@ class DurableJournal:
         events = list(batch.events)
         observed = list(batch.observed)
         closing = last.count if last is not None else 0
+        for write in batch.writes:
+            write(connection)
         if last is not None and last.also is not None:
             # Before the run's row is locked: tasks first, then their run, by everybody.
             last.also(connection)

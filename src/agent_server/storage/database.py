@@ -82,6 +82,13 @@ class Database(Protocol):
     async def read(self, fn: Transaction[T]) -> T:
         """Run ``fn`` in a transaction that only reads, beside writers."""
 
+    async def scrub(self) -> None:
+        """Leave nothing of what was deleted where a search of the database's files finds it.
+
+        On SQLite, what is deleted is overwritten by each transaction; here the write-ahead log is
+        moved into the file and emptied. On PostgreSQL that is the work of its vacuum.
+        """
+
     async def close(self) -> None:
         """Finish what is queued and let go of the database."""
 
@@ -281,6 +288,24 @@ class SqliteDatabase:
         except Exception as error:
             raise translate(error) from error
 
+    async def scrub(self) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._readers, self._empty_log)
+        except Exception as error:
+            raise translate(error) from error
+
+    def _empty_log(self) -> None:
+        connection = self._writer.raw_connection()
+        try:
+            driver: Any = connection.driver_connection
+            busy, _, _ = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            connection.close()
+        if busy:
+            raise DatabaseUnavailable(
+                "The write-ahead log is in use and could not be emptied.", hint="Try again."
+            )
+
     def _read(self, fn: Transaction[T]) -> T:
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None:
@@ -419,8 +444,8 @@ def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
         cursor.execute(f"PRAGMA journal_size_limit={JOURNAL_SIZE_LIMIT}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA temp_store=MEMORY")
-        if not writer:
-            cursor.execute("PRAGMA query_only=ON")
+        # What is deleted is overwritten, so that what is forgotten is in no page of the file.
+        cursor.execute("PRAGMA query_only=ON" if not writer else "PRAGMA secure_delete=ON")
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -509,6 +534,9 @@ class PostgresDatabase:
             if _sqlstate(error) in _RETRIED_STATES or (error.connection_invalidated and not done):
                 raise _Again(error) from error
             raise
+
+    async def scrub(self) -> None:
+        """Nothing: rows that were deleted are vacuumed by PostgreSQL itself."""
 
     async def close(self) -> None:
         await self._engine.dispose()

@@ -88,6 +88,7 @@ runs = Table(
     Column("agent", Text),
     Column("workflow", Text),
     Column("session_id", Text),
+    Column("subject", Text),
     Column("parent_id", Text),
     Column("forked_from", Text),
     Column("principal", Text, nullable=False),
@@ -99,6 +100,7 @@ runs = Table(
     *_usage(),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "tenant", "session_id"),
+    Index(None, "tenant", "subject"),
 )
 
 tasks = Table(

@@ -5,6 +5,7 @@ Every function that answers a caller takes the tenant; the engine's own work goe
 """
 
 from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, usage_columns, usage_of
+from agent_server.execution.store.erasure import erase_runs, parts, runs_about, runs_of_sessions
 from agent_server.execution.store.events import (
     encode_event,
     event_rows,
@@ -66,6 +67,7 @@ __all__ = [
     "end_task",
     "ended_tasks",
     "engine_run_row",
+    "erase_runs",
     "event_rows",
     "event_stored",
     "has_ended",
@@ -79,6 +81,7 @@ __all__ = [
     "list_run_rows",
     "order_cancel",
     "orders",
+    "parts",
     "queue_depth",
     "reap",
     "reap_all",
@@ -88,6 +91,8 @@ __all__ = [
     "root_status",
     "run_of",
     "run_row",
+    "runs_about",
+    "runs_of_sessions",
     "set_run",
     "stamped",
     "step_of",
