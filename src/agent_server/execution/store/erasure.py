@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 
 from sqlalchemy import Connection, delete, select
 
-from agent_server.storage.tables import metadata, runs
+from agent_server.storage.tables import memories, metadata, runs
 
 _AT_ONCE = 500
 
@@ -35,14 +35,15 @@ def runs_of_sessions(
 
 
 def erase_runs(connection: Connection, tenant: str, run_ids: Collection[str]) -> dict[str, int]:
-    """Delete the runs with all that is stored of them: rows by table.
+    """Delete the runs with all that is stored of them but their memories, which are in indexes
+    too: rows by table.
 
     A worker that carries one of them out has lost it: its next write is refused.
     """
     gone: dict[str, int] = {}
     for table in reversed(metadata.sorted_tables):
         column = table.c.id if table is runs else table.c.get("run_id")
-        if column is None or "tenant" not in table.c:
+        if column is None or table is memories or "tenant" not in table.c:
             continue
         for part in parts(run_ids):
             found = (table.c.tenant == tenant, column.in_(part))
