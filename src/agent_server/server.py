@@ -73,6 +73,11 @@ class Parts:
     actions: Actions
     sessions: SessionStore
 
+    def drain(self) -> None:
+        """The end has begun: not ready, no stream, no new work; tasks get the grace time."""
+        self.streams.drain()
+        self.engine.drain()
+
 
 def create_app(settings: Settings, *, providers: Providers | None = None) -> FastAPI:
     """The application for ``settings``: nothing is opened before its lifespan begins.
@@ -99,7 +104,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
         SessionRoutes(parts.sessions).routes(),
     )
     app.state.parts = parts
-    app.state.drain = parts.streams.drain
+    app.state.drain = parts.drain
     return app
 
 
@@ -226,7 +231,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
             try:
                 yield
             finally:
-                parts.streams.drain()
+                parts.drain()
                 await parts.engine.stop()
         finally:
             await parts.registry.close()

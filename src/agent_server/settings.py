@@ -102,6 +102,13 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         default=5.0, ge=0, le=300, description="Seconds tasks get to finish on SIGTERM."
     )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=300,
+        description="Seconds to go on answering after SIGTERM, not ready, until the load balancer "
+        "has noticed.",
+    )
     lease_s: float = Field(
         default=8.0, ge=1, description="Seconds without a heartbeat until a worker counts as dead."
     )

@@ -1,8 +1,11 @@
 """A goal that takes parallel tasks, tools that count their calls in a file, and its invariants."""
 
+import asyncio
 import json
 import sqlite3
+import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,6 +222,18 @@ async def ready(server: Server) -> None:
             except httpx2.TransportError:
                 assert not await server.ended(0.01), server.log.read_text()[-4000:]
     raise AssertionError(server.log.read_text()[-4000:])
+
+
+async def ready_at(url: str, within_s: float = 60.0) -> None:
+    """Return when whatever serves at ``url`` is ready."""
+    until = time.monotonic() + within_s
+    async with httpx2.AsyncClient() as client:
+        while time.monotonic() < until:
+            with suppress(httpx2.TransportError):
+                if (await client.get(f"{url}/readyz")).status_code == 200:
+                    return
+            await asyncio.to_thread(time.sleep, 0.02)
+    raise AssertionError(f"{url} was not ready within {within_s:g} s")
 
 
 async def settled(server: Server, run_id: str) -> dict[str, Any]:

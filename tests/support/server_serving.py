@@ -1,9 +1,11 @@
 """What a forked process does: the real application on a socket it is given, or a command."""
 
 import socket
+import sys
 import traceback
 
 import uvicorn
+from gunicorn.app.wsgiapp import run as run_gunicorn
 
 from agent_server.cli import main
 from agent_server.execution import crash
@@ -23,9 +25,13 @@ def serve_on(listener: socket.socket, crash_at: str) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """The command line, as far as its exit code."""
+    """The command line, as far as its exit code; ``gunicorn …`` is Gunicorn's own."""
     try:
-        main(argv)
+        if argv[0] == "gunicorn":
+            sys.argv = argv
+            run_gunicorn()
+        else:
+            main(argv)
     except SystemExit as left:
         if isinstance(left.code, str):
             print(left.code)

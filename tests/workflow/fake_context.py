@@ -5,6 +5,7 @@ ended. A context made again on the same world is the replay.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -34,6 +35,8 @@ class World:
     carried_out: list[str] = field(default_factory=list)
     """Paths in the order in which they were carried out; a path twice is a repeated effect."""
     skipped: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    """What was decided once."""
 
     @property
     def paths(self) -> set[str]:
@@ -69,6 +72,7 @@ class FakeContext:
         self._crash_after = crash_after
         self._hold = hold
         self._waiting: dict[str, asyncio.Event] = {}
+        self._dead = False
         self._chooser: asyncio.Task[None] | None = None
 
     @property
@@ -88,11 +92,14 @@ class FakeContext:
             await turn.wait()
         except asyncio.CancelledError:
             self.broken_off.add(spec.path)
+            if not self._dead:
+                self.world.ended[spec.path] = TaskOutcome("cancelled")
             raise
         finally:
             self._waiting.pop(spec.path, None)
         if self._crash_after is not None:
-            if self._crash_after == 0:
+            if self._crash_after == 0 or self._dead:
+                self._dead = True
                 raise Crash
             self._crash_after -= 1
         self.world.carried_out.append(spec.path)
@@ -118,7 +125,11 @@ class FakeContext:
         self.world.skipped[spec.path] = reason
 
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
-        return await make()
+        if self._dead:
+            raise Crash
+        if key not in self.world.values:
+            self.world.values[key] = json.loads(json.dumps(await make()))
+        return self.world.values[key]
 
 
 def tools(spec: TaskSpec) -> Any:

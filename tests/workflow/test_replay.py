@@ -1,6 +1,7 @@
 """Random graphs with random failures: the same result in whatever order tasks end, and after a
 crash at any boundary."""
 
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -16,10 +17,11 @@ from .fake_context import Crash, FakeContext, World, tools
 
 
 class _Draft:
-    """Makes one random workflow out of hypothesis' choices."""
+    """Makes one random workflow out of hypothesis' choices, perhaps with races in it."""
 
-    def __init__(self, draw: Any) -> None:
+    def __init__(self, draw: Any, racing: bool) -> None:
         self._draw = draw
+        self._racing = racing
         self._ids = 0
 
     def _pick(self, *choices: Any) -> Any:
@@ -40,6 +42,9 @@ class _Draft:
             if depends_on is not None:
                 node["depends_on"] = depends_on
             made.append(node)
+        for index, node in enumerate(made[:-1]):
+            if self._draw(st.integers(0, 4)) == 0:
+                node["on_error"] = made[self._draw(st.integers(index + 1, len(made) - 1))]["id"]
         return made
 
     def _before(self, made: list[dict[str, Any]], names: list[str]) -> list[str]:
@@ -62,6 +67,8 @@ class _Draft:
             node["retry"] = {"max_attempts": 2, "backoff_s": self._pick(0, 1)}
         if self._draw(st.integers(0, 7)) == 0:
             node["when"] = "vars.x != 'n1'"
+        if self._draw(st.integers(0, 7)) == 0:
+            node["output"] = "x"
         used = self._pick(
             "vars.x", *(f"[nodes.{name}.status, nodes.{name}.output]" for name in seen)
         )
@@ -73,13 +80,20 @@ class _Draft:
         elif kind == "parallel":
             count = self._draw(st.integers(1, 3))
             node["branches"] = [self.nodes(depth - 1, seen) for _ in range(count)]
+            if self._racing:
+                node |= self._pick({"join": "any"}, {"first": count}, {"first": 1})
         elif kind == "branch":
             when = self._pick("vars.x == vars.x", "vars.x == 7", "len(str(vars.x)) > 2")
             node["cases"] = [{"when": when, "nodes": self.nodes(depth - 1, seen)}]
+            node["cases"].append({"when": "len(str(vars.x)) < 4", "nodes": [self.node(0, seen)]})
+            node["choose"] = self._pick("first", "all")
             node["else"] = self.nodes(depth - 1, seen)
         elif kind == "map":
             node["over"] = list(range(self._draw(st.integers(0, 3))))
             node["max_parallel"] = self._pick(None, 1, 2)
+            node["on_item_error"] = self._pick("fail", "continue", "drop")
+            if node["on_item_error"] != "fail":
+                node["max_failures"] = self._pick(None, 1)
             node["nodes"] = self.nodes(depth - 1, seen)
         else:
             node["while"] = f"iteration <= {self._draw(st.integers(0, 2))}"
@@ -89,8 +103,8 @@ class _Draft:
 
 
 @st.composite
-def workflows(draw: Any) -> WorkflowDefinition:
-    nodes = _Draft(draw).nodes(2, [])
+def workflows(draw: Any, racing: bool = False) -> WorkflowDefinition:
+    nodes = _Draft(draw, racing).nodes(2, [])
     output = {"x": "{{ vars.x }}", **{n["id"]: "{{ nodes." + n["id"] + " }}" for n in nodes}}
     return validate({"name": "w", "variables": {"x": "0"}, "nodes": nodes, "output": output})
 
@@ -152,3 +166,22 @@ async def test_replaying_a_run_that_ended_carries_nothing_out(
     before = list(world.carried_out)
     assert await _end(definition, FakeContext(world), drain=True) == wanted
     assert world.carried_out == before
+
+
+@settings(max_examples=40, deadline=None)
+@given(workflows(racing=True), st.integers(0, 2**16))
+async def test_who_won_is_decided_once(definition: WorkflowDefinition, seed: int) -> None:
+    world = World(tools)
+    wanted = await _end(definition, FakeContext(world, random=Random(seed)), drain=False)
+    before = list(world.carried_out)
+    assert await _end(definition, FakeContext(world), drain=False) == wanted
+    assert world.carried_out == before
+    for boundary in range(len(before)):
+        again = World(tools)
+        dying = FakeContext(again, random=Random(seed), crash_after=boundary)
+        with suppress(Crash):  # A loser may be called off before it is the one that crashes.
+            await _end(definition, dying, drain=False)
+        decided = dict(again.values)
+        await _end(definition, FakeContext(again, random=Random(seed + 1)), drain=False)
+        assert len(again.carried_out) == len(set(again.carried_out))
+        assert decided.items() <= again.values.items()

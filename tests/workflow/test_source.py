@@ -1,12 +1,14 @@
 """A definition's text: every value is JSON and knows its line; what is not JSON is refused."""
 
 import json
+import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent_server.domain.errors import InvalidWorkflow
@@ -21,6 +23,9 @@ nodes:
   - {id: b, type: set,
      variables: {x: yes, day: 2026-01-01, n: 1_000, big: 1e3, none: ~}}
 """
+
+_LOOKS_LIKE_A_NUMBER = re.compile(r"[-+.0-9][-+.0-9eE]*")
+"""Perhaps a number in YAML 1.2 and a text in 1.1, which the library writes."""
 
 scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=20)
 values = st.recursive(
@@ -51,7 +56,18 @@ def test_json_is_read_as_it_is_however_it_is_indented(data: dict[str, Any], inde
 
 @given(st.dictionaries(st.text(max_size=8), values))
 def test_yaml_that_a_library_wrote_is_read_as_it_was(data: dict[str, Any]) -> None:
+    assume(not any(_LOOKS_LIKE_A_NUMBER.fullmatch(text) for text in _texts(data)))
     assert read_source(yaml.safe_dump(data)).data == data
+
+
+def _texts(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, (dict, list)):
+        for part in data:
+            yield from _texts(part)
+            if isinstance(data, dict):
+                yield from _texts(data[part])
 
 
 def test_a_place_that_is_missing_has_the_line_of_what_is_around_it() -> None:

@@ -78,14 +78,10 @@ def serve(
     config = uvicorn.Config(
         FACTORY,
         factory=True,
-        lifespan="on",
         reload=settings.reload,
         reload_dirs=[str(SOURCES)] if settings.reload else None,
         log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
+        **server_options(settings),
     )
     server = Server(config)
     if settings.reload:
@@ -106,6 +102,17 @@ def serve(
         pass
     if server.failure is not None:
         raise server.failure
+
+
+def server_options(settings: Settings) -> dict[str, Any]:
+    """Uvicorn's options that are the same under every process manager."""
+    return {
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_graceful_shutdown": max(1, round(settings.shutdown_grace_s)),
+    }
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -170,6 +177,7 @@ class Application:
             from agent_server.server import create_app
 
             self.app = create_app(settings)
+        self.drain_delay_s = settings.drain_delay_s
         self.failure: AgentServerError | None = None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -199,9 +207,14 @@ class Application:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server, which tells the application of a signal before it waits for readers."""
+    """Uvicorn's server, which tells the application of a signal before it waits for readers.
+
+    For ``drain_delay_s`` it goes on answering, not ready, so that a load balancer notices; a
+    second signal cuts that short.
+    """
 
     _loop: asyncio.AbstractEventLoop | None = None
+    _told = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -211,11 +224,20 @@ class Server(uvicorn.Server):
             self._loop = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
+        application, delay_s = self._application, 0.0
+        if self._loop is not None and application is not None:
+            self._loop.call_soon_threadsafe(application.drain)
+            delay_s = application.drain_delay_s if self.started else 0.0
+        if self._loop is None or delay_s == 0 or self._told:
+            super().handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, delay_s, self._exit)
+        self._told = True
         # uvicorn ends by raising what it caught once more; for an orderly end that is no failure.
         self._captured_signals = [s for s in self._captured_signals if s != signal.SIGTERM]
-        if self._loop is not None and (application := self._application) is not None:
-            self._loop.call_soon_threadsafe(application.drain)
+
+    def _exit(self) -> None:
+        self.should_exit = True
 
     @property
     def failure(self) -> AgentServerError | None:

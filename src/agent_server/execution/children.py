@@ -91,8 +91,8 @@ class Children:
             )
         else:
             parent.local.elsewhere.add(spec.path)
-            self._roster.hub.wake(run.id)
-            self._roster.wake.set()
+            self._roster.hub.rouse(run.id)
+            self._roster.offer()
         return future
 
     def _insert(

@@ -51,6 +51,7 @@ from agent_server.execution.crash import crash_point
 from agent_server.execution.events import EventHub, StoredEvent, guarded, splice_seq
 from agent_server.execution.heartbeat import Heartbeat
 from agent_server.execution.journal import PASSING, DurableJournal, Ending, Meter
+from agent_server.execution.pause import wait_nudged
 from agent_server.execution.ports import (
     FinalOutput,
     Handler,
@@ -60,10 +61,12 @@ from agent_server.execution.ports import (
     Suspend,
     TaskOutcome,
 )
+from agent_server.execution.relay import Ears, Relay
 from agent_server.execution.roster import Roster, order_stop, settle
 from agent_server.execution.watch import POLL_S, Watch
 from agent_server.settings import Settings
-from agent_server.storage.database import Database
+from agent_server.storage.database import Database, PostgresDatabase
+from agent_server.storage.wire import PostgresWire
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +111,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._heartbeat: Heartbeat | None = None
+        self._grace_until = 0.0
 
     @property
     def queued(self) -> int:
@@ -118,24 +122,44 @@ class Engine:
 
     async def start(self) -> None:
         """Take back what a dead process left, and begin to work."""
-        if self.database.dialect == "sqlite":
+        if not isinstance(self.database, PostgresDatabase):
             queued = await self.database.write(lambda c: store.reap_all(c))
             if queued:
                 log.info("resuming after a stop", tasks=queued)
         else:
             self._heartbeat = Heartbeat(self.database, self.node, self._settings)
             await self._heartbeat.start()
+            self.roster.relay = self._joined(self.database.url)
+            await self.roster.relay.start()
         if self.roster.slots:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
         self._loops.append(asyncio.create_task(self._watch.run(), name="engine-watch"))
 
+    def _joined(self, url: str) -> Relay:
+        roster = self.roster
+        ears = Ears(
+            work=roster.wake.set,
+            ended=roster.heard_end,
+            order=roster.heard_order,
+            carries=roster.runs.__contains__,
+            hears_all=roster.hears_all,
+        )
+        wire = PostgresWire(url)
+        return Relay(node=self.node, hub=self.hub, wire=wire, database=self.database, ears=ears)
+
+    def drain(self) -> None:
+        """Take no more tasks from now on; those in flight have the grace time to finish."""
+        if not self.roster.draining:
+            self.roster.draining = True
+            self._grace_until = asyncio.get_running_loop().time() + self._settings.shutdown_grace_s
+            self.roster.wake.set()
+
     async def stop(self) -> None:
         """Take no more, let tasks finish within the grace time, queue the rest again."""
-        self.roster.draining = True
-        self.roster.wake.set()
-        grace_s = self._settings.shutdown_grace_s
+        self.drain()
         if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=grace_s)
+            left_s = self._grace_until - asyncio.get_running_loop().time()
+            await asyncio.wait(set(self._tasks), timeout=max(0.0, left_s))
         journals = [a.journal for r in self.roster.runs.values() for a in r.attempts.values()]
         open_journals = [journal for journal in journals if journal is not None]
         if open_journals:
@@ -157,6 +181,9 @@ class Engine:
             await self.database.write(self._leave)
         except AgentServerError as error:
             log.warning("could not hand tasks over at stop", error=error.detail)
+        if self.roster.relay is not None:
+            self.roster.relay.tell_work()
+            await self.roster.relay.stop()
         if self._heartbeat is not None:
             await self._heartbeat.stop()
 
@@ -167,13 +194,8 @@ class Engine:
     # What runs.py needs ------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """There may be something to take."""
-        self.roster.wake.set()
-
-    def hears_all(self, run_id: str) -> bool:
-        """Whether every task of the run that lives is carried out here."""
-        local = self.roster.runs.get(run_id)
-        return local is not None and "" in local.attempts and not local.elsewhere
+        """There may be something to take, here or on another node."""
+        self.roster.offer()
 
     def launch_root(self, snapshot: RunSnapshot) -> None:
         """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
@@ -198,11 +220,7 @@ class Engine:
 
     async def _claim_loop(self) -> None:
         while not self.roster.draining:
-            try:
-                await asyncio.wait_for(self.roster.wake.wait(), POLL_S)
-            except asyncio.TimeoutError:
-                pass
-            self.roster.wake.clear()
+            await wait_nudged(self.roster.wake, POLL_S)
             free = self.roster.slots - self.roster.busy
             if free <= 0 or self.roster.draining:
                 continue

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -54,6 +55,7 @@ class Subscription:
         self._size = size
         self._queue: deque[StoredEvent] = deque()
         self._ready = asyncio.Event()
+        self._looks = False
         self.lagged = False
 
     def put(self, event: StoredEvent) -> None:
@@ -70,25 +72,47 @@ class Subscription:
         """Wait for events and take all there are; empty when lagged or woken for nothing."""
         await self._ready.wait()
         self._ready.clear()
-        taken = list(self._queue)
+        looks, self._looks = self._looks, False
+        taken = [] if looks else list(self._queue)  # The store has all but deltas.
         self._queue.clear()
         return taken
 
     def wake(self) -> None:
+        """Let the reader look into the store."""
+        self._looks = True
         self._ready.set()
 
 
+class Elsewhere(Protocol):
+    """The other nodes, as the hub speaks to them (``relay.Relay``)."""
+
+    def wanted(self, run_id: str) -> bool:
+        """Whether a reader there follows the run."""
+
+    def publish(self, run_id: str, events: list[StoredEvent]) -> None: ...
+
+    def look(self, run_id: str) -> None: ...
+
+    def followed(self, run_id: str) -> None: ...
+
+
 class EventHub:
-    """Who listens to which run in this process."""
+    """Who listens to which run in this process, and through ``join`` in others."""
 
     def __init__(self, queue_size: int) -> None:
         self._queue_size = queue_size
         self._readers: dict[str, set[Subscription]] = {}
         self._ends: dict[str, set[asyncio.Event]] = {}
+        self._elsewhere: Elsewhere | None = None
+
+    def join(self, elsewhere: Elsewhere | None) -> None:
+        """Carry events to and from other nodes; None parts again."""
+        self._elsewhere = elsewhere
 
     def subscribe(self, run_id: str) -> Subscription:
         subscription = Subscription(self._queue_size)
         self._readers.setdefault(run_id, set()).add(subscription)
+        self._follow(run_id)
         return subscription
 
     def unsubscribe(self, run_id: str, subscription: Subscription) -> None:
@@ -99,9 +123,23 @@ class EventHub:
                 del self._readers[run_id]
 
     def listened(self, run_id: str) -> bool:
-        return run_id in self._readers
+        """Whether anybody reads the run's events, here or elsewhere."""
+        return run_id in self._readers or (
+            self._elsewhere is not None and self._elsewhere.wanted(run_id)
+        )
+
+    def followed(self) -> list[str]:
+        """The runs whose events, or whose end, somebody waits for here."""
+        return list(self._readers.keys() | self._ends.keys())
 
     def publish(self, run_id: str, events: list[StoredEvent]) -> None:
+        """Events of this process, stored before if they are to be: for readers everywhere."""
+        self.hand_out(run_id, events)
+        if self._elsewhere is not None and self._elsewhere.wanted(run_id):
+            self._elsewhere.publish(run_id, events)
+
+    def hand_out(self, run_id: str, events: list[StoredEvent]) -> None:
+        """Give events to the readers in this process."""
         for reader in self._readers.get(run_id, ()):
             for event in events:
                 reader.put(event)
@@ -109,15 +147,24 @@ class EventHub:
             self._wake_ends(run_id)
 
     def wake(self, run_id: str) -> None:
-        """Let everybody look for themselves: this process may not hear of all any more."""
+        """Let everybody look for themselves: there is more than was published."""
+        self.rouse(run_id)
+        if self._elsewhere is not None and self._elsewhere.wanted(run_id):
+            self._elsewhere.look(run_id)
+
+    def rouse(self, run_id: str) -> None:
+        """Let the readers in this process look for themselves."""
         for reader in self._readers.get(run_id, ()):
             reader.wake()
         self._wake_ends(run_id)
+        if run_id in self._readers or run_id in self._ends:
+            self._follow(run_id)  # It may have left this process, too.
 
     def await_end(self, run_id: str) -> asyncio.Event:
         """An event that is set when the run's end is announced, or somebody must look."""
         ended = asyncio.Event()
         self._ends.setdefault(run_id, set()).add(ended)
+        self._follow(run_id)
         return ended
 
     def forget_end(self, run_id: str, ended: asyncio.Event) -> None:
@@ -127,9 +174,10 @@ class EventHub:
             if not waiting:
                 del self._ends[run_id]
 
+    def _follow(self, run_id: str) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.followed(run_id)
+
     def _wake_ends(self, run_id: str) -> None:
         for ended in self._ends.get(run_id, ()):
             ended.set()
-
-    def runs(self) -> list[str]:
-        return list(self._readers)

@@ -14,6 +14,7 @@ from agent_server.execution import store
 from agent_server.execution.attempts import Attempt, LocalRun
 from agent_server.execution.events import EventHub
 from agent_server.execution.ports import LostLease, TaskOutcome
+from agent_server.execution.relay import Relay
 from agent_server.storage.database import Database
 
 CANCEL_WAIT_S = 5.0
@@ -42,7 +43,11 @@ class Roster:
         self.waiters: dict[tuple[str, str], list[asyncio.Future[TaskOutcome]]] = {}
         self.wake = asyncio.Event()
         """Set when there may be something to take."""
+        self.look = asyncio.Event()
+        """Set when something may have been decided or ended elsewhere."""
         self.draining = False
+        self.relay: Relay | None = None
+        """Speaks to the other nodes, where there are any."""
 
     def free_slot(self) -> bool:
         """Whether a new task may start here at once."""
@@ -51,13 +56,43 @@ class Roster:
     def carries_out(self, run_id: str, path: str) -> bool:
         return run_id in self.runs and path in self.runs[run_id].attempts
 
+    def hears_all(self, run_id: str) -> bool:
+        """Whether every task of the run that lives is carried out here."""
+        local = self.runs.get(run_id)
+        return local is not None and "" in local.attempts and not local.elsewhere
+
+    def offer(self) -> None:
+        """There may be something to take, here or on another node."""
+        self.wake.set()
+        if self.relay is not None and not self.free_slot():
+            self.relay.tell_work()
+
+    def order(self, run_id: str) -> None:
+        """What is to happen with the run was changed: whoever carries it out looks at once."""
+        self.look.set()
+        if self.relay is not None:
+            self.relay.tell_order(run_id)
+
+    def heard_end(self, run_id: str, path: str) -> None:
+        """Another node says that the task has ended."""
+        if (run_id, path) in self.waiters:
+            self.look.set()
+
+    def heard_order(self, run_id: str) -> None:
+        """Another node says that something was decided about the run."""
+        if run_id in self.runs:
+            self.look.set()
+
     def answer(self, run_id: str, path: str, outcome: TaskOutcome | None) -> None:
         """Tell whoever awaits the task here; without an outcome they go on waiting."""
         if outcome is None:
             return
         if run_id in self.runs:
             self.runs[run_id].elsewhere.discard(path)
-        for future in self.waiters.pop((run_id, path), ()):
+        waiting = self.waiters.pop((run_id, path), ())
+        if path and not waiting and self.relay is not None:
+            self.relay.tell_ended(run_id, path)
+        for future in waiting:
             if not future.done():
                 future.set_result(outcome)
 

@@ -49,7 +49,6 @@ T = TypeVar("T")
 Events = list[StoredEvent]
 Tasks = list[Task]
 PAGE = 500
-REMOTE_POLL_S = 0.5
 CANCEL_ANSWER_S = 5.0
 
 
@@ -115,7 +114,7 @@ class Follow:
         async for batch in self._stored():
             yield batch
         while not self._over and not self.lagged:
-            taken = await self._next()
+            taken = await self._subscription.get()
             fresh = [e for e in taken if e.seq is None or e.seq > self._last]
             numbers = [e.seq for e in fresh if e.seq is not None]
             if taken and numbers == list(range(self._last + 1, self._last + 1 + len(numbers))):
@@ -135,15 +134,6 @@ class Follow:
                 yield self._pass(stored)
             if len(stored) < PAGE:
                 return
-
-    async def _next(self) -> Events:
-        """Events from this process; nothing when the store may have more."""
-        if self._runs.announced_here(self._run_id):
-            return await self._subscription.get()
-        try:
-            return await asyncio.wait_for(self._subscription.get(), REMOTE_POLL_S)
-        except asyncio.TimeoutError:
-            return []
 
     def _pass(self, events: Events) -> Events:
         for number, event in enumerate(events):
@@ -400,8 +390,6 @@ class Runs:
                 left_s = deadline - loop.time()
                 if left_s <= 0:
                     break
-                if not self.announced_here(run_id):
-                    left_s = min(left_s, REMOTE_POLL_S)
                 try:
                     await asyncio.wait_for(announced.wait(), left_s)
                 except asyncio.TimeoutError:
@@ -411,10 +399,6 @@ class Runs:
             return run
         finally:
             self.hub.forget_end(run_id, announced)
-
-    def announced_here(self, run_id: str) -> bool:
-        """Whether this process hears of the run's events as they are stored."""
-        return self.database.dialect == "sqlite" or self.engine.hears_all(run_id)
 
     async def cancel(self, tenant: Tenant, run_id: str, reason: str = "") -> Run:
         """Stop the run; a model call in flight is aborted. Raises ``RunEnded`` at its end."""
@@ -447,6 +431,8 @@ class Runs:
         if ended is not None:
             self.hub.publish(run_id, [ended[0]])
             self._observe([ended[1]])
+        else:
+            self.engine.roster.order(run_id)
         await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
 

@@ -1,6 +1,6 @@
 """The watch: what no local event tells of the tasks that this process carries out or awaits.
 
-Leans on the roster and the store, and looks at the database every ``POLL_S``. Refuses to carry
+Leans on the roster and the store, and looks at the database when told to and every ``POLL_S``. Refuses to carry
 anything out.
 """
 
@@ -12,14 +12,15 @@ from agent_server.domain.runs import RunStatus
 from agent_server.execution import store
 from agent_server.execution.attempts import outcome_of
 from agent_server.execution.journal import PASSING
+from agent_server.execution.pause import wait_nudged
 from agent_server.execution.roster import Roster
 
 log = structlog.get_logger(__name__)
 
 POLL_S = 1.0
 """How often due tasks, cancellations and children on other nodes are looked for."""
-STRAY_LOOKS = 3
-"""Every so many looks also for tasks that are stored as carried out here and are not."""
+STRAY_S = 3.0
+"""How often also tasks are looked for that are stored as carried out here and are not."""
 
 
 class Watch:
@@ -34,14 +35,15 @@ class Watch:
     async def run(self) -> None:
         """What no local event tells: ends on other nodes, cancellations, tasks that slipped."""
         stray: set[tuple[str, str, int]] = set()
-        looks = 0
+        clock = asyncio.get_running_loop().time
+        next_stray = clock() + STRAY_S
         while True:
-            await asyncio.sleep(POLL_S)
-            looks += 1
+            await wait_nudged(self._roster.look, POLL_S)
             try:
                 await self._look_for_ends()
                 await self._look_for_orders()
-                if looks % STRAY_LOOKS == 0:
+                if clock() >= next_stray:
+                    next_stray = clock() + STRAY_S
                     stray = await self._release_stray(stray)
             except PASSING as error:
                 log.warning("cannot watch the database", error=error.detail)

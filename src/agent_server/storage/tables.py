@@ -14,13 +14,16 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
     TypeDecorator,
 )
+from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.engine import Dialect
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -233,3 +236,108 @@ workflow_versions = Table(
     Column("created_by", Text, nullable=False),
     Index(None, "tenant", "name", "version", unique=True),
 )
+
+memory_spaces = Table(
+    "memory_spaces",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Index(None, "tenant", "name", unique=True),
+)
+"""A namespace of a tenant. Its number stands before every word in the text index."""
+
+memories = Table(
+    "memories",
+    metadata,
+    Column("serial", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("space", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("content", JsonText, nullable=False),
+    Column("key", Text),
+    Column("session_id", Text),
+    Column("position", Integer),
+    Column("author", Text),
+    Column("subject", Text),
+    Column("metadata", JsonText, nullable=False),
+    Column("importance", Float),
+    Column("expires_at", Moment),
+    Column("occurred_at", Moment),
+    Column("source", JsonText, nullable=False),
+    Column("run_id", Text),
+    Column("parent_id", Text),
+    Column("part", Integer),
+    Column("heading", JsonText),
+    Column("searchable", Boolean, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("replaced_at", Moment),
+    Column("supersedes", Text),
+    Column("superseded_by", Text),
+    Column("words", Text, nullable=False),
+    Column("length", Integer, nullable=False),
+    Column("lexemes", Text().with_variant(TSVECTOR, "postgresql")),
+    Index(None, "id", "version", unique=True),
+    Index(None, "tenant", "created_at", "id"),
+    Index(None, "space", "session_id", "position"),
+    Index(None, "tenant", "subject"),
+    Index(None, "parent_id"),
+    Index(None, "expires_at"),
+)
+"""One row for each version; the one that holds has no ``replaced_at``. ``words`` are its content
+as the text index has it (``memory.words``). On PostgreSQL the text index is over ``lexemes``; on
+SQLite it is the virtual table ``memory_words``, and ``lexemes`` is NULL (``memory.text_index``)."""
+HOLDS_ITS_KEY = memories.c.replaced_at.is_(None) & memories.c.key.is_not(None)
+Index(
+    "uq_memories_space_key",
+    memories.c.space,
+    memories.c.key,
+    unique=True,
+    sqlite_where=HOLDS_ITS_KEY,
+    postgresql_where=HOLDS_ITS_KEY,
+)
+
+memory_uses = Table(
+    "memory_uses",
+    metadata,
+    Column("memory_id", Text, primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    Column("step_id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("task_id", Text),
+    Column("query", Text, nullable=False),
+    Column("score", Float, nullable=False),
+    Column("at", Moment, nullable=False),
+)
+
+memory_embedders = Table(
+    "memory_embedders",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("kept_in", Text, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    Index(None, "provider", "model", "dimension", "version", "kept_in", unique=True),
+)
+"""Where vectors came from, and whether every memory has one of it. ``kept_in``: ``blob`` or
+``halfvec``."""
+
+memory_vectors = Table(
+    "memory_vectors",
+    metadata,
+    Column("embedder", Integer, primary_key=True, autoincrement=False),
+    Column("space", Integer, primary_key=True, autoincrement=False),
+    Column("serial", BigInteger, primary_key=True, autoincrement=False),
+    Column("text_hash", Text, nullable=False),
+    Column("vector", LargeBinary),
+    Index(None, "serial"),
+    sqlite_with_rowid=False,
+)
+"""The vector of one version, 32-bit floats, little-endian, of length 1. With pgvector it is in
+``memory_halfvecs`` (``memory.vector_index``), and NULL here."""

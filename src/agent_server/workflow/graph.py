@@ -8,7 +8,7 @@ directly or not, and what stands inside them. What runs beside it cannot be seen
 result does not depend on who is faster.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Any, Final, NamedTuple
@@ -77,6 +77,19 @@ class Lane:
     def comes_before(self, one: int, other: int) -> bool:
         """Whether node ``one`` has ended before ``other`` starts."""
         return bool(self.before[other] >> one & 1)
+
+    def passed_over(self, index: int, went: Collection[int]) -> str | None:
+        """Why node ``index`` does not run when the nodes ``went`` have failed and gone elsewhere:
+        nothing goes to it, or somebody went to a node that it is not behind."""
+        if index in self.goes.values():
+            if any(self.goes[source] == index for source in went):
+                return None
+            return "nothing failed that goes to it"
+        for source in went:
+            target = self.goes[source]
+            if self.comes_before(source, index) and not self.comes_before(target, index):
+                return f"{self.nodes[source].id} failed and went to {self.nodes[target].id}"
+        return None
 
 
 @dataclass

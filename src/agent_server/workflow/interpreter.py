@@ -18,48 +18,47 @@ How it stays exact:
   revised).
 - A node that is skipped, or that failed with ``on_error: continue``, counts as ended: what depends
   on it runs, and may look at its ``.status``.
+- Who was first (``join: any``, ``first``) and whether the time of a node with others inside was up
+  is decided once and kept in the ledger. A replay takes only the ways that won.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 import anyio
 
-from agent_server.domain.base import JsonObject
+from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     LASTING,
     BudgetExceeded,
     ErrorInfo,
     ExpressionError,
+    InternalError,
     LoopBound,
     RunCancelled,
     TaskFailed,
+    TaskTimeout,
     WorkflowLimit,
 )
 from agent_server.domain.workflows import (
     LEAF_TYPES,
-    ActionNode,
-    AgentNode,
-    ApproachNode,
-    ApprovalNode,
     BranchNode,
     LoopNode,
     MapNode,
     Node,
     ParallelNode,
-    PlanNode,
     SetNode,
-    ToolNode,
-    WaitNode,
     WorkflowDefinition,
     WorkflowNode,
 )
-from agent_server.execution.ports import TaskContext, TaskOutcome, TaskSpec
+from agent_server.execution.ports import TaskContext, TaskSpec
 from agent_server.workflow.expressions import expression, render
-from agent_server.workflow.graph import Lane, analyse
-from agent_server.workflow.race import Failed, Race
+from agent_server.workflow.graph import POLICIES, Lane, analyse
+from agent_server.workflow.leaves import PAUSE_KIND, STANDING_STILL, payload_of, spec_of
+from agent_server.workflow.race import BrokenOff, Failed, Quorum, Race
 from agent_server.workflow.sight import Frame, Results, Variables, merged, result_of
 from agent_server.workflow.values import Scope
 
@@ -67,8 +66,6 @@ MAX_EXECUTIONS: Final = 10_000
 """Nodes one run may carry out, each iteration, item and attempt counted."""
 BREATH: Final = 20
 """Nodes without an effect after which other work of the process gets its turn."""
-ACTION_KIND: Final = "action_node"
-PAUSE_KIND: Final = "pause"
 
 _FATAL: Final = {BudgetExceeded.code: BudgetExceeded, RunCancelled.code: RunCancelled}
 """Errors that end the run whatever a node's policy says."""
@@ -156,9 +153,14 @@ class _Ended:
 
     output: Any = None
     writes: JsonObject = field(default_factory=dict)
+    failures: tuple[JsonObject, ...] = ()
+    """What failed of a map that goes on nevertheless: ``{index, error}``."""
+    went: bool = False
+    """It failed and went to another node."""
 
 
 _NOTHING: Final = _Ended()
+_WENT: Final = _Ended(went=True)
 
 
 class Interpreter:
@@ -206,6 +208,8 @@ class Interpreter:
             raise NodeFailed(
                 failed.node_id, failed.path, failed.error, self._outermost(frame)
             ) from None
+        except BrokenOff as broken:
+            raise RunCancelled(str(broken)) from None
         variables = {**first, **ended.writes}
         output = ended.output
         if self._definition.output is not None:
@@ -235,18 +239,29 @@ class Interpreter:
         outside = Variables(values, {})
         if lane.sequential:
             seen = outside
-            ended = _NOTHING
+            output = None
+            went: set[int] = set()
             for index, node in enumerate(lane.nodes):
-                ended = await self._node(node, f"{path}{index + 1}", frame, seen.values)
-                seen = seen.write(ended.writes, index)
-            return _Ended(ended.output, seen.writes())
+                here = f"{path}{index + 1}"
+                reason = lane.passed_over(index, went) if lane.goes else None
+                if reason is not None:
+                    await self._skipped(node, here, frame, reason)
+                    continue
+                ended = await self._node(node, here, frame, seen.values)
+                output = ended.output
+                if ended.went:
+                    went.add(index)
+                if ended.writes:
+                    seen = seen.write(ended.writes, index)
+            return _Ended(output, seen.writes())
         return await self._graph_lane(lane, path, frame, outside)
 
     async def _graph_lane(self, lane: Lane, path: str, frame: Frame, outside: Variables) -> _Ended:
         nodes, rank = lane.nodes, lane.rank
         left = [len(waits) for waits in lane.waits]
         after: list[Variables] = [outside] * len(nodes)
-        outputs: list[Any] = [None] * len(nodes)
+        outputs: dict[int, Any] = {}
+        went: set[int] = set()
         race = Race(self._drain)
 
         async def work(index: int) -> None:
@@ -260,9 +275,17 @@ class Interpreter:
         async def step(index: int) -> list[int]:
             node = nodes[index]
             seen = merged([after[other] for other in lane.waits[index]], outside)
-            ended = await self._node(node, f"{path}{index + 1}", frame, seen.values)
-            outputs[index] = ended.output
-            after[index] = seen.write(ended.writes, rank[index])
+            here = f"{path}{index + 1}"
+            reason = lane.passed_over(index, went) if lane.goes else None
+            if reason is not None:
+                await self._skipped(node, here, frame, reason)
+                after[index] = seen
+            else:
+                ended = await self._node(node, here, frame, seen.values)
+                outputs[index] = ended.output
+                after[index] = seen.write(ended.writes, rank[index])
+                if ended.went:
+                    went.add(index)
             ready = []
             for other in lane.dependents[index]:
                 left[other] -= 1
@@ -282,7 +305,8 @@ class Interpreter:
                     if rank[index] > race.first:
                         self._forget(frame, node)
             raise failed
-        return _Ended(outputs[-1], merged(after, outside).writes())
+        output = outputs[max(outputs)] if outputs else None
+        return _Ended(output, merged(after, outside).writes())
 
     def _forget(self, frame: Frame, node: Node) -> None:
         """Nobody may see how far this node came: it depends on who was faster."""
@@ -342,8 +366,10 @@ class Interpreter:
                 return await self._given_up(node, path, frame, failed)
             await self._pause(node, path, attempt)
         if node.output is not None:
-            ended = _Ended(ended.output, {**ended.writes, node.output: ended.output})
-        frame.results[node.id] = result_of("succeeded", ended.output)
+            ended = replace(ended, writes={**ended.writes, node.output: ended.output})
+        result = frame.results[node.id] = result_of("succeeded", ended.output)
+        if isinstance(node, MapNode):
+            result["failures"] = list(ended.failures)
         if self._observer is not None:
             await self._observer.node_completed(node, path, ended.output)
         return ended
@@ -368,7 +394,7 @@ class Interpreter:
     async def _skipped(self, node: Node, path: str, frame: Frame, reason: str) -> _Ended:
         for skipped in (node.id, *self._graph.inside(node)):
             frame.results[skipped] = result_of("skipped")
-        await self._ctx.skip(self._spec(node, path, {}), reason)
+        await self._ctx.skip(spec_of(node, path, {}), reason)
         if self._observer is not None:
             await self._observer.node_skipped(node, path, reason)
         return _NOTHING
@@ -377,9 +403,9 @@ class Interpreter:
         frame.results[node.id] = result_of("failed", None, failed.error)
         if self._observer is not None:
             await self._observer.node_failed(node, path, failed.error)
-        if node.on_error == "continue":
-            return _NOTHING
-        raise failed
+        if node.on_error == "fail":
+            raise failed
+        return _NOTHING if node.on_error in POLICIES else _WENT
 
     async def _pause(self, node: Node, path: str, attempt: int) -> None:
         """Wait before the next attempt: a task of its own, so that a replay does not wait again."""
@@ -400,7 +426,7 @@ class Interpreter:
     ) -> _Ended | None:
         """One attempt. None if somebody skipped the task."""
         if isinstance(node, LEAF_TYPES):
-            payload = _payload(node, scope)
+            payload = payload_of(node, scope)
             if isinstance(node, WorkflowNode):
                 payload["chain"] = list(self._chain)
             return await self._leaf(node, path, payload)
@@ -410,39 +436,77 @@ class Interpreter:
         if isinstance(node, SetNode):
             written: JsonObject = render(node.variables, scope)
             return _Ended(written, written)
+        if node.timeout_s is None:
+            return await self._composite(node, path, frame, values, scope)
+        return await self._within(node.timeout_s, node, path, frame, values, scope)
+
+    async def _composite(
+        self, node: Node, path: str, frame: Frame, values: JsonObject, scope: Scope
+    ) -> _Ended:
         if isinstance(node, ParallelNode):
+            if node.wanted is not None:
+                return await self._first(node, node.wanted, path, frame, values)
             return await self._parallel(node, path, frame, values)
         if isinstance(node, BranchNode):
             return await self._branch(node, path, frame, values, scope)
         if isinstance(node, MapNode):
             return await self._map(node, path, frame, values, scope)
+        assert isinstance(node, LoopNode)
         return await self._loop(node, path, frame, values)
 
-    def _spec(self, node: Node, path: str, payload: JsonObject) -> TaskSpec:
-        kind: str = node.type
-        if isinstance(node, ApproachNode):
-            kind = "agent"
-        elif isinstance(node, ActionNode):
-            kind = ACTION_KIND
-        agent = node.agent if isinstance(node, (AgentNode, ApproachNode)) else None
-        return TaskSpec(
-            path=path,
-            node=node.id,
-            kind=kind,
-            payload=payload,
-            description=node.description,
-            agent=agent,
-        )
+    async def _within(
+        self,
+        timeout_s: float,
+        node: Node,
+        path: str,
+        frame: Frame,
+        values: JsonObject,
+        scope: Scope,
+    ) -> _Ended:
+        """One attempt at a node with others inside that has so much time, a crash included."""
+
+        async def deadline() -> str:
+            return (utcnow() + timedelta(seconds=timeout_s)).isoformat()
+
+        until = datetime.fromisoformat(await self._ctx.value(f"{path}/until", deadline))
+        ended: _Ended | Failed | None = None
+
+        async def race() -> bool:
+            nonlocal ended
+            left_s = (until - utcnow()).total_seconds()
+            with anyio.move_on_after(max(0.0, left_s)):
+                try:
+                    ended = await self._composite(node, path, frame, values, scope)
+                except Failed as failed:
+                    ended = failed
+                except BrokenOff:
+                    if utcnow() < until:
+                        raise
+            return ended is not None
+
+        if not await self._ctx.value(f"{path}/in_time", race):
+            for inner in self._graph.inside(node):
+                frame.results[inner] = result_of("cancelled")
+            raise Failed(node.id, path, timed_out(node.id, timeout_s).info())
+        if ended is None:  # Known from the ledger.
+            return await self._composite(node, path, frame, values, scope)
+        if isinstance(ended, Failed):
+            raise ended
+        return ended
 
     async def _leaf(self, node: Node, path: str, payload: JsonObject) -> _Ended | None:
-        async with self._slots:
-            outcome: TaskOutcome = await self._ctx.child(self._spec(node, path, payload))
+        spec = spec_of(node, path, payload)
+        if isinstance(node, STANDING_STILL):
+            outcome = await self._ctx.child(spec)
+        else:
+            async with self._slots:
+                outcome = await self._ctx.child(spec)
         if outcome.status == "succeeded":
             return _Ended(outcome.output)
         if outcome.status == "skipped":
             return None
         if outcome.status == "cancelled":
-            raise RunCancelled(f"The task {path!r} ({node.id!r}) was cancelled.")
+            raise BrokenOff(f"The task {path!r} ({node.id!r}) was cancelled.")
         error = outcome.error or ErrorInfo(code=TaskFailed.code, message="The task failed.")
         raise Failed(node.id, path, error)
 
@@ -463,21 +527,85 @@ class Interpreter:
             raise failed
         return _Ended([ended.output for ended in found], _last_writes(found))
 
+    async def _first(
+        self, node: ParallelNode, wanted: int, path: str, frame: Frame, values: JsonObject
+    ) -> _Ended:
+        """The first so many branches that succeed; the others are cancelled."""
+        count = len(node.branches)
+        found: dict[int, _Ended] = {}
+        quorum = Quorum(wanted, count)
+        numbers = iter(range(count))
+
+        async def keep(number: int) -> None:
+            here = f"{path}.{number + 1}."
+            found[number] = await self._lane(node.id, number, here, frame, values)
+
+        async def work() -> None:
+            for number in numbers:
+                await quorum.run(number, lambda: keep(number))  # noqa: B023  # awaited at once
+
+        async def decide() -> JsonObject:
+            async with anyio.create_task_group() as group:
+                quorum.group = group
+                for _ in range(min(count, node.max_parallel or count)):
+                    group.start_soon(work)
+            if quorum.settle():
+                return {"first": quorum.arrived}
+            return {"failed": min(quorum.failed)}
+
+        decided: JsonObject = await self._ctx.value(f"{path}/first", decide)
+        winners: list[int] = decided.get("first", [])
+        failed = decided.get("failed")
+        for number, branch in enumerate(node.branches):
+            if number not in winners and number != failed:
+                for inner in branch:
+                    self._forget(frame, inner)
+        if failed is not None:
+            if failed in quorum.failed:
+                raise quorum.failed[failed]
+            await keep(failed)  # Known from the ledger, it fails again.
+            raise InternalError(
+                f"The branch {failed + 1} of {node.id!r} failed before, and not now."
+            )
+        for number in winners:
+            if number not in found:
+                await keep(number)
+        outputs = [found[number].output for number in winners]
+        return _Ended(
+            outputs[0] if node.join == "any" else outputs,
+            _last_writes([found[number] for number in sorted(winners)]),
+        )
+
     async def _branch(
         self, node: BranchNode, path: str, frame: Frame, values: JsonObject, scope: Scope
     ) -> _Ended:
-        taken = len(node.cases)
+        ways = (*(case.nodes for case in node.cases), node.otherwise)
+        taken: list[int] = []
         for number, case in enumerate(node.cases):
-            if expression(case.when).evaluate(scope):
-                taken = number
-                break
-        for number, nodes in enumerate((*(case.nodes for case in node.cases), node.otherwise)):
-            for index, inner in enumerate(nodes if number != taken else ()):
+            if (not taken or node.choose == "all") and expression(case.when).evaluate(scope):
+                taken.append(number)
+        if not taken and node.otherwise:
+            taken.append(len(node.cases))
+        for number, nodes in enumerate(ways):
+            for index, inner in enumerate(nodes if number not in taken else ()):
                 reason = f"{node.id} took another way"
                 await self._skipped(inner, f"{path}.{number + 1}.{index + 1}", frame, reason)
-        if taken == len(node.cases) and not node.otherwise:
-            return _NOTHING
-        return await self._lane(node.id, taken, f"{path}.{taken + 1}.", frame, values)
+
+        def one(position: int) -> Awaitable[_Ended]:
+            way = taken[position]
+            return self._lane(node.id, way, f"{path}.{way + 1}.", frame, values)
+
+        if node.choose == "first":
+            return await one(0) if taken else _NOTHING
+        found, race = await self._side_by_side(len(taken), len(taken), one)
+        failed = race.settle()
+        if failed is not None:
+            if not self._drain:
+                for way in taken[race.first + 1 :]:
+                    for inner in ways[way]:
+                        self._forget(frame, inner)
+            raise failed
+        return _Ended([ended.output for ended in found], _last_writes(found))
 
     async def _map(
         self, node: MapNode, path: str, frame: Frame, values: JsonObject, scope: Scope
@@ -493,16 +621,34 @@ class Interpreter:
             self._left = -1
             self._count()
 
-        def one(number: int) -> Awaitable[_Ended]:
+        errors: dict[int, ErrorInfo] = {}
+
+        async def one(number: int) -> _Ended:
             names = {**frame.names, node.name: items[number], "index": number}
-            inner = Frame(names, frame)
-            return self._lane(node.id, 0, f"{path}.{number + 1}.", inner, values)
+            try:
+                here = f"{path}.{number + 1}."
+                return await self._lane(node.id, 0, here, Frame(names, frame), values)
+            except Failed as failed:
+                if node.on_item_error == "fail":
+                    raise
+                errors[number] = failed.error
+                return _NOTHING
 
         found, race = await self._side_by_side(len(items), node.max_parallel, one)
         failed = race.settle()
         if failed is not None:
             raise failed
-        return _Ended([ended.output for ended in found], _last_writes(found))
+        if node.max_failures is not None and len(errors) > node.max_failures:
+            raise Failed(node.id, path, _too_many(node, errors, len(items)))
+        drop = node.on_item_error == "drop"
+        return _Ended(
+            [e.output for number, e in enumerate(found) if not (drop and number in errors)],
+            _last_writes(found),
+            tuple(
+                {"index": number, "error": error.model_dump(mode="json")}
+                for number, error in sorted(errors.items())
+            ),
+        )
 
     async def _loop(self, node: LoopNode, path: str, frame: Frame, values: JsonObject) -> _Ended:
         inside = list(self._graph.inside(node))
@@ -557,64 +703,24 @@ def _last_writes(found: list[_Ended]) -> JsonObject:
     return writes
 
 
+def _too_many(node: MapNode, errors: Mapping[int, ErrorInfo], count: int) -> ErrorInfo:
+    first = errors[min(errors)]
+    return TaskFailed(
+        f"{len(errors)} of the {count} items of the map {node.id!r} failed, more than the "
+        f"{node.max_failures} that may. The first: {first.message}",
+        hint=first.hint,
+    ).info()
+
+
+def timed_out(node_id: str, timeout_s: float) -> TaskTimeout:
+    return TaskTimeout(
+        f"Node {node_id!r} was not done after {timeout_s:g} s.",
+        hint="Raise its timeout_s, or give it a retry.",
+    )
+
+
 def _over_bound(node: LoopNode) -> ErrorInfo:
     return LoopBound(
         f"The loop {node.id!r} would go on after {node.max_iterations} iterations.",
         hint="Raise max_iterations, or mend its condition.",
     ).info()
-
-
-def _payload(node: Node, scope: Scope) -> JsonObject:
-    """What the node's task is told. Only what is set, so that it stays small in the database."""
-    payload: JsonObject = {}
-    if isinstance(node, (AgentNode, ApproachNode)):
-        payload = {
-            "agent": node.agent,
-            "input": render(node.input, scope),
-            "approach": node.approach,
-            "model": node.model,
-            "output_schema": node.output_schema,
-            "tools": None if node.tools is None else list(node.tools),
-            "context": render(node.context, scope) or None,
-        }
-    elif isinstance(node, PlanNode):
-        payload = {
-            "goal": render(node.goal, scope),
-            "role": node.role,
-            "input": render(node.input, scope),
-            "output_schema": node.output_schema,
-            "agents": None if node.agents is None else list(node.agents),
-            "tools": None if node.tools is None else list(node.tools),
-            "approach": node.approach,
-            "model": node.model,
-        }
-    elif isinstance(node, WorkflowNode):
-        payload = {
-            "workflow": node.workflow,
-            "version": node.version,
-            "input": render(node.input, scope),
-        }
-    elif isinstance(node, WaitNode):
-        seconds = node.duration_s
-        if isinstance(seconds, str):
-            seconds = expression(seconds).evaluate(scope)
-        payload = {
-            "duration_s": seconds,
-            "until": render(node.until, scope),
-            "signal": render(node.signal, scope),
-        }
-    elif isinstance(node, ApprovalNode):
-        payload = {
-            "subject": render(node.subject, scope),
-            "input": render(node.input, scope),
-            "expires_s": node.expires_s,
-            "on_expiry": node.on_expiry,
-            "on_reject": node.on_reject,
-            "approvers": None if node.approvers is None else list(node.approvers),
-        }
-    elif isinstance(node, ToolNode):
-        payload = {"tool": node.tool, "arguments": render(node.arguments, scope)}
-    elif isinstance(node, ActionNode):
-        payload = {"action": node.action, "parameters": render(node.parameters, scope)}
-    payload["timeout_s"] = node.timeout_s
-    return {name: value for name, value in payload.items() if value is not None}

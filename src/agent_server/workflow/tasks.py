@@ -18,13 +18,13 @@ from agent_server.domain.errors import (
     InvalidWorkflow,
     RunCancelled,
     RunError,
-    TaskTimeout,
     WorkflowLimit,
 )
 from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.workflow.expressions import render
-from agent_server.workflow.interpreter import ACTION_KIND, PAUSE_KIND, run_workflow
+from agent_server.workflow.interpreter import run_workflow, timed_out
+from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
 from agent_server.workflow.ports import NoStoredWorkflows, StoredWorkflows
 from agent_server.workflow.validation import check_inputs, split_name, validate
 
@@ -174,10 +174,7 @@ def timed(handler: Handler) -> Handler:
             return await handler(ctx)
         with anyio.move_on_after(timeout_s):
             return await handler(ctx)
-        raise TaskTimeout(
-            f"Node {ctx.node!r} was not done after {timeout_s:g} s.",
-            hint="Raise its timeout_s, or give it a retry.",
-        )
+        raise timed_out(ctx.node, timeout_s)
 
     return within
 

@@ -213,3 +213,9 @@ def orders(connection: Connection, run_ids: Iterable[str]) -> Sequence[Any]:
             or_(runs.c.cancel_reason.is_not(None), runs.c.status.in_(ENDED)),
         )
     ).all()
+
+
+def heads(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
+    """How far the event logs of those of ``run_ids`` that there are have come."""
+    query = select(runs.c.id, runs.c.last_seq).where(runs.c.id.in_(run_ids))
+    return {row.id: row.last_seq for row in connection.execute(query)}

@@ -1,0 +1,137 @@
+"""What the rest of the server may ask of long-term memory.
+
+Leans on the domain alone, and on SQLAlchemy for the type of a transaction. ``memory.store`` is
+the implementation, on both databases; ``agent_server.testing.memory_store`` is the contract it
+must pass. It refuses to know language models and HTTP.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from sqlalchemy import Connection
+
+from agent_server.domain.ids import Tenant
+from agent_server.domain.memories import (
+    Found,
+    MemoriesErased,
+    Memory,
+    MemoryChange,
+    MemoryFilter,
+    MemoryQuery,
+    MemorySource,
+    MemoryStats,
+    MemoryUse,
+    NewMemory,
+)
+
+
+@dataclass(frozen=True)
+class MemoryPage:
+    data: tuple[Memory, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Added:
+    """One memory after a write; ``new`` is False when it was there already: the same id, or the
+    same content under the same key."""
+
+    memory: Memory
+    new: bool
+
+
+class Prepared(Protocol):
+    """Memories made ready to be written: what can be worked out before the transaction is."""
+
+
+class Memories(Protocol):
+    """Long-term memory. Every call is about one tenant, and sees nothing of another's."""
+
+    async def add(self, tenant: Tenant, memories: Sequence[NewMemory]) -> list[Added]:
+        """Write them all or none, in their order; found by their text when this returns, and by
+        their vector soon after.
+
+        A memory with a key takes the place of the one that has it. Raises ``InvalidRequest``
+        for more than ``MAX_BATCH``, and ``Conflict`` for an id that another tenant has.
+        """
+
+    def prepare(self, memories: Sequence[NewMemory]) -> Prepared:
+        """The part of ``add`` before its transaction. Takes about 30 µs a memory: call it in a
+        thread for many."""
+
+    def insert(self, connection: Connection, tenant: Tenant, prepared: Prepared) -> list[Added]:
+        """The transaction of ``add``, as part of the caller's: a memory commits with its step."""
+
+    async def get(self, tenant: Tenant, memory_id: str) -> Memory:
+        """The version that holds (of a superseded memory: its last). Raises ``NotFound``."""
+
+    async def history(self, tenant: Tenant, memory_id: str) -> list[Memory]:
+        """Every version, oldest first. Raises ``NotFound``."""
+
+    async def page(
+        self, tenant: Tenant, filter: MemoryFilter, *, limit: int, cursor: str | None
+    ) -> MemoryPage:
+        """Newest first. Raises ``InvalidCursor``."""
+
+    async def edit(
+        self,
+        tenant: Tenant,
+        memory_id: str,
+        change: MemoryChange,
+        *,
+        source: MemorySource,
+        expected_version: int | None = None,
+    ) -> Memory:
+        """A new version; the old one stays in the history. Raises ``NotFound``,
+        ``PreconditionFailed`` when the version that holds is another than expected, and
+        ``Conflict`` for a superseded memory."""
+
+    async def delete(
+        self, tenant: Tenant, memory_ids: Sequence[str], *, expected_version: int | None = None
+    ) -> int:
+        """Erase each with all its versions, pieces, vectors and uses; how many there were.
+
+        Nothing of them is left in the database file. Unknown ids are passed over. Raises
+        ``PreconditionFailed`` like ``edit``.
+        """
+
+    async def delete_where(self, tenant: Tenant, filter: MemoryFilter) -> int:
+        """Erase all that the filter is about, superseded ones included."""
+
+    async def search(self, tenant: Tenant, query: MemoryQuery) -> list[Found]:
+        """The best ``query.limit``, best first. Any text is a valid query; one without a word
+        finds nothing. With mode ``vector`` and no embedder: ``InvalidRequest``."""
+
+    async def neighbours(
+        self, tenant: Tenant, memory_id: str, *, before: int = 2, after: int = 2
+    ) -> list[Memory]:
+        """What stands around it in its session, in order, without itself; [] without a session.
+        Raises ``NotFound``."""
+
+    async def used(self, tenant: Tenant, uses: Sequence[MemoryUse]) -> None:
+        """Remember that runs recalled these. The same step is kept once."""
+
+    def record_uses(
+        self, connection: Connection, tenant: Tenant, uses: Sequence[MemoryUse]
+    ) -> None:
+        """``used``, as part of the caller's transaction."""
+
+    async def used_by(self, tenant: Tenant, memory_id: str, *, limit: int = 100) -> list[MemoryUse]:
+        """Which runs recalled it, newest first. Raises ``NotFound``."""
+
+    def erase_subject(self, connection: Connection, tenant: Tenant, subject: str) -> MemoriesErased:
+        """Erase one person's memories, as part of the caller's transaction."""
+
+    def export(
+        self, tenant: Tenant, filter: MemoryFilter, *, batch: int = 500
+    ) -> AsyncIterator[Memory]:
+        """Everything the filter is about, oldest first, pieces included, without holding a
+        transaction open."""
+
+    async def sweep(self, now: datetime) -> int:
+        """Erase what has expired, of every tenant; how many."""
+
+    async def stats(self, tenant: Tenant) -> MemoryStats:
+        """How much is kept."""
