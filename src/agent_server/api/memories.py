@@ -4,6 +4,7 @@ Leans on ``MemoryDoor`` for all that happens. Refuses to show less than an agent
 search answers here is what ``recall`` gives to an agent.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from agent_server.api import inputs
 from agent_server.api.answers import Json, dump, dump_page
 from agent_server.api.door import CALL, Call
 from agent_server.api.openapi import Route
-from agent_server.domain.errors import InvalidRequest
+from agent_server.domain.errors import InvalidRequest, NotFound, PreconditionFailed
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import (
     Memory,
@@ -230,7 +231,10 @@ class MemoryRoutes:
         if many:
             return Json(dump_page(map(dump, written), None), 201, headers)
         if not written:
-            raise _gone()
+            raise NotFound(
+                "The memory that this Idempotency-Key wrote was deleted since.",
+                hint="Use a new key to write it again.",
+            )
         (memory,) = written
         return Json(
             dump(memory), 201, headers | {"Location": f"{PREFIX}/{memory.id}", **_tag(memory)}
@@ -245,7 +249,7 @@ class MemoryRoutes:
     async def list(self, request: Request) -> Response:
         wanted = inputs.query(request, MemoriesQuery)
         filter = MemoryFilter(**wanted.model_dump(exclude={"limit", "cursor"}))
-        page = await self._store.list(
+        page = await self._store.page(
             _tenant(request), filter, limit=wanted.limit, cursor=wanted.cursor
         )
         return Json(dump_page(map(dump, page.data), page.next_cursor))
@@ -294,3 +298,36 @@ class MemoryRoutes:
         if not subject or len(subject) > 200 or "\0" in subject:
             raise InvalidRequest("A subject has 1 to 200 characters, none of them NUL.")
         return Json(dump(await self._erasure.erase(_tenant(request), subject)))
+
+    async def _expected(self, request: Request) -> int | None:
+        """The version that ``If-Match`` asks for; None where any will do. Raises
+        ``PreconditionFailed`` for a tag that no version has."""
+        given = request.headers.get("if-match")
+        if given is None or given.strip() == "*":
+            return None
+        versions = [int(found) for found in _ETAG.findall(given)]
+        if not versions:
+            raise PreconditionFailed(
+                f"If-Match {given[:60]!r} is no version of this memory.",
+                hint="Send the ETag of GET, with its quotes.",
+            )
+        if len(versions) == 1:
+            return versions[0]
+        held = (await self._store.get(*_target(request))).version
+        return held if held in versions else versions[0]
+
+
+_ETAG = re.compile(r'"([0-9]{1,9})"')
+
+
+def _tag(memory: Memory) -> dict[str, str]:
+    return {"ETag": f'"{memory.version}"'}
+
+
+def _tenant(request: Request) -> Tenant:
+    call: Call = request.scope[CALL]
+    return call.principal.tenant
+
+
+def _target(request: Request) -> tuple[Tenant, str]:
+    return _tenant(request), request.path_params["memory_id"]

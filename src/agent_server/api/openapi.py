@@ -43,6 +43,7 @@ TAGS = [
     {"name": "runs", "description": "Goals, agents and workflows, carried out durably."},
     {"name": "catalogue", "description": "What this server can do: agents, tools, models."},
     {"name": "sessions", "description": "Conversations that runs share, word for word."},
+    {"name": "memories", "description": "What is known: written, found, edited, forgotten."},
     {"name": "operations", "description": "Probes, metrics and the documentation."},
 ]
 
@@ -156,7 +157,7 @@ class Route:
 
 
 def _meanings() -> dict[int, str]:
-    found = {200: "The answer.", 202: "Accepted; it goes on in the background.", 303: "Elsewhere."}
+    found = {200: "The answer.", 201: "Made.", 202: "Accepted; it goes on in the background.", 303: "Elsewhere."}
     for error in error_codes().values():
         if not issubclass(error, RunError):
             found.setdefault(error.status, error.title + ".")

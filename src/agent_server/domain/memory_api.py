@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-
 from pydantic import Field, model_validator
 
 from agent_server.domain.base import Frozen

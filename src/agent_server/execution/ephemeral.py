@@ -128,7 +128,7 @@ class EphemeralJournal:
             )
         )
 
-    def along(self, key: str, write: Callable[[Any], None], *events: EventBase) -> None:
+    def along(self, key: str, write: Callable[[Any], object], *events: EventBase) -> None:
         self._along[key] = events
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:

@@ -134,7 +134,7 @@ class _Batch:
     steps: dict[str, StepRecord] = field(default_factory=dict)
     used: list[Usage] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
-    writes: list[Callable[[Connection], None]] = field(default_factory=list)
+    writes: list[Callable[[Connection], object]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.events or self.steps)
@@ -206,7 +206,7 @@ class DurableJournal:
         self._abandoned = asyncio.Event()
         self._reserved: dict[str, str] = {}
         self._halted = False
-        self._along: dict[str, tuple[Callable[[Connection], None], tuple[EventBase, ...]]] = {}
+        self._along: dict[str, tuple[Callable[[Connection], object], tuple[EventBase, ...]]] = {}
         self._delta_of: tuple[str, str | None] | None = None
         self._delta_head = ""
 
@@ -279,7 +279,7 @@ class DurableJournal:
         await self.flush()
         crash_point("step.after_finish")
 
-    def along(self, key: str, write: Callable[[Connection], None], *events: EventBase) -> None:
+    def along(self, key: str, write: Callable[[Connection], object], *events: EventBase) -> None:
         self._along[key] = (write, events)
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:

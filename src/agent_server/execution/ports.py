@@ -108,7 +108,7 @@ class Journal(Protocol):
         upon before the next ``begin(commit=True)`` or the end of the task, both of which wait.
         """
 
-    def along(self, key: str, write: Callable[[Any], None], *events: EventBase) -> None:
+    def along(self, key: str, write: Callable[[Any], object], *events: EventBase) -> None:
         """Store what ``write`` writes, and ``events``, by the commit that stores the step ``key``
         as done: both or neither. A step that fails or never ends stores nothing of it.
 

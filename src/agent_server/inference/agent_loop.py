@@ -6,7 +6,7 @@ come from, how runs are stored, and what becomes of the result.
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any, Protocol
@@ -82,9 +82,11 @@ class AgentLoop:
         policies: ToolPolicies | None = None,
         open_session: OpenSession | None = None,
         tracing: bool = False,
+        services: Mapping[type[Any], Any] | None = None,
     ) -> None:
         """``tracing`` lets the SDK make spans for processors that this process has set; without
-        it a run makes none."""
+        it a run makes none. ``services`` is what the server lends to its own tools."""
+        self._services = services or {}
         self._provider = provider
         self._settings = settings
         self._policies = policies or HintedPolicies()
@@ -211,6 +213,7 @@ class AgentLoop:
             model_retries=self._settings.model_retries,
             tool_timeout_s=self._settings.tool_timeout_s,
             tracing_disabled=not self._tracing,
+            services=self._services,
         )
 
     async def _ask_approvals(self, place: Place, result: RunResult) -> None:

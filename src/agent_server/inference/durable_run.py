@@ -69,6 +69,8 @@ class DurableRun:
     model_retries: int
     tool_timeout_s: float
     tracing_disabled: bool = True
+    services: Mapping[type[Any], Any] = field(default_factory=dict)
+    """What the server lends to its own tools, by what it is."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     stopped: BaseException | None = None
     _acting: set[str] = field(default_factory=set)

@@ -25,6 +25,7 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import UnknownAgent, UnknownTool
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
 from agent_server.registry.mcp_servers import effect_of_annotations, reachable_agents
+from agent_server.registry.memory_tools import MEMORY_TOOLS, WRITING
 from agent_server.registry.policies import Policies
 from agent_server.registry.slugs import slug
 
@@ -32,7 +33,9 @@ log = structlog.get_logger("agent_server.registry")
 
 _NO_TOOL_POLICY = ToolPolicy()
 _NO_AGENT_POLICY = AgentPolicy()
-_BUILTIN_IDS = frozenset(id(tool) for tool in BUILTIN_TOOLS)
+SERVED_TOOLS = (*BUILTIN_TOOLS, *MEMORY_TOOLS)
+"""What the server itself brings."""
+_BUILTIN_IDS = frozenset(id(tool) for tool in SERVED_TOOLS)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Catalog:
 
     def effect(self, tool: str, annotations: Mapping[str, Any] | None = None) -> ToolEffect:
         """What calling the tool of this name twice would do: by policy, else by the hints that an
-        MCP server gave (``read_only``, ``idempotent``), else ``once``; a built-in one only reads.
+        MCP server gave (``read_only``, ``idempotent``), else ``once``; a built-in one only reads,
+        or may be repeated.
         """
         policy = self.tool_policy(tool)
         if policy.effect is not None:
@@ -82,7 +86,7 @@ class Catalog:
             return effect_of_annotations(SimpleNamespace(**_hints(annotations))) or ToolEffect.ONCE
         served = self.tools.get(tool)
         builtin = id(served) in _BUILTIN_IDS and tool not in self.foreign
-        return ToolEffect.NONE if builtin else ToolEffect.ONCE
+        return WRITING.get(tool, ToolEffect.NONE) if builtin else ToolEffect.ONCE
 
     def timeout_s(self, tool: str) -> float | None:
         """Seconds by policy; None where it says nothing."""
