@@ -68,9 +68,7 @@ class MemoriesQuery(inputs.ListQuery):
     namespace: str | None = Field(default=None, max_length=200, description="Only in this one.")
     key: str | None = Field(default=None, max_length=500, description="Only under this key.")
     session_id: str | None = Field(default=None, max_length=200, description="Only of this one.")
-    subject: str | None = Field(
-        default=None, max_length=200, description="Only about this person."
-    )
+    subject: str | None = Field(default=None, max_length=200, description="Only about this person.")
     q: str | None = Field(
         default=None, max_length=1_000, description="Only those in which every word occurs."
     )
@@ -106,7 +104,7 @@ class MemoryRoutes:
                 PREFIX,
                 self.write,
                 summary="Write memories",
-                description="One memory, or `{\"memories\": […]}` of up to 1,000, all or none. Of a "
+                description='One memory, or `{"memories": […]}` of up to 1,000, all or none. Of a '
                 "document that is long, the whole and its pieces are kept.",
                 name="create_memories",
                 body=MemoryInput,

@@ -157,7 +157,12 @@ class Route:
 
 
 def _meanings() -> dict[int, str]:
-    found = {200: "The answer.", 201: "Made.", 202: "Accepted; it goes on in the background.", 303: "Elsewhere."}
+    found = {
+        200: "The answer.",
+        201: "Made.",
+        202: "Accepted; it goes on in the background.",
+        303: "Elsewhere.",
+    }
     for error in error_codes().values():
         if not issubclass(error, RunError):
             found.setdefault(error.status, error.title + ".")

@@ -81,5 +81,3 @@ class ErasureReceipt(Frozen):
     """Rows by what they were: ``runs``, ``steps``, ``events``, ``memories``, ``vectors``, …"""
     files: str
     """What became of the space they took: ``overwritten`` (SQLite), or ``left to vacuum``."""
-
-

@@ -30,7 +30,7 @@ class MemoryDesk:
     """Writes memories. ``store`` is where they lie, for everything else that can be asked."""
 
     def __init__(self, database: Database, store: Memories, documents: Documents) -> None:
-        self._database = database
+        self.database = database
         self.store = store
         self.documents = documents
 
@@ -54,9 +54,7 @@ class MemoryDesk:
                 return known, True
         identities = [new_id("mem") for _ in inputs]
         given = list(zip(inputs, identities, strict=True))
-        prepared = await asyncio.to_thread(
-            lambda: self.store.prepare(self._rows(given, source))
-        )
+        prepared = await asyncio.to_thread(lambda: self.store.prepare(self._rows(given, source)))
 
         def transaction(connection: Connection) -> list[Memory] | None:
             if idempotency is not None:
@@ -74,7 +72,7 @@ class MemoryDesk:
             added = self.store.insert(connection, tenant, prepared)
             return [one.memory for one in added if one.memory.id in wanted]
 
-        written = await self._database.write(transaction)
+        written = await self.database.write(transaction)
         if written is None:
             assert idempotency is not None
             known = await self._replayed(tenant, idempotency)
@@ -122,9 +120,7 @@ class MemoryDesk:
         return rows
 
     async def _replayed(self, tenant: Tenant, idempotency: Idempotency) -> list[Memory] | None:
-        row = await self._database.read(
-            lambda c: execution.stored_key(c, tenant, idempotency.key)
-        )
+        row = await self.database.read(lambda c: execution.stored_key(c, tenant, idempotency.key))
         if row is None:
             return None
         if row.fingerprint != idempotency.fingerprint:

@@ -33,7 +33,10 @@ class Recall:
         ``step`` is the key of the step that this is a part of: when that is stored as done,
         ``memory.recalled`` and which run used which memory are stored with it.
         """
-        found = await self.find(ctx, query)
+        return self.noted(ctx, step, query.query, await self.find(ctx, query))
+
+    def noted(self, ctx: TaskContext, step: str, query: str, found: Sequence[Found]) -> JsonObject:
+        """``found`` as a JSON value, noted with the step as ``at_step`` says."""
         at = utcnow()
         uses = [
             MemoryUse(
@@ -41,7 +44,7 @@ class Recall:
                 run_id=ctx.run.id,
                 task_id=ctx.journal.task_id,
                 step_id=step,
-                query=query.query[:1_000],
+                query=query[:1_000],
                 score=one.score,
                 at=at,
             )
@@ -51,7 +54,7 @@ class Recall:
             step,
             lambda connection: self._store.record_uses(connection, ctx.run.tenant, uses),
             MemoryRecalled(
-                query=query.query[:1_000],
+                query=query[:1_000],
                 memories=tuple(
                     {"id": one.memory.id, "kind": one.memory.kind, "score": round(one.score, 4)}
                     for one in found
@@ -99,4 +102,6 @@ def _source(memory: Memory) -> str:
     source = memory.source
     if source.run_id is None:
         return f"written by {source.principal or 'a person'}"
-    return f"written by {f'agent {source.agent}' if source.agent else 'the server'} in {source.run_id}"
+    return (
+        f"written by {f'agent {source.agent}' if source.agent else 'the server'} in {source.run_id}"
+    )

@@ -24,6 +24,7 @@ from agent_server.domain.agents import (
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import UnknownAgent, UnknownTool
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
+from agent_server.registry.consolidation_tools import CONSOLIDATION_TOOLS
 from agent_server.registry.mcp_servers import effect_of_annotations, reachable_agents
 from agent_server.registry.memory_tools import MEMORY_TOOLS, WRITING
 from agent_server.registry.policies import Policies
@@ -33,8 +34,9 @@ log = structlog.get_logger("agent_server.registry")
 
 _NO_TOOL_POLICY = ToolPolicy()
 _NO_AGENT_POLICY = AgentPolicy()
-SERVED_TOOLS = (*BUILTIN_TOOLS, *MEMORY_TOOLS)
+SERVED_TOOLS = (*BUILTIN_TOOLS, *MEMORY_TOOLS, *CONSOLIDATION_TOOLS)
 """What the server itself brings."""
+_UNLISTED = frozenset(tool.name for tool in CONSOLIDATION_TOOLS)
 _BUILTIN_IDS = frozenset(id(tool) for tool in SERVED_TOOLS)
 
 
@@ -131,8 +133,10 @@ class Catalog:
         )
 
     def describe_tools(self) -> list[ToolInfo]:
-        """Every tool that plans and workflows may call, by name."""
-        return [self._describe(self.tools[name]) for name in sorted(self.tools)]
+        """Every tool that plans and workflows may call, by name; not those of the server's own
+        workflows."""
+        listed = sorted(set(self.tools) - _UNLISTED)
+        return [self._describe(self.tools[name]) for name in listed]
 
     def _describe(self, tool: FunctionTool) -> ToolInfo:
         return ToolInfo(

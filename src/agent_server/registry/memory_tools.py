@@ -34,7 +34,7 @@ MAX_CONTENT: Final = 20_000
 MAX_FOUND: Final = 50
 
 
-def _desk() -> tuple[Place, MemoryDesk]:
+def desk_here() -> tuple[Place, MemoryDesk]:
     """Where the tool is called, and the desk of the server that runs it."""
     place = PLACE.get()
     desk = place.run.services.get(MemoryDesk) if place is not None else None
@@ -82,7 +82,7 @@ async def remember(
         importance: From 0 to 1, if it matters more or less than usual.
         namespace: The part of the memory to keep it in.
     """
-    place, desk = _desk()
+    place, desk = desk_here()
     if len(content) > MAX_CONTENT:
         raise ToolError(
             f"{len(content):,} characters are too many to remember at once.",
@@ -158,7 +158,7 @@ async def forget(memory_id: str | None = None, key: str | None = None) -> JsonOb
         memory_id: The memory, as `recall` or `remember` named it.
         key: Or the key under which it was kept.
     """
-    place, desk = _desk()
+    place, desk = desk_here()
     tenant = place.run.ctx.run.tenant
     if (memory_id is None) == (key is None):
         raise ToolError("Name either the memory_id or the key of what to forget.")
@@ -184,6 +184,7 @@ async def forget(memory_id: str | None = None, key: str | None = None) -> JsonOb
 
 MEMORY_TOOLS: Final[tuple[FunctionTool, ...]] = (remember, recall, forget, search_documents)
 WRITING: Final = {
+    "keep_facts": ToolEffect.IDEMPOTENT,
     remember.name: ToolEffect.IDEMPOTENT,
     forget.name: ToolEffect.IDEMPOTENT,
 }
@@ -196,5 +197,5 @@ def _may_forget(ctx: TaskContext, memory: Memory) -> bool:
 
 
 async def _recalled(query: MemoryQuery) -> dict[str, Any]:
-    place, desk = _desk()
+    place, desk = desk_here()
     return await Recall(desk.store).at_step(place.run.ctx, place.scope.prefix, query)
