@@ -5,18 +5,19 @@ search answers here is what ``recall`` gives to an agent.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from fastapi import Request
 from pydantic import Field
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from agent_server.api import inputs
 from agent_server.api.answers import Json, dump, dump_page
 from agent_server.api.door import CALL, Call
 from agent_server.api.openapi import Route
-from agent_server.domain.errors import InvalidRequest, NotFound, PreconditionFailed
+from agent_server.domain.base import Frozen
+from agent_server.domain.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import (
     Memory,
@@ -81,6 +82,13 @@ class MemoriesQuery(inputs.ListQuery):
     )
 
 
+class ExportQuery(Frozen):
+    kind: MemoryKind | None = Field(default=None, description="Only of this kind.")
+    namespace: str | None = Field(default=None, max_length=200, description="Only in this one.")
+    session_id: str | None = Field(default=None, max_length=200, description="Only of this one.")
+    subject: str | None = Field(default=None, max_length=200, description="Only about this person.")
+
+
 class MemoryRoutes:
     """The handlers, bound to the desk of memories."""
 
@@ -142,6 +150,18 @@ class MemoryRoutes:
                 summary="Count memories",
                 name="get_memory_stats",
                 answers={200: MemoryStats},
+                errors=(422,),
+            ),
+            route(
+                "GET",
+                PREFIX + "/export",
+                self.export,
+                summary="Export memories",
+                description="One JSON object a line, oldest first; pieces of documents are left "
+                "out, since an import cuts the whole again.",
+                name="export_memories",
+                query=ExportQuery,
+                answers={200: "application/x-ndjson"},
                 errors=(422,),
             ),
             route(
@@ -252,6 +272,17 @@ class MemoryRoutes:
         )
         return Json(dump_page(map(dump, page.data), page.next_cursor))
 
+    async def export(self, request: Request) -> Response:
+        wanted = inputs.query(request, ExportQuery)
+        found = self._store.export(_tenant(request), MemoryFilter(**wanted.model_dump()))
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for memory in found:
+                if memory.part_of is None:
+                    yield dump(memory) + b"\n"
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
     async def stats(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
         return Json(dump(await self._store.stats(_tenant(request))))
@@ -273,6 +304,13 @@ class MemoryRoutes:
         inputs.query(request, inputs.NoQuery)
         change = inputs.parse(await request.body(), MemoryChange, max_depth=self._depth)
         call: Call = request.scope[CALL]
+        held = await self._store.get(*_target(request))
+        if "content" in change.model_fields_set and (held.part_of or not held.searchable):
+            raise Conflict(
+                f"{held.id} is {'a piece of' if held.part_of else ''} a document that was cut into "
+                "pieces, which an edit of its content would leave behind.",
+                hint="Write the document again under its key; the old one is superseded.",
+            )
         memory = await self._store.edit(
             *_target(request),
             change,

@@ -11,6 +11,7 @@ import httpx2
 from typing_extensions import Self
 
 from agent_server.client.http import exchange
+from agent_server.client.memories import MemoriesClient, SessionsClient
 from agent_server.client.runs import RunsClient
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
 from agent_server.domain.base import JsonObject
@@ -44,6 +45,8 @@ class AgentServerClient:
             transport=transport,
         )
         self.runs = RunsClient(self._http)
+        self.memories = MemoriesClient(self._http)
+        self.sessions = SessionsClient(self._http)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from agent_server.domain.base import Frozen
 from agent_server.domain.memories import MAX_BATCH, Found, Memory, MemoryDraft, MemoryUse
@@ -24,6 +24,14 @@ class MemoryInput(MemoryDraft):
         max_length=100,
         description="With `kind: document`: `text/plain` (the default), `text/markdown`, "
         "`text/html`, or `application/pdf`, whose `content` is base64.",
+    )
+    id: str | None = Field(
+        default=None,
+        pattern="^mem_[0-9a-f]{32}$",
+        description="Makes the write repeatable: a memory that is there already is left as it is.",
+    )
+    created_at: AwareDatetime | None = Field(
+        default=None, description="When it was learnt, if not now: for imports."
     )
 
     @model_validator(mode="after")

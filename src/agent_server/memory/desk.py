@@ -7,7 +7,7 @@ write finds again, and cuts documents. Refuses to rank and to know HTTP.
 import asyncio
 import base64
 import binascii
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -52,9 +52,13 @@ class MemoryDesk:
             known = await self._replayed(tenant, idempotency)
             if known is not None:
                 return known, True
-        identities = [new_id("mem") for _ in inputs]
-        given = list(zip(inputs, identities, strict=True))
-        prepared = await asyncio.to_thread(lambda: self.store.prepare(self._rows(given, source)))
+        rows = await asyncio.to_thread(lambda: [self._rows(draft, source) for draft in inputs])
+        wholes, pieces = await asyncio.to_thread(
+            lambda: (
+                self.store.prepare([whole for whole, _ in rows]),
+                [self.store.prepare(parts) if parts else None for _, parts in rows],
+            )
+        )
 
         def transaction(connection: Connection) -> list[Memory] | None:
             if idempotency is not None:
@@ -63,14 +67,16 @@ class MemoryDesk:
                     "key": idempotency.key,
                     "fingerprint": idempotency.fingerprint,
                     "run_id": "",
-                    "response": identities,
+                    "response": [whole.id for whole, _ in rows],
                     "created_at": utcnow(),
                 }
                 if not execution.take_key(connection, values):
                     return None
-            wanted = set(identities)
-            added = self.store.insert(connection, tenant, prepared)
-            return [one.memory for one in added if one.memory.id in wanted]
+            added = self.store.insert(connection, tenant, wholes)
+            for one, parts in zip(added, pieces, strict=True):
+                if one.new and parts is not None:
+                    self.store.insert(connection, tenant, parts)
+            return [one.memory for one in added]
 
         written = await self.database.write(transaction)
         if written is None:
@@ -80,7 +86,9 @@ class MemoryDesk:
             return known, True
         return written, False
 
-    def document(self, draft: MemoryInput, memory_id: str, source: MemorySource) -> list[NewMemory]:
+    def _document(
+        self, draft: MemoryInput, memory_id: str, source: MemorySource
+    ) -> tuple[NewMemory, list[NewMemory]]:
         """A document as it is stored: itself where it is one piece, else the whole and its
         pieces, which are what is found. Blocking. Raises ``InvalidDocument``."""
         media_type = draft.media_type or PLAIN
@@ -92,7 +100,7 @@ class MemoryDesk:
         details = {"media_type": media_type, **draft.metadata}
         whole = _new(draft, memory_id, source, content=text, metadata=details)
         if len(chunks) == 1:
-            return [whole]
+            return whole, []
         pieces = [
             _new(
                 draft,
@@ -106,18 +114,14 @@ class MemoryDesk:
             )
             for index, chunk in enumerate(chunks)
         ]
-        return [whole.model_copy(update={"searchable": False}), *pieces]
+        return whole.model_copy(update={"searchable": False}), pieces
 
-    def _rows(
-        self, given: Iterable[tuple[MemoryInput, str]], source: MemorySource
-    ) -> list[NewMemory]:
-        rows: list[NewMemory] = []
-        for draft, memory_id in given:
-            if draft.kind == "document":
-                rows += self.document(draft, memory_id, source)
-            else:
-                rows.append(_new(draft, memory_id, source))
-        return rows
+    def _rows(self, draft: MemoryInput, source: MemorySource) -> tuple[NewMemory, list[NewMemory]]:
+        """What is written for one input: itself, and the pieces of a long document."""
+        memory_id = draft.id or new_id("mem")
+        if draft.kind == "document":
+            return self._document(draft, memory_id, source)
+        return _new(draft, memory_id, source), []
 
     async def _replayed(self, tenant: Tenant, idempotency: Idempotency) -> list[Memory] | None:
         row = await self.database.read(lambda c: execution.stored_key(c, tenant, idempotency.key))
@@ -137,9 +141,11 @@ class MemoryDesk:
         return found
 
 
-def _new(draft: MemoryDraft, memory_id: str, source: MemorySource, **changes: Any) -> NewMemory:
+def _new(draft: MemoryInput, memory_id: str, source: MemorySource, **changes: Any) -> NewMemory:
     fields: JsonObject = {
-        name: getattr(draft, name) for name in MemoryDraft.model_fields if name not in changes
+        name: getattr(draft, name)
+        for name in (*MemoryDraft.model_fields, "created_at")
+        if name not in changes
     }
     return NewMemory(**fields, **changes, id=memory_id, source=source)
 

@@ -19,7 +19,7 @@ from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Usage
 from agent_server.execution.ports import TaskContext
 from agent_server.memory.ports import Memories
-from agent_server.memory.recall import NOTE, Recall
+from agent_server.memory.recalling import NOTE, Recall
 
 SHOWN: Final = 3
 """Memories that a planner or a task is shown at most."""

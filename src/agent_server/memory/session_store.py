@@ -25,9 +25,11 @@ from sqlalchemy import (
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import Conflict, NotFound
 from agent_server.domain.ids import Tenant
+from agent_server.domain.memories import MemoryFilter
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
 from agent_server.execution import store
 from agent_server.execution.runs import Page, decode_cursor, encode_cursor
+from agent_server.memory.ports import Memories
 from agent_server.storage.database import Database
 from agent_server.storage.tables import session_items, sessions
 
@@ -52,8 +54,10 @@ class Summary:
 class SessionStore:
     """The sessions of all tenants; each call is for one of them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, memories: Memories) -> None:
+        """``memories`` is where what was said is remembered."""
         self._database = database
+        self._memories = memories
 
     def of(self, tenant: Tenant) -> "TenantSessions":
         """The sessions of one tenant, as its runs see them."""
@@ -103,17 +107,25 @@ class SessionStore:
         """Delete the conversation. Raises ``Conflict`` while a run works on it: its end would
         bring a part of it back."""
 
-        def transaction(connection: Connection) -> SessionDeleted:
-            busy = store.lane_busy(connection, f"{tenant}:{session_id}")
+        def check(connection: Connection) -> None:
             _row(connection, tenant, session_id)
-            if busy:
+            if store.lane_busy(connection, f"{tenant}:{session_id}"):
                 raise Conflict(
                     f"A run works on the session {session_id!r}, and would add to it at its end.",
                     hint="Wait for the run's end or cancel it, then delete the session.",
                 )
+
+        def transaction(connection: Connection) -> SessionDeleted:
+            check(connection)
             return delete_session(connection, tenant, session_id)
 
-        return await self._database.write(transaction)
+        # The memories first: what a crash leaves over can still be deleted by the same call.
+        await self._database.write(check)
+        filter = MemoryFilter(session_id=session_id, replaced=True)
+        memories = await self._memories.delete_where(tenant, filter)
+        gone = await self._database.write(transaction)
+        await self._database.scrub()
+        return gone.model_copy(update={"memories": memories})
 
     async def branch(
         self, tenant: Tenant, session_id: str, new_id: str, *, before_run: str | None = None

@@ -27,7 +27,7 @@ from agent_server.domain.memories import (
 from agent_server.execution.ports import TaskContext
 from agent_server.inference.durable_run import PLACE, Place
 from agent_server.memory.desk import MemoryDesk
-from agent_server.memory.recall import Recall
+from agent_server.memory.recalling import Recall
 
 MAX_CONTENT: Final = 20_000
 """Characters of one thing remembered."""
