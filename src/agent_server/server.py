@@ -5,7 +5,7 @@ rooms; refuses to do any work of its own.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,11 +31,13 @@ from agent_server.domain.events import EventBase
 from agent_server.domain.ids import Tenant
 from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.runs import RunRequest
+from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
+from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.providers import Providers
 from agent_server.memory.session_store import SessionStore, append_items
 from agent_server.memory.trimming import Trimming, Window
@@ -50,9 +52,9 @@ from agent_server.registry.registry import Registry
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
+from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
-from agent_server.workflow.tasks import inline
-from agent_server.workflow.validation import check_inputs, validate
+from agent_server.workflow.validation import check_inputs, split_name, validate
 
 FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
 
@@ -71,6 +73,7 @@ class Parts:
     metrics: Metrics
     approaches: Approaches
     actions: Actions
+    library: Library
     sessions: SessionStore
 
     def drain(self) -> None:
@@ -92,6 +95,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             settings=settings,
             runs=parts.runs,
             catalog=_Catalogue(parts),
+            workflows=parts.library,
             gate=Gate(settings),
             streams=parts.streams,
             checks={"database": lambda: _check_database(parts.database)},
@@ -164,12 +168,14 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         )
     )
     solver = Solver(catalog, loop, approaches)
+    checks = _Checks(registry, providers, approaches, actions, database)
     of_workflows = dict(
         workflow_handlers(
             agent=AgentTask(solver),
             call_tool=call_tool,
             actions=actions,
             max_parallel=settings.max_parallel_tasks,
+            stored=checks.library,
         )
     )
     handlers: dict[str, Handler] = {
@@ -191,7 +197,12 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         engine=engine,
         hub=hub,
         settings=settings,
-        prepare=_Checks(registry, providers, approaches, actions),
+        limit=BudgetRules(
+            settings,
+            lambda request: catalog().models_of(request, settings.effective_model),
+            of_agent=lambda agent: catalog().agent_budget(agent),
+        ).apply,
+        prepare=checks,
         observe=observe,
     )
     streams = Streams(
@@ -202,16 +213,17 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     )
     metrics.watch_queue(lambda: engine.queued)
     return Parts(
-        settings,
-        database,
-        registry,
-        providers,
-        engine,
-        runs,
-        streams,
-        metrics,
-        approaches,
-        actions,
+        settings=settings,
+        database=database,
+        registry=registry,
+        providers=providers,
+        engine=engine,
+        runs=runs,
+        streams=streams,
+        metrics=metrics,
+        approaches=approaches,
+        actions=actions,
+        library=checks.library,
         sessions=history,
     )
 
@@ -313,12 +325,25 @@ class _Checks:
     """Every name in a request, looked up before anything is stored."""
 
     def __init__(
-        self, registry: Registry, providers: Providers, approaches: Approaches, actions: Actions
+        self,
+        registry: Registry,
+        providers: Providers,
+        approaches: Approaches,
+        actions: Actions,
+        database: Database,
     ) -> None:
         self._registry = registry
         self._providers = providers
         self._approaches = approaches
         self._actions = actions
+        self.library = Library(database, self.definition)
+
+    def definition(
+        self, definition: JsonObject, workflows: Collection[str] | None
+    ) -> WorkflowDefinition:
+        """A workflow's definition, its names looked up. Raises ``InvalidWorkflow``."""
+        names = _Names(self._registry, self._approaches)
+        return validate(definition, names, actions=self._actions.names, workflows=workflows)
 
     async def __call__(self, request: RunRequest, tenant: Tenant) -> RunRequest:
         catalog = self._registry.snapshot
@@ -343,10 +368,10 @@ class _Checks:
                 hint="Leave out 'review', or set it to 'none'.",
             )
         if request.workflow is not None:
-            definition = validate(
-                inline(request.workflow),
-                _Names(self._registry, self._approaches),
-                actions=self._actions.names,
-            )
-            check_inputs(definition, request.variables)
+            workflow = request.workflow
+            if isinstance(workflow, str):
+                workflow = await self.library.definition(tenant, *split_name(workflow))
+            check_inputs(self.definition(workflow, None), request.variables)
+            pinned = await self.library.pinned(tenant, workflow)
+            request = request.model_copy(update={"workflow": pinned})
         return request

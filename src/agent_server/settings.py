@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent_server.domain.errors import ConfigurationError, FieldError
+from agent_server.domain.runs import Budget, ModelPrice
 
 PREFIX = "AGENT_SERVER_"
 CLIENT_VARIABLES = frozenset({"AGENT_SERVER_URL"})
@@ -149,6 +150,28 @@ class Settings(BaseSettings):
     )
     max_parallel_tasks: int = Field(
         default=100, ge=1, description="Tasks of one run at the same time."
+    )
+
+    # What a run may use
+    default_budget: Budget | None = Field(
+        default=None,
+        description='Ceilings of a run that sets none, as JSON: `{"max_model_calls": 200}`.',
+    )
+    max_budget: Budget | None = Field(
+        default=None, description="The most that a run may set, as JSON; it holds for every run."
+    )
+    budget_warn_share: float = Field(
+        default=0.8, gt=0, le=1, description="Share of a ceiling at which `budget.warning` is said."
+    )
+    budget_output_tokens: int = Field(
+        default=4_096,
+        ge=1,
+        description="Output tokens that are reserved for a model call whose agent sets no maximum.",
+    )
+    prices: dict[str, ModelPrice] = Field(
+        default_factory=dict,
+        description="Prices in US dollars per million tokens, as JSON, before the built-in list: "
+        '`{"my-model": {"input_per_mtok": 0.5, "output_per_mtok": 1.5}}`.',
     )
 
     # What it remembers

@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from agent_server.api.ports import ApproachInfo, ModelInfo
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
@@ -185,6 +186,13 @@ class FakeRuns:
     ) -> Page[Step]:
         await self.get(tenant, run_id)
         return Page([], None)
+
+
+class NoWorkflows:
+    """None are stored, and nothing else is asked of it."""
+
+    async def get(self, tenant: Tenant, name: str, version: str | None = None) -> Any:
+        raise NotFound(f"There is no stored workflow {name!r}.")
 
 
 class FakeCatalog:

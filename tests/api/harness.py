@@ -15,7 +15,7 @@ from agent_server.api.deps import ApiDeps
 from agent_server.api.sse import Streams
 from agent_server.auth.gate import Gate
 from agent_server.settings import Settings
-from tests.api.fake_runs import FakeCatalog, FakeRuns
+from tests.api.fake_runs import FakeCatalog, FakeRuns, NoWorkflows
 
 KEY = "correct-horse-battery"
 LOOPBACK = ("127.0.0.1", 40000)
@@ -51,6 +51,7 @@ class Server:
                 settings=self.settings,
                 runs=self.runs,
                 catalog=FakeCatalog(),
+                workflows=NoWorkflows(),
                 gate=Gate(self.settings),
                 streams=self.streams,
                 checks=self.checks,

@@ -481,9 +481,9 @@ async def test_a_run_of_a_session_is_not_taken_beside_one_that_began(url: str) -
         assert list(await runs.database.write(another_clock)) == []
 
 
-async def test_a_call_that_was_given_up_makes_room_in_the_budget_again(url: str) -> None:
+async def test_a_call_that_was_given_up_counts_as_made_and_holds_nobody_up(url: str) -> None:
     async def goal(ctx: TaskContext) -> Any:
-        for path in ("1", "2", "3"):
+        for path in ("1", "2"):
             with anyio.move_on_after(0.05):
                 await ctx.child(TaskSpec(path=path, node="n", kind="leaf", payload={}))
         record = StepRecord(key="tool/t", kind="tool", name="t")
@@ -497,8 +497,12 @@ async def test_a_call_that_was_given_up_makes_room_in_the_budget_again(url: str)
         await asyncio.Event().wait()
 
     async with running(url, {"goal": goal, "leaf": leaf}) as runs:
-        run = await finished(runs, await submit(runs, goal="g", budget={"max_tool_calls": 1}))
-    assert run.output == "there was room", run.error
+        enough = await finished(runs, await submit(runs, goal="g", budget={"max_tool_calls": 3}))
+        scarce = await finished(runs, await submit(runs, goal="g", budget={"max_tool_calls": 2}))
+    assert enough.output == "there was room", enough.error
+    assert enough.usage.tool_calls == 1
+    assert scarce.status is RunStatus.BUDGET_EXCEEDED and scarce.error is not None
+    assert "max_tool_calls=2" in scarce.error.message and "2 begun" in scarce.error.message
 
 
 async def test_what_comes_of_being_stopped_is_not_recorded(url: str) -> None:

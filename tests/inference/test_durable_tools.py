@@ -204,8 +204,8 @@ async def test_a_timeout_of_the_sdk_that_goes_off_while_the_ledger_writes_is_rec
     ctx, journal = memory_context()
     begin = journal.begin
 
-    async def stalled(step: StepRecord, *, commit: bool) -> None:
-        await begin(step, commit=commit)
+    async def stalled(step: StepRecord, *, commit: bool, **more: Any) -> None:
+        await begin(step, commit=commit, **more)
         if step.kind == "tool":
             await asyncio.Event().wait()
 

@@ -23,6 +23,7 @@ from agent_server.domain.events import (
 from agent_server.domain.ids import DEFAULT_TENANT, RunId, new_run_id, task_id
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.ports import (
+    Estimate,
     Handler,
     LostLease,
     RunSnapshot,
@@ -106,12 +107,20 @@ class MortalJournal:
     def delta(self, step: str, agent: str | None, text: str) -> None:
         return None
 
-    async def begin(self, step: StepRecord, *, commit: bool) -> None:
+    async def begin(
+        self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
+    ) -> None:
         await anyio.lowlevel.checkpoint()
         self._steps[step.key] = step
         if commit:
             self._pending_steps[step.key] = step
             self.commit()
+
+    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    def cut_off(self, step: StepRecord) -> None:
+        return None
 
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         self._steps[step.key] = step

@@ -19,6 +19,7 @@ from agent_server.api.door import Door
 from agent_server.api.openapi import Route, mount
 from agent_server.api.operations import OperationRoutes
 from agent_server.api.runs import RunRoutes
+from agent_server.api.workflows import WorkflowRoutes
 from agent_server.domain.errors import FieldError, InvalidRequest
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -44,6 +45,7 @@ def build_app(
         app,
         [
             *RunRoutes(deps).routes(),
+            *WorkflowRoutes(deps).routes(),
             *CatalogueRoutes(deps).routes(),
             *OperationRoutes(deps, app).routes(),
             *routes,

@@ -6,7 +6,7 @@ Leans on the ports, the gate and the streams. Refuses to make any of them: ``ser
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent_server.api.ports import Catalog, Check, Metrics, Observe, RunsPort
+from agent_server.api.ports import Catalog, Check, Metrics, Observe, RunsPort, WorkflowsPort
 from agent_server.api.sse import Streams
 from agent_server.auth.gate import Gate
 from agent_server.settings import Settings
@@ -27,6 +27,7 @@ class ApiDeps:
     settings: Settings
     runs: RunsPort
     catalog: Catalog
+    workflows: WorkflowsPort
     gate: Gate
     streams: Streams
     checks: Mapping[str, Check] = field(default_factory=dict)

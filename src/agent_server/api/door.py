@@ -47,15 +47,19 @@ CALL: Final = "agent_server.call"
 """Where the scope holds the ``Call``."""
 LATER: Final = "agent_server.later"
 """Where the scope takes an answer (``Serve``) that is to begin when the framework has unwound."""
+YAML: Final = frozenset({b"application/yaml", b"application/x-yaml", b"text/yaml", b"text/x-yaml"})
+"""Like JSON's, no form can send these: another site's page has to ask before it does."""
+YAML_UNDER: Final = "/api/v1/workflows"
 PROBES: Final = frozenset({"/livez", "/readyz"})
 """Open to everybody: they say nothing but whether the server is up."""
 DOCUMENTS: Final = "/api/v1/memories"
 """Where a body may be as large as a document."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 CORS_HEADERS = (
-    "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-API-Key, X-Request-ID"
+    "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, "
+    "X-API-Key, X-Request-ID"
 )
-CORS_EXPOSED = b"Idempotency-Replayed, Location, X-Request-ID"
+CORS_EXPOSED = b"ETag, Idempotency-Replayed, Location, X-Request-ID"
 
 Serve = Callable[[Receive, Send, Send], Awaitable[None]]
 """Answers by itself: headers go to the first ``send``, what follows to the second."""
@@ -138,8 +142,9 @@ class Door:
                 principal = self._admit(scope, headers)
                 scope[CALL] = Call(principal, request_id)
             if scope["method"] not in READING:
+                yaml = scope["path"].startswith(YAML_UNDER)
                 most = self._max_document if scope["path"] == DOCUMENTS else self._max_body
-                receive = self._limited(headers, receive, most)
+                receive = self._limited(headers, receive, most, yaml)
             await self._app(scope, receive, answer)
             if later and headed:
                 raise MethodNotAllowed("HEAD is not allowed for an event stream.", hint="Use GET.")
@@ -174,16 +179,18 @@ class Door:
         self._gate.hosts.check_origin(scope["method"], headers)
         return principal
 
-    def _limited(self, headers: Mapping[bytes, bytes], receive: Receive, most: int) -> Receive:
+    def _limited(
+        self, headers: Mapping[bytes, bytes], receive: Receive, most: int, yaml: bool
+    ) -> Receive:
         """``receive`` that holds the body to its size, its type and its time."""
         length = headers.get(b"content-length")
         if length == b"0" or (length is None and b"transfer-encoding" not in headers):
             expected = 0
         else:
             expected = most if length is None else int(length)
-            _check_type(headers)
+            _check_type(headers, yaml)
         if headers.get(b"content-type") and expected == 0:
-            _check_type(headers)
+            _check_type(headers, yaml)
         if expected > most:
             raise self._too_large(f"of {expected:,} bytes ", most)
         taken = 0
@@ -219,13 +226,16 @@ class Door:
         )
 
 
-def _check_type(headers: Mapping[bytes, bytes]) -> None:
-    """Raise unless the body says that it is JSON: a form of another site's page never does."""
+def _check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
+    """Raise unless the body says that it is JSON (or YAML, where that is read too): a form of
+    another site's page never does."""
     raw = headers.get(b"content-type", b"")
     media = raw.partition(b";")[0].strip().lower()
     if media == b"application/json" or (
         media.startswith(b"application/") and media.endswith(b"+json")
     ):
+        return
+    if yaml and media in YAML:
         return
     given = f"says it is {raw.decode('latin-1')!r}" if raw else "does not say what it is"
     raise UnsupportedMediaType(

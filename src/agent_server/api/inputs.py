@@ -255,14 +255,23 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def idempotency(
     headers: Mapping[str, str], method: str, path: str, raw: bytes
 ) -> Idempotency | None:
-    """The caller's Idempotency-Key with the hash of method, path and canonical body."""
+    """The caller's Idempotency-Key with the hash of method, path and canonical JSON body."""
+    if "idempotency-key" not in headers:
+        return None
+    canonical = json.dumps(json.loads(raw), sort_keys=True, separators=(",", ":"))
+    return idempotency_of_text(headers, method, path, canonical)
+
+
+def idempotency_of_text(
+    headers: Mapping[str, str], method: str, path: str, text: str
+) -> Idempotency | None:
+    """The caller's Idempotency-Key with the hash of method, path and text."""
     key = headers.get("idempotency-key")
     if key is None:
         return None
     if not KEY.fullmatch(key):
-        raise _bad_header("Idempotency-Key", "It must be 1 to 255 visible ASCII characters.")
-    canonical = json.dumps(json.loads(raw), sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(f"{method}\n{path}\n{canonical}".encode())
+        raise bad_header("Idempotency-Key", "It must be 1 to 255 visible ASCII characters.")
+    digest = hashlib.sha256(f"{method}\n{path}\n{text}".encode("utf-8", "surrogatepass"))
     return Idempotency(key, digest.hexdigest())
 
 
@@ -272,11 +281,12 @@ def last_event_id(headers: Mapping[str, str]) -> int | None:
     if value is None or value == "":
         return None
     if not (value.isascii() and value.isdigit()) or int(value[:17]) > MAX_SEQ:
-        raise _bad_header("Last-Event-ID", f"{value[:40]!r} is not an event's sequence number.")
+        raise bad_header("Last-Event-ID", f"{value[:40]!r} is not an event's sequence number.")
     return int(value)
 
 
-def _bad_header(name: str, message: str) -> InvalidRequest:
+def bad_header(name: str, message: str) -> InvalidRequest:
+    """The refusal of a header."""
     return InvalidRequest(
         f"The header {name} is not valid: {message}",
         errors=[FieldError(path=name, message=message)],

@@ -22,6 +22,8 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import RunError, error_codes
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+NOTHING = ""
+"""The media type of an answer without a body."""
 REF = "#/components/schemas/{model}"
 
 STREAM_EXAMPLE = (
@@ -41,6 +43,7 @@ DESCRIPTION = (
 )
 TAGS = [
     {"name": "runs", "description": "Goals, agents and workflows, carried out durably."},
+    {"name": "workflows", "description": "Graphs that are kept, in versions that never change."},
     {"name": "catalogue", "description": "What this server can do: agents, tools, models."},
     {"name": "sessions", "description": "Conversations that runs share, word for word."},
     {"name": "memories", "description": "What is known: written, found, edited, forgotten."},
@@ -76,6 +79,10 @@ class Route:
     headers: Mapping[str, str] = field(default_factory=dict)
     idempotent: bool = False
     open: bool = False
+    yaml: bool = False
+    """The body may be YAML as well."""
+    etag: bool = False
+    """Answers carry ``ETag``."""
 
     def parameters(self) -> list[JsonObject]:
         found: list[JsonObject] = [
@@ -106,7 +113,7 @@ class Route:
         named = dict(self.headers)
         if self.idempotent:
             named["Idempotency-Key"] = (
-                "Makes the call safe to repeat: the same key and body give the same run."
+                "Makes the call safe to repeat: the same key and body give the same answer."
             )
         found += [
             {"name": n, "in": "header", "description": text, "schema": {"type": "string"}}
@@ -118,7 +125,9 @@ class Route:
         found: dict[int | str, dict[str, Any]] = {}
         for status, answer in self.answers.items():
             content: JsonObject
-            if isinstance(answer, str):
+            if answer == NOTHING:
+                content = {}
+            elif isinstance(answer, str):
                 content = {answer: {"schema": {"type": "string"}}}
             else:
                 content = {"application/json": {"schema": _reference(answer)}}
@@ -128,9 +137,13 @@ class Route:
                     "example": STREAM_EXAMPLE,
                 }
             found[status] = {"description": MEANINGS[status], "content": content}
-            if status == 202:
+            named = {"Location": "What was made."} if status in (201, 202) else {}
+            if self.etag:
+                named["ETag"] = "Send it back as `If-Match` with a change."
+            if named:
                 found[status]["headers"] = {
-                    "Location": {"description": "The run.", "schema": {"type": "string"}}
+                    name: {"description": text, "schema": {"type": "string"}}
+                    for name, text in named.items()
                 }
         always = () if self.open else (401, 403)
         for status in sorted({*self.errors, *always, 500}):
@@ -149,7 +162,8 @@ class Route:
                 content["examples"] = example
             extra["requestBody"] = {
                 "required": not self.body_optional,
-                "content": {"application/json": content},
+                "content": {"application/json": content}
+                | ({"application/yaml": {"schema": content["schema"]}} if self.yaml else {}),
             }
         if self.open:
             extra["security"] = []
@@ -161,7 +175,9 @@ def _meanings() -> dict[int, str]:
         200: "The answer.",
         201: "Made.",
         202: "Accepted; it goes on in the background.",
+        204: "Done; there is nothing to say.",
         303: "Elsewhere.",
+        304: "It is what `If-None-Match` names.",
     }
     for error in error_codes().values():
         if not issubclass(error, RunError):

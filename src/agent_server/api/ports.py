@@ -4,8 +4,9 @@ Leans on the domain and on the small values of ``execution``; ``server.py`` pass
 stored, planned or carried out.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Protocol
 
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
@@ -13,6 +14,13 @@ from agent_server.domain.base import Frozen
 from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, Step, Task
+from agent_server.domain.stored_workflows import (
+    Saved,
+    SaveMode,
+    StoredWorkflow,
+    WorkflowReport,
+    WorkflowVersion,
+)
 from agent_server.execution.events import StoredEvent
 from agent_server.execution.runs import Idempotency, Page, RunFilters, Submitted
 
@@ -74,6 +82,42 @@ class RunsPort(Protocol):
     async def steps(
         self, tenant: Tenant, run_id: RunId, *, limit: int, cursor: str | None
     ) -> Page[Step]: ...
+
+
+class WorkflowsPort(Protocol):
+    """Stored workflows, as the doors see them. ``text`` is a definition, YAML or JSON. Unknown
+    names raise ``NotFound``, a definition with faults ``InvalidWorkflow``."""
+
+    async def save(
+        self,
+        tenant: Tenant,
+        principal: str,
+        text: str,
+        mode: SaveMode,
+        *,
+        name: str | None = None,
+        if_match: Collection[str] | None = None,
+        if_none_match: Collection[str] | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Saved: ...
+
+    async def get(
+        self, tenant: Tenant, name: str, version: str | None = None
+    ) -> StoredWorkflow: ...
+
+    async def list(
+        self, tenant: Tenant, *, q: str | None, limit: int, before: tuple[datetime, str] | None
+    ) -> tuple[Sequence[WorkflowVersion], tuple[datetime, str] | None]: ...
+
+    async def versions(
+        self, tenant: Tenant, name: str, *, limit: int, below: int | None
+    ) -> tuple[Sequence[WorkflowVersion], int | None]: ...
+
+    async def delete(
+        self, tenant: Tenant, name: str, *, if_match: Collection[str] | None = None
+    ) -> None: ...
+
+    async def validate(self, tenant: Tenant, text: str) -> WorkflowReport: ...
 
 
 class ApproachInfo(Frozen):

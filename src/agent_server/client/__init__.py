@@ -7,5 +7,6 @@ network and to one inside this process by the same requests.
 from agent_server.client.client import AgentServerClient
 from agent_server.client.inprocess import AppTransport, in_process
 from agent_server.client.runs import RunsClient
+from agent_server.client.workflows import WorkflowsClient
 
-__all__ = ["AgentServerClient", "AppTransport", "RunsClient", "in_process"]
+__all__ = ["AgentServerClient", "AppTransport", "RunsClient", "WorkflowsClient", "in_process"]

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from agent_server.client.http import exchange
 from agent_server.client.memories import MemoriesClient, SessionsClient
 from agent_server.client.runs import RunsClient
+from agent_server.client.workflows import WorkflowsClient
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
 from agent_server.domain.base import JsonObject
 
@@ -47,6 +48,7 @@ class AgentServerClient:
         self.runs = RunsClient(self._http)
         self.memories = MemoriesClient(self._http)
         self.sessions = SessionsClient(self._http)
+        self.workflows = WorkflowsClient(self._http)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()

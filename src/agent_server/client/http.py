@@ -90,16 +90,19 @@ async def exchange(
     *,
     params: Mapping[str, Any] | None = None,
     json: Any = None,
+    content: str | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
 ) -> Any:
-    """The JSON that the server answers. Raises the error its problem document names."""
+    """The JSON that the server answers. ``content`` is a body that says in ``headers`` what it is.
+    Raises the error its problem document names."""
     try:
         response = await http.request(
             method,
             path,
             params={k: v for k, v in (params or {}).items() if v is not None},
             json=json,
+            content=content,
             headers=dict(headers or {}),
             timeout=http.timeout if timeout_s is None else timeout_s,
         )

@@ -11,6 +11,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     │   ├── UnknownWorkflow       422  unknown_workflow
     │   ├── InvalidWorkflow       422  invalid_workflow
     │   ├── InvalidCursor         422  invalid_cursor
+    │   ├── BudgetRefused         422  budget_refused
     │   ├── InvalidDocument       422  invalid_document
     │   └── IdempotencyMismatch   422  idempotency_mismatch
     ├── MalformedBody             400  malformed_body
@@ -140,6 +141,13 @@ class UnknownWorkflow(InvalidRequest):
 class InvalidWorkflow(InvalidRequest):
     code = "invalid_workflow"
     title = "The workflow is not valid"
+
+
+class BudgetRefused(InvalidRequest):
+    """The run cannot have, or cannot keep, the budget that it asks for."""
+
+    code = "budget_refused"
+    title = "The budget is not possible"
 
 
 class InvalidCursor(InvalidRequest):
@@ -360,7 +368,14 @@ class ExpressionError(RunError):
 
 
 class BudgetExceeded(RunError):
+    """``errors`` name the field of the budget that was reached, ``/budget/max_tokens``."""
+
     code = "budget_exceeded"
+
+    @property
+    def limit(self) -> str | None:
+        """The field that was reached, where it is known."""
+        return self.errors[0].path.rpartition("/")[2] if self.errors else None
 
 
 class RunCancelled(RunError):

@@ -51,6 +51,14 @@ class Budget(Frozen):
     """Wall time from creation to end, in seconds."""
 
 
+class ModelPrice(Frozen):
+    """What a model costs, in US dollars per million tokens."""
+
+    input_per_mtok: Decimal = Field(ge=0)
+    output_per_mtok: Decimal = Field(ge=0)
+    cached_input_per_mtok: Decimal | None = Field(default=None, ge=0)
+
+
 class Usage(Frozen):
     """What a step, a task or a run consumed. ``cost_usd`` is None where a price is unknown."""
 
@@ -150,6 +158,12 @@ class RunRequest(Frozen):
             return "goal"
         return "agent" if self.agent is not None else "workflow"
 
+    @property
+    def workflow_version(self) -> str | None:
+        """The version that the definition names."""
+        found = self.workflow.get("version") if isinstance(self.workflow, dict) else None
+        return None if found is None else str(found)
+
     @model_validator(mode="after")
     def _one_kind(self) -> RunRequest:
         given = [name for name in ("goal", "agent", "workflow") if getattr(self, name) is not None]
@@ -189,6 +203,8 @@ class Run(Frozen):
     goal: str | None = None
     agent: str | None = None
     workflow: str | None = None
+    workflow_version: str | None = None
+    """The version of the stored workflow that the run is of, whatever became of it since."""
     input: Any = None
     output: Any = None
     error: ErrorInfo | None = None

@@ -5,7 +5,7 @@ live in ``workflow/``.
 """
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -31,6 +31,20 @@ class StoredWorkflow(WorkflowVersion):
     """A version with its definition, as it was sent."""
 
     definition: JsonObject
+    etag: str
+    """The same as the header's: send it back as ``If-Match`` with a change."""
+
+
+SaveMode = Literal["create", "add", "put"]
+"""``create``: there must be none of that name. ``add``: there must be one. ``put``: either."""
+
+
+class Saved(NamedTuple):
+    """What saving gave. Not ``made``: it was the newest version already."""
+
+    workflow: StoredWorkflow
+    made: bool
+    replayed: bool = False
 
 
 class WorkflowReport(Frozen):

@@ -364,6 +364,10 @@ class WorkflowDefinition(Frozen):
     """Tasks of one run at the same time; the server's own limit holds as well."""
     actions: tuple[PlanAction, ...] = ()
     """What happens when something happened, as in a plan."""
+    workflows: dict[str, JsonObject] = Field(default_factory=dict)
+    """Definitions that ``workflow`` nodes name, here and inside them, by ``name`` or
+    ``name@version``; only the outermost definition of a run has them. The server writes down here
+    what a run needs of the stored ones when it is submitted."""
 
     @model_validator(mode="before")
     @classmethod

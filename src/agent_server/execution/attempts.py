@@ -14,7 +14,8 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.runs import RunRequest
-from agent_server.execution.journal import DurableJournal, Meter
+from agent_server.execution.budget import Meter
+from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import RunSnapshot, TaskOutcome
 
 

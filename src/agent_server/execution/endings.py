@@ -26,7 +26,7 @@ from agent_server.domain.runs import RunStatus, Usage, WaitingFor
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt
 from agent_server.execution.journal import Ending
-from agent_server.execution.ports import FinalOutput
+from agent_server.execution.ports import FinalOutput, RunSnapshot
 
 AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], None]
 """Appends a run's items to its session, inside the transaction that ends the run."""
@@ -57,8 +57,32 @@ def succeeded(
     )
 
 
-def failed(attempt: Attempt, error: Exception, info: ErrorInfo, now: datetime) -> Ending:
-    """``error`` is recorded as ``info``; a root ends its run, by a budget or as failed."""
+def partial_result(connection: Connection, run: RunSnapshot, limit: str | None) -> JsonObject:
+    """How far a run came that its budget stopped: what its tasks gave, and the last words."""
+    said = store.last_event(connection, run.tenant, run.id, ("message.completed",))
+    return {
+        "partial": True,
+        "stopped_by": limit,
+        "text": None if said is None else said["text"],
+        "tasks": [
+            {"path": row.path, "node": row.node, "output": row.output}
+            for row in store.task_rows(connection, run.tenant, run.id)
+            if row.status == "succeeded"
+        ],
+    }
+
+
+def failed(
+    attempt: Attempt,
+    error: Exception,
+    info: ErrorInfo,
+    now: datetime,
+    partial: JsonObject | None = None,
+) -> Ending:
+    """``error`` is recorded as ``info``; a root ends its run, by a budget or as failed.
+
+    ``partial`` is the output of a run that its budget stopped.
+    """
     stored = info.model_dump()
     if attempt.path:
         event = TaskFailed(path=attempt.path, node=attempt.node, error=info)
@@ -68,8 +92,9 @@ def failed(attempt: Attempt, error: Exception, info: ErrorInfo, now: datetime) -
             attempt,
             RunStatus.BUDGET_EXCEEDED,
             now,
-            lambda usage: [RunBudgetExceeded(error=info, usage=usage)],
+            lambda usage: [RunBudgetExceeded(error=info, output=partial, usage=usage)],
             error=stored,
+            output=partial,
         )
     return _root_end(
         attempt,
@@ -124,13 +149,14 @@ def _root_end(
     now: datetime,
     events: Callable[[Usage], list[EventBase]],
     error: Any = None,
+    output: Any = None,
 ) -> Ending:
     """The end of a run that did not succeed: whatever of it still lives ends with it."""
     run_id = attempt.local.snapshot.id
     return Ending(
         status="cancelled" if status is RunStatus.CANCELLED else "failed",
         ended_at=now,
-        run=store.RunEnd(status, now, error=error),
+        run=store.RunEnd(status, now, output=output, error=error),
         count=1,
         events=events,
         also=lambda c: store.cancel_tasks(c, run_id, only_idle=False, now=now),

@@ -24,6 +24,7 @@ from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
     AgentServerError,
     BudgetExceeded,
+    FieldError,
     InternalError,
     RunError,
     TooManyAttempts,
@@ -45,12 +46,13 @@ from agent_server.execution.attempts import (
     root_kind,
     snapshot_of,
 )
+from agent_server.execution.budget import Meter
 from agent_server.execution.children import Children
 from agent_server.execution.context import EngineContext
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import EventHub, StoredEvent, guarded, splice_seq
 from agent_server.execution.heartbeat import Heartbeat
-from agent_server.execution.journal import PASSING, DurableJournal, Ending, Meter
+from agent_server.execution.journal import PASSING, DurableJournal, Ending
 from agent_server.execution.pause import wait_nudged
 from agent_server.execution.ports import (
     FinalOutput,
@@ -295,9 +297,7 @@ class Engine:
     def _local(self, snapshot: RunSnapshot, run: Row[Any] | None) -> LocalRun:
         local = self.roster.runs.get(snapshot.id)
         if local is None:
-            meter = Meter(snapshot.budget)
-            if run is not None:
-                meter.settle(run)
+            meter = Meter(self.database, snapshot.budget, self._settings.budget_warn_share)
             local = self.roster.runs[snapshot.id] = LocalRun(snapshot, meter)
         if run is not None and run.cancel_reason is not None:
             local.cancel_reason = run.cancel_reason
@@ -488,6 +488,7 @@ class Engine:
             raise BudgetExceeded(
                 f"The run's deadline of {seconds:g} s has passed.",
                 hint="Submit the run again with a larger deadline_s.",
+                errors=[FieldError(path="/budget/deadline_s", message="passed")],
             ) from None
 
     # Ends --------------------------------------------------------------------------------------
@@ -510,9 +511,16 @@ class Engine:
         self, attempt: Attempt, journal: DurableJournal, error: Exception
     ) -> None:
         info = error_info(error)
+        partial = None
         if not attempt.path:
-            await self._stop_children(attempt.local.snapshot.id)
-        ending = endings.failed(attempt, error, info, utcnow())
+            run = attempt.local.snapshot
+            await self._stop_children(run.id)
+            if isinstance(error, BudgetExceeded):
+                await journal.flush()
+                partial = await self.database.read(
+                    lambda c: endings.partial_result(c, run, error.limit)
+                )
+        ending = endings.failed(attempt, error, info, utcnow(), partial)
         await self._end(attempt, journal, ending, TaskOutcome("failed", error=info))
 
     async def _end_cancelled(self, attempt: Attempt, journal: DurableJournal) -> None:

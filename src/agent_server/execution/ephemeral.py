@@ -4,13 +4,17 @@ Leans on the ports alone and keeps their promises within one process. Refuses to
 what is recorded here ends with the object.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import BudgetExceeded, InternalError, error_info
+from agent_server.domain.errors import InternalError, error_info
 from agent_server.domain.events import (
+    BudgetWarning,
     EventBase,
     MessageDelta,
     StepCompleted,
@@ -20,8 +24,11 @@ from agent_server.domain.events import (
     TaskSkipped,
 )
 from agent_server.domain.ids import RunId, TaskId, task_id
-from agent_server.domain.runs import Budget, Usage
+from agent_server.domain.runs import Budget, StepKind, Usage
+from agent_server.execution import store
+from agent_server.execution.budget import WARN_SHARE, Reserved, limited, refusal, warnings
 from agent_server.execution.ports import (
+    Estimate,
     Handler,
     RunSnapshot,
     StepRecord,
@@ -34,10 +41,61 @@ OnEvent = Callable[[EventBase], None]
 """Is handed each event as it happens, deltas included. Must not block and must not raise."""
 
 
+class Account:
+    """The budget of one run in memory: see ``budget.Meter``, which keeps one in the database."""
+
+    def __init__(self, budget: Budget | None) -> None:
+        self.budget = budget
+        self.used = SimpleNamespace(**store.NO_USAGE)
+        self._held: dict[str, Reserved] = {}
+        self._changed = asyncio.Event()
+
+    async def reserve(self, key: str, kind: StepKind, estimate: Estimate | None) -> None:
+        """Make room for one more call of the step ``key``. Raises ``BudgetExceeded``."""
+        if self.budget is None or not limited(self.budget):
+            return
+        while True:
+            before = self._held.get(key)
+            calls = 1 if before is None else before.model_calls + before.tool_calls + 1
+            others = [held for other, held in self._held.items() if other != key]
+            refused = refusal(self.budget, self.used, others, kind, estimate, calls)
+            if refused is None:
+                break
+            if not refused.wait or before is not None:
+                raise refused.error
+            self._changed.clear()
+            await self._changed.wait()
+        self._held[key] = Reserved(
+            kind,
+            calls if kind == "model" else 0,
+            calls if kind == "tool" else 0,
+            0 if estimate is None else estimate.tokens,
+            0 if estimate is None else store.pico(estimate.cost_usd),
+        )
+
+    def settle(self, key: str, usage: Usage) -> list[BudgetWarning]:
+        """The call ended and used ``usage``; what is to be said of the budget."""
+        self._held.pop(key, None)
+        before = self.used
+        more = store.usage_columns(usage)
+        self.used = SimpleNamespace(**{n: getattr(before, n) + v for n, v in more.items()})
+        self._changed.set()
+        if self.budget is None:
+            return []
+        return warnings(self.budget, before, self.used, WARN_SHARE)
+
+    def cut_off(self, key: str) -> None:
+        held = self._held.get(key)
+        if held is not None:
+            self._held[key] = replace(held, open=False)
+            self._changed.set()
+
+
 class EphemeralJournal:
     """See ``ports.Journal``: kept in memory, every commit a no-op.
 
-    ``recorded`` are steps of an earlier attempt, oldest first. ``usage`` sums what finished here.
+    ``recorded`` are steps of an earlier attempt, oldest first. ``usage`` sums what finished here;
+    the ``account`` is the whole run's.
     """
 
     stores = False
@@ -51,6 +109,7 @@ class EphemeralJournal:
         on_event: OnEvent | None = None,
         recorded: Iterable[StepRecord] = (),
         budget: Budget | None = None,
+        account: Account | None = None,
     ) -> None:
         self.run_id = run_id
         self.task_id = task
@@ -58,8 +117,7 @@ class EphemeralJournal:
         self.usage = Usage()
         self._on_event = on_event
         self._steps = {step.key: step for step in recorded}
-        self._budget = budget
-        self._under_way = {"model": 0, "tool": 0}
+        self.account = account or Account(budget)
         self._along: dict[str, tuple[EventBase, ...]] = {}
         self._seq = 0
 
@@ -79,11 +137,13 @@ class EphemeralJournal:
         if self._on_event is not None:
             self._hand_over(MessageDelta(step=step, agent=agent, text=text), None)
 
-    async def begin(self, step: StepRecord, *, commit: bool) -> None:
-        self._reserve(step.kind)
+    async def begin(
+        self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
+    ) -> None:
+        if step.kind != "value":
+            await self.account.reserve(step.key, step.kind, estimate)
         self._steps[step.key] = step
         if step.kind != "value":
-            self._under_way[step.kind] += 1
             self.emit(
                 StepStarted(
                     step=step.key,
@@ -94,14 +154,21 @@ class EphemeralJournal:
                 )
             )
 
+    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+        await self.account.reserve(step.key, step.kind, estimate)
+
+    def cut_off(self, step: StepRecord) -> None:
+        self.account.cut_off(step.key)
+
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         self._steps[step.key] = step
         self.usage = add_usage(self.usage, step.usage)
         for event in self._along.pop(step.key, ()) if step.status == "done" else ():
             self.emit(event)
+        for warning in self.account.settle(step.key, step.usage):
+            self.emit(warning)
         if step.kind == "value":
             return
-        self._under_way[step.kind] = max(0, self._under_way[step.kind] - 1)
         ended = step.ended_at or step.started_at
         took = int((ended - step.started_at).total_seconds() * 1000)
         if step.error is not None:
@@ -141,28 +208,6 @@ class EphemeralJournal:
         if self._on_event is not None:
             changes = {"run_id": self.run_id, "task_id": self.task_id, "seq": seq}
             self._on_event(event.model_copy(update=changes))
-
-    def _reserve(self, kind: str) -> None:
-        """Raise ``BudgetExceeded`` when one more call, beside those under way, is one too many."""
-        budget, used = self._budget, self.usage
-        if budget is None or kind == "value":
-            return
-        limits: list[tuple[str, Any, Any]] = [
-            ("max_tokens", used.input_tokens + used.output_tokens, budget.max_tokens),
-            ("max_cost_usd", used.cost_usd or Decimal(0), budget.max_cost_usd),
-        ]
-        if kind == "model":
-            calls = used.model_calls + self._under_way[kind]
-            limits.append(("max_model_calls", calls, budget.max_model_calls))
-        else:
-            calls = used.tool_calls + self._under_way[kind]
-            limits.append(("max_tool_calls", calls, budget.max_tool_calls))
-        for name, amount, maximum in limits:
-            if maximum is not None and amount >= maximum:
-                raise BudgetExceeded(
-                    f"The run's budget {name}={maximum} is used up ({amount}).",
-                    hint=f"Submit the run again with a larger {name}.",
-                )
 
 
 class EphemeralContext:
@@ -208,10 +253,16 @@ class EphemeralContext:
         context = EphemeralContext(
             self.run,
             handlers=self._handlers,
-            on_event=self._on_event,
             path=spec.path,
             node=spec.node,
             payload=spec.payload,
+            journal=EphemeralJournal(
+                self.run.id,
+                scope=spec.path,
+                task=task_id(self.run.id, spec.path),
+                on_event=self._on_event,
+                account=self.journal.account,
+            ),
         )
         try:
             output = await self._handlers[spec.kind](context)

@@ -13,20 +13,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.errors import (
-    BudgetExceeded,
-    DatabaseUnavailable,
-    RunCancelled,
-    StorageFull,
-)
+from agent_server.domain.errors import DatabaseUnavailable, RunCancelled, StorageFull
 from agent_server.domain.events import (
-    BudgetWarning,
     EventBase,
     StepCompleted,
     StepFailed,
@@ -34,95 +28,22 @@ from agent_server.domain.events import (
     StepStarted,
 )
 from agent_server.domain.ids import RunId, TaskId, Tenant
-from agent_server.domain.runs import Budget, Usage
+from agent_server.domain.runs import Usage
 from agent_server.execution import store
+from agent_server.execution.budget import Holder, Meter, warnings
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import DELTA, EventHub, StoredEvent, splice_seq
-from agent_server.execution.ports import LostLease, StepRecord
+from agent_server.execution.ports import Estimate, LostLease, StepRecord
 from agent_server.storage.database import Database
 
 LINGER_S = 0.02
 SHOWN_OUTPUT = 2_000
 """Characters of a tool's result that its event repeats; the whole is in the ledger."""
-WARN_SHARE = Decimal("0.8")
 PATIENCE_S = 30.0
 """How long a commit is tried again while the database cannot be used."""
 RETRY_S = 0.25
 PASSING = (DatabaseUnavailable, StorageFull)
 """Failures that are not the task's: it is taken up again when the database is back."""
-
-
-@dataclass
-class Meter:
-    """What a run has used and reserved, shared by its tasks in this process.
-
-    Reserved before each call and settled by the totals each commit returns, so that parallel
-    calls cannot pass a ceiling together.
-    """
-
-    budget: Budget | None
-    model_calls: int = 0
-    tool_calls: int = 0
-    tokens: int = 0
-    cost_pico: int = 0
-    unpriced_calls: int = 0
-    reserved_model_calls: int = 0
-    reserved_tool_calls: int = 0
-    warned: set[str] = field(default_factory=set)
-
-    def reserve(self, kind: str) -> BudgetWarning | None:
-        """Make room for one call of ``kind``; raises ``BudgetExceeded`` when there is none."""
-        budget = self.budget
-        if budget is None or kind == "value":
-            return None
-        model_calls = self.model_calls + self.reserved_model_calls
-        tool_calls = self.tool_calls + self.reserved_tool_calls
-        if budget.max_cost_usd is not None and self.unpriced_calls:
-            raise BudgetExceeded(
-                "The run has a money budget, but its model has no known price.",
-                hint="Use a model with a known price, or limit tokens or calls instead.",
-            )
-        cost = Decimal(self.cost_pico) / store.PICO
-        used: list[tuple[str, Any, Any]] = [
-            ("max_cost_usd", cost, budget.max_cost_usd),
-            ("max_tokens", self.tokens, budget.max_tokens),
-        ]
-        if kind == "model":
-            used.append(("max_model_calls", model_calls, budget.max_model_calls))
-        if kind == "tool":
-            used.append(("max_tool_calls", tool_calls, budget.max_tool_calls))
-        warning: BudgetWarning | None = None
-        for name, amount, maximum in used:
-            if maximum is None:
-                continue
-            if amount >= maximum:
-                raise BudgetExceeded(
-                    f"The run's budget {name}={maximum} is used up ({amount}).",
-                    hint=f"Submit the run again with a larger {name}.",
-                )
-            if amount >= WARN_SHARE * maximum and name not in self.warned:
-                self.warned.add(name)
-                warning = BudgetWarning(limit=name, used=str(amount), maximum=str(maximum))
-        if kind == "model":
-            self.reserved_model_calls += 1
-        else:
-            self.reserved_tool_calls += 1
-        return warning
-
-    def release(self, kind: str) -> None:
-        """The call of ``kind`` ended; its usage is in the totals from the next commit on."""
-        if kind == "model":
-            self.reserved_model_calls = max(0, self.reserved_model_calls - 1)
-        elif kind == "tool":
-            self.reserved_tool_calls = max(0, self.reserved_tool_calls - 1)
-
-    def settle(self, totals: Row[Any]) -> None:
-        """Take over the run's totals. They only grow, and may come out of order."""
-        self.model_calls = max(self.model_calls, totals.model_calls)
-        self.tool_calls = max(self.tool_calls, totals.tool_calls)
-        self.tokens = max(self.tokens, totals.input_tokens + totals.output_tokens)
-        self.cost_pico = max(self.cost_pico, totals.cost_pico)
-        self.unpriced_calls = max(self.unpriced_calls, totals.unpriced_calls)
 
 
 @dataclass
@@ -133,11 +54,12 @@ class _Batch:
     observed: list[EventBase] = field(default_factory=list)
     steps: dict[str, StepRecord] = field(default_factory=dict)
     used: list[Usage] = field(default_factory=list)
-    released: list[str] = field(default_factory=list)
+    settled: list[str] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)
     writes: list[Callable[[Connection], object]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.steps)
+        return bool(self.events or self.steps or self.cut_off)
 
 
 @dataclass(frozen=True)
@@ -204,7 +126,8 @@ class DurableJournal:
         self._failure: Exception | None = None
         self._closed = False
         self._abandoned = asyncio.Event()
-        self._reserved: dict[str, str] = {}
+        self._holder = Holder(run_id, path, owner, epoch)
+        self._lost_calls: dict[str, int] = {}
         self._halted = False
         self._along: dict[str, tuple[Callable[[Connection], object], tuple[EventBase, ...]]] = {}
         self._delta_of: tuple[str, str | None] | None = None
@@ -233,15 +156,16 @@ class DurableJournal:
         data = f"{self._delta_head}{json.dumps(text)}}}".encode()
         self._hub.publish(self.run_id, [StoredEvent(None, DELTA, data)])
 
-    async def begin(self, step: StepRecord, *, commit: bool) -> None:
+    async def begin(
+        self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
+    ) -> None:
         self._check()
-        if self._halted:
-            raise RunCancelled(f"The run {self.run_id!r} is being cancelled.")
-        self._release(step.key)
-        warning = self._meter.reserve(step.kind)
-        self._reserved[step.key] = step.kind
-        if warning is not None:
-            self._take(warning)
+        if step.kind != "value" and self._meter.limited:
+            self._refuse_halted()
+            lost = await self._meter.reserve(self._holder, step.key, step.kind, estimate)
+            self._lost_calls[step.key] = lost
+            self._check()
+        self._refuse_halted()
         self._recorded[step.key] = step
         if step.kind != "value":
             shown = step.input if step.kind == "tool" else None
@@ -258,13 +182,30 @@ class DurableJournal:
         await self.flush()
         crash_point("step.after_begin")
 
+    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+        self._check()
+        self._refuse_halted()
+        if self._meter.limited:
+            await self._meter.again(self._holder, step.key, estimate)
+
+    def cut_off(self, step: StepRecord) -> None:
+        if self._meter.limited and not self._closed:
+            self._pending.cut_off.append(step.key)
+            self._linger()
+
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         self._check()
+        lost = self._lost_calls.pop(step.key, 0)
+        if lost:
+            # Begun by attempts that died: perhaps made, perhaps billed.
+            name = f"{step.kind}_calls"
+            more = {name: getattr(step.usage, name) + lost}
+            step = replace(step, usage=step.usage.model_copy(update=more))
         self._recorded[step.key] = step
         pending = self._pending
         pending.steps[step.key] = step
         pending.used.append(step.usage)
-        pending.released.append(step.key)
+        pending.settled.append(step.key)
         along = self._along.pop(step.key, None)
         if along is not None and step.status == "done":
             pending.writes.append(along[0])
@@ -311,8 +252,6 @@ class DurableJournal:
         # A task of its own: cancelled here, the write still ends and readers still hear of it.
         self._writing = asyncio.get_running_loop().create_task(self._write(batch, last))
         await asyncio.shield(self._writing)
-        for key in list(self._reserved):
-            self._release(key)
         if self._failure is not None:
             raise self._failure
 
@@ -321,8 +260,6 @@ class DurableJournal:
         self.close()
         if self._writing is not None:
             await asyncio.wait([self._writing])
-        for key in list(self._reserved):
-            self._release(key)
 
     def close(self) -> None:
         """Take nothing more, and do not try again what fails: this attempt is over."""
@@ -341,10 +278,9 @@ class DurableJournal:
         if self._failure is None:
             self._failure = error
 
-    def _release(self, key: str) -> None:
-        kind = self._reserved.pop(key, None)
-        if kind is not None:
-            self._meter.release(kind)
+    def _refuse_halted(self) -> None:
+        if self._halted:
+            raise RunCancelled(f"The run {self.run_id!r} is being cancelled.")
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -392,9 +328,8 @@ class DurableJournal:
         except Exception as error:
             self._failure = error
         else:
-            for key in batch.released:
-                self._release(key)
-            self._meter.settle(totals)
+            if batch.settled or batch.cut_off:
+                self._meter.settled()
             if published is None:
                 self._hub.wake(self.run_id)
             else:
@@ -462,6 +397,9 @@ class DurableJournal:
         if last is not None and last.also is not None:
             # Before the run's row is locked: tasks first, then their run, by everybody.
             last.also(connection)
+        warned = self._settle(connection, batch, last, used)
+        events += [store.encode_event(event) for event in warned]
+        observed += warned
         first, totals = store.advance(
             connection, self.run_id, len(events) + closing, used, last.run if last else None
         )
@@ -484,6 +422,26 @@ class DurableJournal:
             for i, (kind, data) in enumerate(events)
         ]
         return published, totals, observed
+
+    def _settle(
+        self, connection: Connection, batch: _Batch, last: Ending | None, used: dict[str, int]
+    ) -> list[EventBase]:
+        """Give back what the calls that ended had reserved; what is to be said of the budget."""
+        meter = self._meter
+        if not meter.limited or meter.budget is None:
+            return []
+        if batch.cut_off:
+            store.cut_off(connection, self.run_id, batch.cut_off)
+        if last is not None and last.run is not None:
+            store.forget_reservations(connection, self.run_id)
+        elif batch.settled:
+            store.settle(connection, self.run_id, batch.settled)
+        if not any(used.values()):
+            return []
+        before = store.locked_run_row(connection, self.run_id)
+        after = SimpleNamespace(**{name: getattr(before, name) + n for name, n in used.items()})
+        said = warnings(meter.budget, before, after, meter.warn_share)
+        return [store.stamped(event, self.run_id, self.task_id) for event in said]
 
     def _stored(self, connection: Connection, batch: _Batch, last: Ending | None) -> _Stored | None:
         """What an earlier try of this commit stored after all; None when it did not."""

@@ -12,6 +12,7 @@ the same key, and goes on from the first one that is missing.
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from agent_server.domain.base import JsonObject, utcnow
@@ -63,6 +64,31 @@ class StepRecord:
         )
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a model call will use, as far as that can be known before it is made.
+
+    ``output_tokens`` is the most it may answer where that is ``bounded``, else what is assumed.
+    The costs are None where ``model`` has no known price.
+    """
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+    bounded: bool
+    input_cost_usd: Decimal | None = None
+    output_cost_usd: Decimal | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """The most it will cost; 0 where no price is known."""
+        return (self.input_cost_usd or Decimal(0)) + (self.output_cost_usd or Decimal(0))
+
+
 class Journal(Protocol):
     """The ledger and the event log, as one task of one run may write them.
 
@@ -92,13 +118,23 @@ class Journal(Protocol):
     def delta(self, step: str, agent: str | None, text: str) -> None:
         """Hand a piece of a message to live readers. Transient: never stored, never waits."""
 
-    async def begin(self, step: StepRecord, *, commit: bool) -> None:
-        """The step starts: ``step.started``, and with ``commit`` the ledger holds it as
+    async def begin(
+        self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
+    ) -> None:
+        """Room for the call is reserved in the run's budget, and the step starts: ``step.started``, and with ``commit`` the ledger holds it as
         ``started`` when this returns, together with everything recorded before it.
 
         ``commit=True`` for what must not be repeated silently. ``commit=False`` for what may be
         repeated (a model call, a reading tool): nothing but the event is written, in passing.
+        Raises ``BudgetExceeded``; may wait until calls in flight have settled.
         """
+
+    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+        """The model call of ``step``, which began, is tried once more: a call of its own for the
+        budget. Raises ``BudgetExceeded``."""
+
+    def cut_off(self, step: StepRecord) -> None:
+        """The call of ``step`` was aborted, and will not be finished. It counts as made."""
 
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         """The step ended (``done`` or ``failed``): recorded with its event and its usage.

@@ -154,6 +154,11 @@ stored workflow's definition), so that a later change never touches the run. Rai
 ``InvalidRequest`` or a kind of it."""
 
 
+Limit = Callable[[RunRequest, Tenant, str], RunRequest]
+"""Answers a request of that principal with the budget that holds for it; raises
+``BudgetRefused``."""
+
+
 class Runs:
     """Everything a caller may do with runs."""
 
@@ -165,6 +170,7 @@ class Runs:
         hub: EventHub,
         settings: Settings,
         prepare: Prepare,
+        limit: Limit = lambda request, tenant, principal: request,
         observe: Callable[[list[EventBase]], None] = lambda events: None,
     ) -> None:
         self.database = database
@@ -172,6 +178,7 @@ class Runs:
         self.hub = hub
         self._settings = settings
         self._prepare = prepare
+        self._limit = limit
         self._observe = guarded(observe)
 
     async def submit(
@@ -193,7 +200,7 @@ class Runs:
             known = await self._stored_answer(tenant, idempotency)
             if known is not None:
                 return known
-        request = await self._prepare(request, tenant)
+        request = self._limit(await self._prepare(request, tenant), tenant, principal)
         return await asyncio.shield(self._submit(request, tenant, principal, idempotency))
 
     async def _submit(
@@ -239,6 +246,7 @@ class Runs:
                 goal=request.goal,
                 agent=request.agent,
                 workflow=workflow,
+                workflow_version=request.workflow_version,
                 input=request.input if request.agent is not None else request.variables,
                 budget=request.budget,
                 session_id=request.session_id,
@@ -328,7 +336,7 @@ class Runs:
         on_event: Callable[[StoredEvent], None] | None = None,
     ) -> Run:
         """Carry the run out without storing anything; cancelled with the caller."""
-        request = await self._prepare(request, tenant)
+        request = self._limit(await self._prepare(request, tenant), tenant, principal)
         return await run_unstored(
             request,
             handlers=self.engine.handlers,

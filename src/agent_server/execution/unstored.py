@@ -12,6 +12,7 @@ from agent_server.domain.base import json_text, utcnow
 from agent_server.domain.errors import (
     ApprovalUnsupported,
     BudgetExceeded,
+    FieldError,
     InvalidRequest,
     error_info,
 )
@@ -79,6 +80,7 @@ async def run_unstored(
         error = BudgetExceeded(
             f"The run's deadline of {deadline_s:g} s has passed.",
             hint="Submit the run again with a larger deadline_s.",
+            errors=[FieldError(path="/budget/deadline_s", message="passed")],
         ).info()
     except BudgetExceeded as exceeded:
         status, error = RunStatus.BUDGET_EXCEEDED, exceeded.info()

@@ -31,6 +31,7 @@ from agent_server.inference.failures import SEE_LOG, as_run_error
 from agent_server.inference.hosting import install, run_at
 from agent_server.inference.ledgered_model import History
 from agent_server.inference.ledgered_tool import ask_approval, instrument
+from agent_server.inference.prices import Prices
 from agent_server.inference.tool_output import json_value
 from agent_server.settings import Settings
 
@@ -92,6 +93,7 @@ class AgentLoop:
         self._policies = policies or HintedPolicies()
         self._open_session = open_session
         self._tracing = tracing
+        self._prices = Prices(settings.prices)
         install()
 
     async def run(
@@ -212,6 +214,8 @@ class AgentLoop:
             default_model=model or self._settings.effective_model,
             model_retries=self._settings.model_retries,
             tool_timeout_s=self._settings.tool_timeout_s,
+            prices=self._prices,
+            assumed_output_tokens=self._settings.budget_output_tokens,
             tracing_disabled=not self._tracing,
             services=self._services,
         )

@@ -17,6 +17,7 @@ from agents import ModelProvider
 from agent_server.domain.agents import ToolEffect
 from agent_server.execution.ports import Journal, Suspend, TaskContext
 from agent_server.inference.claims import Ledger, Scope
+from agent_server.inference.prices import Prices
 
 T = TypeVar("T")
 
@@ -68,6 +69,8 @@ class DurableRun:
     default_model: str
     model_retries: int
     tool_timeout_s: float
+    prices: Prices
+    assumed_output_tokens: int
     tracing_disabled: bool = True
     services: Mapping[type[Any], Any] = field(default_factory=dict)
     """What the server lends to its own tools, by what it is."""

@@ -8,6 +8,7 @@ the recorded answer on replay without events.
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from hashlib import sha256
 from typing import Any, cast
 
@@ -46,9 +47,9 @@ from agent_server.domain.events import MessageCompleted
 from agent_server.domain.runs import Usage
 from agent_server.execution.ports import StepRecord
 from agent_server.inference.durable_run import Place
+from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
-from agent_server.inference.prices import cost_usd
 
 Items = list[TResponseInputItem]
 
@@ -233,34 +234,47 @@ class LedgeredModel(Model):
     async def _ask(self, model: Model, request: ModelRequest, step: StepRecord) -> ModelResponse:
         run, agent = self._place.run, step.agent
         journal = run.journal
-        await run.write(journal.begin(step, commit=False))
-        tries = step.attempts - 1
+        expected = None
+        if run.ctx.run.budget is not None:
+            expected = estimate(request, step.name, run.prices, run.assumed_output_tokens)
+        await run.write(journal.begin(step, commit=False, estimate=expected))
+        tries = 0
 
         def on_text(text: str) -> None:
             journal.delta(step.key, agent, text)
 
         async def once() -> ModelResponse:
             nonlocal tries
+            if tries:
+                await run.write(journal.again(step, expected))
             tries += 1
             return await respond(model, request, on_text)
 
         try:
             response = await retrying(once, run.model_retries)
         except Exception as error:
-            failed = replace(step, attempts=tries).failed(error_info(error), Usage(model_calls=1))
-            await run.write(journal.finish(failed, commit=False))
+            # A provider does not bill what failed; what it would have cost is known or not.
+            cost = Decimal(0) if run.prices.known(step.name) else None
+            used_up = Usage(model_calls=tries, cost_usd=cost)
+            failed = replace(step, attempts=step.attempts + tries - 1)
+            await run.write(journal.finish(failed.failed(error_info(error), used_up), commit=False))
+            raise
+        except BaseException:
+            journal.cut_off(step)
             raise
         used = response.usage
         usage = Usage(
-            model_calls=1,
+            model_calls=tries,
             input_tokens=used.input_tokens,
             output_tokens=used.output_tokens,
-            cost_usd=cost_usd(step.name, used),
+            cost_usd=run.prices.cost_usd(step.name, used),
         )
         text = text_of(response)
         if text:
             journal.emit(MessageCompleted(step=step.key, agent=agent, text=text))
-        done = replace(step, attempts=tries).done(response_to_json(response), usage)
+        done = replace(step, attempts=step.attempts + tries - 1).done(
+            response_to_json(response), usage
+        )
         await run.write(journal.finish(done, commit=False))
         run.check()
         return response

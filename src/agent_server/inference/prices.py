@@ -1,9 +1,10 @@
-"""What a model call costs, by the price list that comes with genai-prices.
+"""What a model call costs, by the operator's prices and the list that comes with genai-prices.
 
 Leans on genai-prices' bundled list, which is never updated over the network here. Refuses to
 guess: a model without a price has none, and what has no price is never called free.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -11,6 +12,8 @@ from functools import lru_cache
 from agents import Usage
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
+
+from agent_server.domain.runs import ModelPrice
 
 _MTOK = Decimal(1_000_000)
 _PREFIXES = ("litellm/", "any-llm/", "openai/")
@@ -33,6 +36,41 @@ class _Price:
     rates: _Rates | None
     """None where the price depends on more than the number of tokens: then it is looked up
     for each call."""
+
+
+class Prices:
+    """The ``configured`` prices by model name, and the built-in list for all others."""
+
+    def __init__(self, configured: Mapping[str, ModelPrice] | None = None) -> None:
+        self._configured = configured or {}
+
+    def known(self, model: str) -> bool:
+        """Whether calls of ``model`` have a price."""
+        return model in self._configured or _price(model) is not None
+
+    def cost_usd(self, model: str, usage: Usage) -> Decimal | None:
+        """See ``cost_usd``. A configured price may be 0, and then the call costs 0."""
+        rates = self._configured.get(model)
+        if rates is None:
+            return cost_usd(model, usage)
+        taken, given = usage.input_tokens, usage.output_tokens
+        if taken + given <= 0:
+            return None
+        read = min(usage.input_tokens_details.cached_tokens or 0, taken)
+        cached = rates.cached_input_per_mtok
+        total = (
+            rates.input_per_mtok * (taken - read)
+            + (rates.input_per_mtok if cached is None else cached) * read
+            + rates.output_per_mtok * given
+        )
+        return total / _MTOK
+
+    def of_tokens(self, model: str, taken: int, given: int) -> Decimal | None:
+        """What that many input and output tokens cost; None where no price is known."""
+        if not self.known(model):
+            return None
+        used = Usage(input_tokens=taken, output_tokens=given, total_tokens=taken + given)
+        return self.cost_usd(model, used) or Decimal(0)
 
 
 def cost_usd(model: str, usage: Usage) -> Decimal | None:

@@ -217,7 +217,7 @@ class GoalRun:
                 return outcome.output
             error = outcome.error or ErrorInfo(code=TaskFailed.code, message="It was cancelled.")
             if error.code == BudgetExceeded.code:
-                raise BudgetExceeded(error.message, hint=error.hint)
+                raise BudgetExceeded(error.message, hint=error.hint, errors=error.errors)
             if error.code == OutputInvalid.code:
                 raise OutputInvalid(error.message, hint=error.hint, errors=error.errors)
             if error.code in LASTING or outcome.status == "cancelled":

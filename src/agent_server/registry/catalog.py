@@ -5,7 +5,7 @@ files: the registry makes a new catalog when one changes, and whoever holds the 
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from agent_server.domain.agents import (
 )
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import UnknownAgent, UnknownTool
+from agent_server.domain.runs import Budget, RunRequest
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
 from agent_server.registry.consolidation_tools import CONSOLIDATION_TOOLS
 from agent_server.registry.mcp_servers import effect_of_annotations, reachable_agents
@@ -109,6 +110,11 @@ class Catalog:
                 return policy
         return _NO_AGENT_POLICY
 
+    def agent_budget(self, name: str) -> Budget | None:
+        """The budget that the agent's policy sets for its runs."""
+        given = self.agent_policy(name).budget
+        return None if given is None else Budget.model_validate(given)
+
     def describe_agents(self) -> list[AgentInfo]:
         """Every agent as the API lists it."""
         return [self.describe_agent(name) for name in self.agents]
@@ -131,6 +137,25 @@ class Catalog:
             approach=policy.approach,
             source=self.places.get(key, ""),
         )
+
+    def models_of(self, request: RunRequest, default: str) -> set[str]:
+        """The names of the models that the run may use, as far as its request says: those of its
+        agents, of what they hand off to, and ``default`` for whoever names none."""
+        default = request.model or default
+        names = set(request.agents or (self.agents if request.goal is not None else ()))
+        names |= {request.agent} if request.agent is not None else set()
+        found = {default} if request.goal is not None else set()
+        for key, value in _fields(request.workflow):
+            if key == "agent":
+                names.add(value)
+            elif key == "model":
+                found.add(value)
+            elif key == "type" and value in ("agent", "approach"):
+                found.add(default)
+        for name in names & self.agents.keys():
+            for agent in reachable_agents(self.agents[name]):
+                found.add(_model_name(agent.model) or default)
+        return found
 
     def describe_tools(self) -> list[ToolInfo]:
         """Every tool that plans and workflows may call, by name; not those of the server's own
@@ -155,6 +180,18 @@ def foreign_names(agents: Iterable[Agent[Any]]) -> frozenset[str]:
     everyone = (other for agent in agents for other in reachable_agents(agent))
     tools = (tool for agent in everyone for tool in agent.tools)
     return frozenset(tool.name for tool in tools if id(tool) not in _BUILTIN_IDS)
+
+
+def _fields(value: Any) -> Iterator[tuple[str, str]]:
+    """Each field of a definition that holds a text, at any depth."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, str):
+                yield key, item
+            yield from _fields(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _fields(item)
 
 
 def _hints(annotations: Mapping[str, Any]) -> dict[str, Any]:

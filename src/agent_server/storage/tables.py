@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
 )
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.engine import Dialect
@@ -130,6 +131,7 @@ tasks = Table(
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
     Column("ended_at", Moment),
+    Column("shared", Boolean, nullable=False, server_default=false()),
     Index(None, "status", "created_at"),
     Index(None, "owner"),
     Index(None, "lane", "created_at"),
@@ -153,8 +155,25 @@ steps = Table(
     Column("attempts", Integer, nullable=False),
     Column("started_at", Moment, nullable=False),
     Column("ended_at", Moment),
+    Column("shared", Boolean, nullable=False, server_default=false()),
     *_usage(),
 )
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("task_path", Text, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("model_calls", Integer, nullable=False),
+    Column("tool_calls", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("cost_pico", BigInteger, nullable=False),
+    Column("under_way", Boolean, nullable=False),
+)
+"""What calls under way hold of their run's budget; only runs that have one have rows here."""
 
 events = Table(
     "events",

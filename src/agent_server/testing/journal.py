@@ -12,7 +12,7 @@ from agent_server.domain.events import EventBase
 from agent_server.domain.ids import DEFAULT_TENANT, RunId, new_run_id
 from agent_server.domain.runs import Budget, RunRequest
 from agent_server.execution.ephemeral import EphemeralContext, EphemeralJournal
-from agent_server.execution.ports import RunSnapshot, StepRecord
+from agent_server.execution.ports import Estimate, RunSnapshot, StepRecord
 
 __all__ = [
     "EphemeralContext",
@@ -45,8 +45,10 @@ class RecordingJournal(EphemeralJournal):
         """The events' types, in order."""
         return [getattr(event, "type", "") for event in self.events]
 
-    async def begin(self, step: StepRecord, *, commit: bool) -> None:
-        await super().begin(step, commit=commit)
+    async def begin(
+        self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
+    ) -> None:
+        await super().begin(step, commit=commit, estimate=estimate)
         if commit:
             self.writes.append(step)
 

@@ -360,7 +360,8 @@ class Interpreter:
             except Failed as error:
                 failed = error
             if failed.error.code in _FATAL:
-                raise _FATAL[failed.error.code](failed.error.message, hint=failed.error.hint)
+                fatal, info = _FATAL[failed.error.code], failed.error
+                raise fatal(info.message, hint=info.hint, errors=info.errors)
             attempt += 1
             if not _worth_retrying(node, failed.error, attempt):
                 return await self._given_up(node, path, frame, failed)

@@ -5,7 +5,8 @@ it is lent. Refuses to know where agents and tools come from and how a task is s
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import anyio
 
@@ -25,11 +26,8 @@ from agent_server.execution.ports import Handler, TaskContext
 from agent_server.workflow.expressions import render
 from agent_server.workflow.interpreter import run_workflow, timed_out
 from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
-from agent_server.workflow.ports import NoStoredWorkflows, StoredWorkflows
-from agent_server.workflow.validation import check_inputs, split_name, validate
-
-MAX_CHAIN: Final = 8
-"""How many workflows may stand inside each other."""
+from agent_server.workflow.ports import MAX_CHAIN, NoStoredWorkflows, StoredWorkflows
+from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
 
 
 class WorkflowRun:
@@ -37,8 +35,9 @@ class WorkflowRun:
 
     The definition and the inputs are checked again, without the names of agents and tools: those
     were checked when the run was submitted, and a run under way must not end because one is gone
-    that it no longer needs. A stored definition is looked up once and kept in the ledger, so that
-    a change to it never touches a run under way.
+    that it no longer needs. The stored definitions that a run names were written down in its own
+    when it was submitted, so that a change to one never touches a run under way; what else it
+    comes to name is looked up once and kept in the ledger.
     """
 
     def __init__(self, *, max_parallel: int, stored: StoredWorkflows) -> None:
@@ -68,8 +67,8 @@ class WorkflowRun:
         is_stored = isinstance(workflow, str)
         if isinstance(workflow, str):
             name, wanted = split_name(workflow, version)
-            workflow = await ctx.value(
-                "definition", lambda: self._stored.definition(ctx.run.tenant, name, wanted)
+            workflow = _held(ctx, name, wanted) or await ctx.value(
+                "definition", partial(self._stored.definition, ctx.run.tenant, name, wanted)
             )
         definition = validate(inline(workflow))
         whole = f"{name}@{definition.version}" if is_stored else definition.name
@@ -95,6 +94,14 @@ class WorkflowRun:
                 raise
             firing.fire("run.succeeded", output=output)
             return output
+
+
+def _held(ctx: TaskContext, name: str, version: str | None) -> JsonObject | None:
+    """The definition as the run's own holds it, if it does."""
+    workflow = ctx.run.request.workflow
+    held = workflow.get("workflows") if isinstance(workflow, dict) else None
+    found: JsonObject | None = (held or {}).get(reference_to(name, version))
+    return found
 
 
 def _chained(chain: tuple[str, ...], name: str, *, is_stored: bool) -> tuple[str, ...]:

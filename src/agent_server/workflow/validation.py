@@ -38,6 +38,10 @@ MAX_REPORTED: Final = 100
 """Errors listed; the message counts all of them."""
 
 
+Line = Callable[[str], int | None]
+"""The line on which a place (a JSON pointer) stands."""
+
+
 class Catalog(Protocol):
     """The names that exist on this server."""
 
@@ -58,7 +62,7 @@ def validate(
     actions: Collection[str] | None = None,
     workflows: Collection[str] | None = None,
     known: Iterable[str] = (),
-    line: Callable[[str], int | None] | None = None,
+    line: Line | None = None,
 ) -> WorkflowDefinition:
     """``definition`` as a model, if nothing is wrong with it.
 
@@ -72,31 +76,39 @@ def validate(
     if model is not None:
         broken = {error.path for error in errors}
         graph = analyse(model, known)
+        if workflows is not None and model.workflows:
+            workflows = {*workflows, *(split_name(held)[0] for held in model.workflows)}
         found = [
             *graph.problems,
             *islice(_names(graph, catalog, actions), MAX_PROBLEMS),
             *islice(check(graph, catalog), MAX_PROBLEMS),
             *_sub_workflows(graph, catalog, actions, workflows),
+            *_held(model, catalog, actions, workflows),
             *_local_names(graph),
             *_schemas(graph),
             *_actions(model, graph, actions),
         ]
         errors += [e for e in found if not any(_within(e.path, path) for path in broken)]
     if errors:
-        errors = list({(e.path, e.message): e for e in errors}.values())
-        count = len(errors)
-        shown = errors[:MAX_REPORTED]
-        if line is not None:
-            shown = [error.model_copy(update={"line": line(error.path)}) for error in shown]
-        raise InvalidWorkflow(
-            f"The workflow has {count} {'error' if count == 1 else 'errors'}: "
-            + "; ".join(f"{e.path or '/'}: {e.message}" for e in shown[:3])
-            + ("; …" if count > 3 else "."),
-            hint="Each entry of 'errors' names a place in the definition and what to do there.",
-            errors=shown,
-        )
+        raise invalid(errors, line)
     assert model is not None
     return model
+
+
+def invalid(errors: Iterable[FieldError], line: Line | None = None) -> InvalidWorkflow:
+    """The error that tells ``errors``, each once and with its line."""
+    found = list({(e.path, e.message): e for e in errors}.values())
+    count = len(found)
+    shown = found[:MAX_REPORTED]
+    if line is not None:
+        shown = [error.model_copy(update={"line": line(error.path)}) for error in shown]
+    return InvalidWorkflow(
+        f"The workflow has {count} {'error' if count == 1 else 'errors'}: "
+        + "; ".join(f"{e.path or '/'}: {e.message}" for e in shown[:3])
+        + ("; …" if count > 3 else "."),
+        hint="Each entry of 'errors' names a place in the definition and what to do there.",
+        errors=shown,
+    )
 
 
 def _within(path: str, broken: str) -> bool:
@@ -316,6 +328,11 @@ def split_name(workflow: str, version: str | int | None = None) -> tuple[str, st
     return name, None if version is None else str(version)
 
 
+def reference_to(name: str, version: str | None) -> str:
+    """What ``split_name`` splits."""
+    return name if version is None else f"{name}@{version}"
+
+
 def _sub_workflows(
     graph: Graph,
     catalog: Catalog | None,
@@ -335,12 +352,40 @@ def _sub_workflows(
                 yield _unknown(f"{path}/workflow", "stored workflow", name, workflows)
             continue
         try:
-            inner = validate(node.workflow, catalog, actions=actions, workflows=workflows)
+            inner = _inner(node.workflow, catalog, actions, workflows)
         except InvalidWorkflow as invalid:
             for error in invalid.errors:
                 yield error.model_copy(update={"path": f"{path}/workflow{error.path}"})
         else:
             yield from names_missing(node.input, inner.inputs, f"{path}/input")
+
+
+def _held(
+    model: WorkflowDefinition,
+    catalog: Catalog | None,
+    actions: Collection[str] | None,
+    workflows: Collection[str] | None,
+) -> Iterator[FieldError]:
+    for reference, definition in model.workflows.items():
+        try:
+            _inner(definition, catalog, actions, workflows)
+        except InvalidWorkflow as invalid:
+            for error in invalid.errors:
+                yield error.model_copy(update={"path": f"/workflows/{reference}{error.path}"})
+
+
+def _inner(
+    definition: JsonObject,
+    catalog: Catalog | None,
+    actions: Collection[str] | None,
+    workflows: Collection[str] | None,
+) -> WorkflowDefinition:
+    """A definition inside another one, if nothing is wrong with it."""
+    inner = validate(definition, catalog, actions=actions, workflows=workflows)
+    if inner.workflows:
+        message = "only the outermost definition of a run holds 'workflows'"
+        raise InvalidWorkflow(message, errors=[FieldError(path="/workflows", message=message)])
+    return inner
 
 
 def _local_names(graph: Graph) -> Iterable[FieldError]:

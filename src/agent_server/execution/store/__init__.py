@@ -4,7 +4,7 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 Every function that answers a caller takes the tenant; the engine's own work goes by run id.
 """
 
-from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, usage_columns, usage_of
+from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
 from agent_server.execution.store.erasure import erase_runs, parts, runs_about, runs_of_sessions
 from agent_server.execution.store.events import (
     encode_event,
@@ -15,6 +15,14 @@ from agent_server.execution.store.events import (
     stamped,
 )
 from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
+from agent_server.execution.store.reservations import (
+    cut_off,
+    forget_reservations,
+    locked_run_row,
+    reservations_of,
+    reserve,
+    settle,
+)
 from agent_server.execution.store.runs import (
     RunEnd,
     advance,
@@ -53,6 +61,13 @@ from agent_server.execution.store.tasks import (
 )
 
 __all__ = [
+    "pico",
+    "cut_off",
+    "forget_reservations",
+    "locked_run_row",
+    "reservations_of",
+    "reserve",
+    "settle",
     "LIVE",
     "NO_USAGE",
     "PICO",

@@ -18,6 +18,11 @@ INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.ins
 """``INSERT`` with ``ON CONFLICT``, which the two databases spell in their own dialects."""
 
 
+def pico(usd: Decimal | None) -> int:
+    """US dollars as the database sums them; nothing for an unknown price."""
+    return int((usd or 0) * PICO)
+
+
 def usage_columns(usage: Usage) -> dict[str, int]:
     """A step's usage as the columns of ``steps`` and the increments of ``runs``."""
     return {
@@ -25,7 +30,7 @@ def usage_columns(usage: Usage) -> dict[str, int]:
         "tool_calls": usage.tool_calls,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
-        "cost_pico": int((usage.cost_usd or 0) * PICO),
+        "cost_pico": pico(usage.cost_usd),
         "unpriced_calls": usage.model_calls if usage.cost_usd is None else 0,
     }
 

@@ -80,6 +80,7 @@ def run_of(row: Row[Any]) -> Run:
         goal=request.goal,
         agent=row.agent,
         workflow=row.workflow,
+        workflow_version=request.workflow_version,
         input=request.input if request.agent is not None else request.variables,
         output=row.output,
         error=ErrorInfo.model_validate(row.error) if row.error else None,
