@@ -209,7 +209,10 @@ class Settings(BaseSettings):
         default=1_200, ge=100, le=20_000, description="Length of a piece of a document."
     )
     memory_chunk_overlap: int = Field(
-        default=150, ge=0, le=2_000, description="Characters that a piece repeats of the one before."
+        default=150,
+        ge=0,
+        le=2_000,
+        description="Characters that a piece repeats of the one before.",
     )
 
     # What it accepts

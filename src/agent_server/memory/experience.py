@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.errors import ErrorInfo, NotFound
 from agent_server.domain.events import MemoryWritten
 from agent_server.domain.ids import derived_id
 from agent_server.domain.memories import MemoryKind, MemoryQuery, MemorySource, NewMemory
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Usage
+from agent_server.execution import store as execution
 from agent_server.execution.ports import TaskContext
+from agent_server.execution.runs import Runs
 from agent_server.memory.ports import Memories
 from agent_server.memory.recalling import NOTE, Recall
 
@@ -45,6 +47,21 @@ class Story:
     lessons: tuple[str, ...]
     """Why the plan had to be revised, and what failed."""
     usage: Usage
+
+
+async def story_of(runs: Runs, ctx: TaskContext) -> Story:
+    """The story of the run that ``ctx`` is about to end."""
+    tenant, run_id = ctx.run.tenant, ctx.run.id
+    await ctx.journal.flush()
+    run = await runs.get(tenant, run_id)
+    try:
+        plan = await runs.plan(tenant, run_id)
+    except NotFound:
+        plan = PlanState(tasks=())
+    revised = await runs.database.read(
+        lambda c: execution.events_of(c, tenant, run_id, ("plan.revised",))
+    )
+    return Story(plan, tuple(event["reason"] for event in revised), run.usage)
 
 
 StoryOf = Callable[[TaskContext], Awaitable[Story]]

@@ -6,7 +6,7 @@ Refuses to sum up: a turn is found as it was said, beside its neighbours.
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -56,7 +56,7 @@ class Turns:
                 author=(run.agent or "assistant") if kind != "message" or agent else "user",
                 subject=run.subject,
                 source=source,
-                created_at=now,
+                created_at=now + timedelta(microseconds=index),  # in the order they were said
             )
             for index, kind, agent, text in _said(items)
         ]

@@ -8,11 +8,11 @@ memory comes quoted, with who wrote it, under a note that says so.
 
 from typing import Any, Final, Literal
 
-from agents import FunctionTool, function_tool
+from agents import FunctionTool, RunContextWrapper, function_tool
 
 from agent_server.domain.agents import ToolEffect
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import NotFound, ToolError
+from agent_server.domain.errors import AgentServerError, NotFound, ToolError
 from agent_server.domain.events import MemoryWritten
 from agent_server.domain.ids import derived_id
 from agent_server.domain.memories import (
@@ -32,6 +32,13 @@ from agent_server.memory.recalling import Recall
 MAX_CONTENT: Final = 20_000
 """Characters of one thing remembered."""
 MAX_FOUND: Final = 50
+
+
+def explained(context: RunContextWrapper[Any], error: Exception) -> str:
+    """What a model is told of a call that failed: the reason, and what to do."""
+    if isinstance(error, AgentServerError):
+        return f"{error.detail} {error.hint}" if error.hint else error.detail
+    return f"The tool failed: {type(error).__name__}: {error}"
 
 
 def desk_here() -> tuple[Place, MemoryDesk]:
@@ -64,7 +71,7 @@ def source_of(place: Place) -> MemorySource:
     )
 
 
-@function_tool
+@function_tool(failure_error_function=explained)
 async def remember(
     content: str,
     key: str | None = None,
@@ -108,7 +115,7 @@ async def remember(
     return {"remembered": memory.id}
 
 
-@function_tool
+@function_tool(failure_error_function=explained)
 async def recall(
     query: str,
     limit: int = 5,
@@ -132,7 +139,7 @@ async def recall(
     return await _recalled(asked)
 
 
-@function_tool
+@function_tool(failure_error_function=explained)
 async def search_documents(query: str, limit: int = 5, namespace: str | None = None) -> JsonObject:
     """Find passages in the documents that were given to this server.
 
@@ -150,7 +157,7 @@ async def search_documents(query: str, limit: int = 5, namespace: str | None = N
     return await _recalled(asked)
 
 
-@function_tool
+@function_tool(failure_error_function=explained)
 async def forget(memory_id: str | None = None, key: str | None = None) -> JsonObject:
     """Delete what an agent remembered, with every earlier version of it.
 
