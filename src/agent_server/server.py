@@ -21,6 +21,7 @@ from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.deps import ApiDeps
 from agent_server.api.memories import MemoryRoutes
+from agent_server.api.history import HistoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
 from agent_server.api.sessions import SessionRoutes
 from agent_server.api.sse import Streams
@@ -35,6 +36,7 @@ from agent_server.domain.runs import RunRequest
 from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
+from agent_server.execution.history import History
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
@@ -47,11 +49,16 @@ from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
 from agent_server.memory.experience import Experience, story_of
 from agent_server.memory.recall import Recall
-from agent_server.memory.session_store import SessionStore, append_items
 from agent_server.memory.store import MemoryStore
-from agent_server.memory.trimming import Trimming, Window
 from agent_server.memory.turns import Turns
-from agent_server.observability import Metrics, log_end
+from agent_server.memory.session_store import (
+    SessionStore,
+    append_items,
+    branch_session,
+    items_before,
+)
+from agent_server.memory.trimming import Trimming, Window
+from agent_server.observability import Metrics, Redaction, log_end, secrets_of
 from agent_server.planning.goal import GoalRun
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
@@ -89,6 +96,7 @@ class Parts:
     memory: MemoryDesk
     erasure: Erasure
     consolidator: Consolidator | None
+    history: History
 
     def drain(self) -> None:
         """The end has begun: not ready, no stream, no new work; tasks get the grace time."""
@@ -122,6 +130,9 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
         [
             *SessionRoutes(parts.sessions).routes(),
             *MemoryRoutes(parts.memory, parts.erasure, settings).routes(),
+            *HistoryRoutes(
+                parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
+            ).routes(),
         ],
     )
     app.state.parts = parts
@@ -263,6 +274,13 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         memory=desk,
         erasure=Erasure(database, store, runs.cancel),
         consolidator=consolidator,
+        history=History(
+            runs,
+            effect_of=registry.effect,
+            branch_session=branch_session,
+            session_before=items_before,
+            version=__version__,
+        ),
     )
 
 

@@ -248,6 +248,8 @@ async def test_a_replay_repeats_no_finished_call_of_a_repaired_task() -> None:
 
 async def test_the_output_and_the_session_of_an_agents_run_are_committed_together() -> None:
     class Session:
+        shortened = False
+
         def __init__(self) -> None:
             self.items: list[Any] = []
 

@@ -10,14 +10,17 @@ from datetime import datetime
 from typing import Protocol
 
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
-from agent_server.domain.base import Frozen
+from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, Step, Task
 from agent_server.domain.stored_workflows import (
+    DryRun,
+    DryRunRequest,
     Saved,
     SaveMode,
     StoredWorkflow,
+    WorkflowGraph,
     WorkflowReport,
     WorkflowVersion,
 )
@@ -75,6 +78,8 @@ class RunsPort(Protocol):
         self, tenant: Tenant, run_id: RunId, after: int
     ) -> AbstractAsyncContextManager[Follow]: ...
 
+    async def request(self, tenant: Tenant, run_id: RunId) -> RunRequest: ...
+
     async def plan(self, tenant: Tenant, run_id: RunId) -> PlanState: ...
 
     async def tasks(self, tenant: Tenant, run_id: RunId) -> Sequence[Task]: ...
@@ -118,6 +123,18 @@ class WorkflowsPort(Protocol):
     ) -> None: ...
 
     async def validate(self, tenant: Tenant, text: str) -> WorkflowReport: ...
+
+    async def dry_run(self, tenant: Tenant, asked: DryRunRequest) -> DryRun: ...
+
+    async def graph(
+        self, tenant: Tenant, name: str, version: str | None = None
+    ) -> WorkflowGraph: ...
+
+    def graph_of_run(
+        self, workflow: JsonObject, tasks: Sequence[Task], *, succeeded: bool
+    ) -> WorkflowGraph: ...
+
+    def graph_of_plan(self, plan: PlanState) -> WorkflowGraph: ...
 
 
 class ApproachInfo(Frozen):

@@ -241,6 +241,8 @@ class Task(Frozen):
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    shared: bool = False
+    """It ended in the run that this one was forked from."""
 
 
 StepKind = Literal["model", "tool", "value"]
@@ -263,3 +265,5 @@ class Step(Frozen):
     usage: Usage = Usage()
     started_at: datetime
     ended_at: datetime | None = None
+    shared: bool = False
+    """It was made, and paid for, in the run that this one was forked from."""

@@ -105,6 +105,7 @@ def snapshot_of(row: Row[Any]) -> RunSnapshot:
         request=request,
         created_at=row.created_at,
         parent_id=RunId(row.parent_id) if row.parent_id else None,
+        forked_from=RunId(row.forked_from) if row.forked_from else None,
         budget=request.budget,
         principal=row.principal,
     )

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Row
 
-from agent_server.domain.base import utcnow
+from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     AgentServerError,
     BudgetExceeded,
@@ -199,7 +199,7 @@ class Engine:
         """There may be something to take, here or on another node."""
         self.roster.offer()
 
-    def launch_root(self, snapshot: RunSnapshot) -> None:
+    def launch_root(self, snapshot: RunSnapshot, payload: JsonObject) -> None:
         """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
         local = self._local(snapshot, None)
         self._launch(
@@ -210,7 +210,7 @@ class Engine:
                 kind=root_kind(snapshot.request),
                 description="",
                 agent=None,
-                payload={},
+                payload=payload,
                 hidden=True,
                 epoch=1,
                 number=1,
@@ -324,7 +324,7 @@ class Engine:
         journal: DurableJournal | None = None
         try:
             recorded: list[StepRecord] = []
-            if attempt.number > 1:
+            if attempt.number > 1 or run.forked_from is not None:
                 recorded = await self.database.read(
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )

@@ -77,6 +77,10 @@ class Subscription:
         self._queue.clear()
         return taken
 
+    def nudge(self) -> None:
+        """Let the reader take what there is, be it nothing: no more may come."""
+        self._ready.set()
+
     def wake(self) -> None:
         """Let the reader look into the store."""
         self._looks = True

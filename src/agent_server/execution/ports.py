@@ -193,6 +193,8 @@ class RunSnapshot:
     request: RunRequest
     created_at: datetime
     parent_id: RunId | None = None
+    forked_from: RunId | None = None
+    """The run with which it shares a part of its ledger."""
     budget: Budget | None = None
     principal: str = "anonymous"
 

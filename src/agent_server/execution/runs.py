@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import Connection
 
-from agent_server.domain.base import utcnow
+from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     IdempotencyInFlight,
     IdempotencyMismatch,
@@ -26,7 +26,7 @@ from agent_server.domain.errors import (
     RunEnded,
 )
 from agent_server.domain.events import EventBase, RunCancelled, RunCreated, RunStarted
-from agent_server.domain.ids import Tenant, new_run_id, task_id
+from agent_server.domain.ids import RunId, Tenant, new_run_id, task_id
 from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution import store
@@ -154,6 +154,19 @@ stored workflow's definition), so that a later change never touches the run. Rai
 ``InvalidRequest`` or a kind of it."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a new run brings along from the run ``run_id`` that it is made from."""
+
+    run_id: str
+    payload: JsonObject
+    """Of its root task."""
+    events: Callable[[str], list[tuple[str, str]]]
+    """For the new run's id: type and JSON of what is said of the shared part."""
+    write: Callable[[Connection, str], None]
+    """Stores the shared part under the new run's id."""
+
+
 Limit = Callable[[RunRequest, Tenant, str], RunRequest]
 """Answers a request of that principal with the budget that holds for it; raises
 ``BudgetRefused``."""
@@ -188,8 +201,10 @@ class Runs:
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None = None,
+        origin: Origin | None = None,
     ) -> Submitted:
-        """Store the run and let it begin; durable when this returns.
+        """Store the run and let it begin; durable when this returns. ``origin`` is for
+        ``history.py``.
 
         Raises what ``prepare`` raises, and ``IdempotencyMismatch`` when the key came with
         another body. Of any number of equal requests at once, one makes the run.
@@ -201,7 +216,7 @@ class Runs:
             if known is not None:
                 return known
         request = self._limit(await self._prepare(request, tenant), tenant, principal)
-        return await asyncio.shield(self._submit(request, tenant, principal, idempotency))
+        return await asyncio.shield(self._submit(request, tenant, principal, idempotency, origin))
 
     async def _submit(
         self,
@@ -209,9 +224,12 @@ class Runs:
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None,
+        origin: Origin | None,
     ) -> Submitted:
         now = utcnow()
         run_id = new_run_id()
+        forked_from = origin.run_id if origin is not None else None
+        payload = origin.payload if origin is not None else {}
         later = request.start_after is not None and request.start_after > now
         direct = self.engine.roster.free_slot() and not later
         workflow = _workflow_name(request.workflow) if request.workflow is not None else None
@@ -231,14 +249,18 @@ class Runs:
                 "workflow": workflow,
                 "session_id": request.session_id,
                 "principal": principal,
+                "forked_from": forked_from,
                 "created_at": now,
                 "started_at": now if start else None,
             }
-            said: list[EventBase] = [RunCreated(kind=request.kind, name=name, at=now)]
+            created = RunCreated(kind=request.kind, name=name, at=now)
+            encoded = [store.encode_event(store.stamped(created, run_id, None))]
+            if origin is not None:
+                encoded += origin.events(run_id)
             if start:
-                said.append(RunStarted(attempt=1, at=now))
-            encoded = [store.encode_event(store.stamped(event, run_id, None)) for event in said]
-            store.insert_run(connection, values | {"last_seq": len(said)})
+                began = RunStarted(attempt=1, at=now)
+                encoded.append(store.encode_event(store.stamped(began, run_id, None)))
+            store.insert_run(connection, values | {"last_seq": len(encoded)})
             run = Run(
                 id=run_id,
                 kind=request.kind,
@@ -252,6 +274,7 @@ class Runs:
                 session_id=request.session_id,
                 approach=request.approach,
                 model=request.model,
+                forked_from=forked_from,
                 created_at=now,
                 started_at=now if start else None,
                 metadata=request.metadata,
@@ -278,7 +301,7 @@ class Runs:
                     "tenant": tenant,
                     "node": "",
                     "kind": root_kind(request),
-                    "payload": {},
+                    "payload": payload,
                     "hidden": True,
                     "status": "running" if start else "queued",
                     "owner": self.engine.node if start else None,
@@ -290,6 +313,8 @@ class Runs:
                     "started_at": now if start else None,
                 },
             )
+            if origin is not None:
+                origin.write(connection, run_id)
             store.insert_events(connection, tenant, run_id, 1, encoded)
             published = [
                 StoredEvent(i + 1, kind, splice_seq(i + 1, data))
@@ -321,7 +346,9 @@ class Runs:
                     created_at=now,
                     budget=request.budget,
                     principal=principal,
-                )
+                    forked_from=RunId(forked_from) if forked_from else None,
+                ),
+                payload,
             )
         else:
             self.engine.wake()
@@ -460,6 +487,13 @@ class Runs:
             yield follow
         finally:
             follow.close()
+
+    async def request(self, tenant: Tenant, run_id: str) -> RunRequest:
+        """What the run was submitted with, a workflow's definition included."""
+        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+        if row is None:
+            raise _no_run(run_id)
+        return RunRequest.model_validate(row.request)
 
     async def plan(self, tenant: Tenant, run_id: str) -> PlanState:
         """The plan as last made or revised, with how far each task is."""

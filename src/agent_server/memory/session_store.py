@@ -220,6 +220,22 @@ def append_items(
     )
 
 
+def items_before(
+    connection: Connection, tenant: Tenant, session_id: str, run_id: str
+) -> list[JsonObject]:
+    """The session's items that came before the run ``run_id`` said anything, oldest first."""
+    of_session = _of(session_items, tenant, session_id)
+    first = (
+        select(func.min(session_items.c.position))
+        .where(*of_session, session_items.c.run_id == run_id)
+        .scalar_subquery()
+    )
+    query = select(session_items.c.data).where(
+        *of_session, func.coalesce(session_items.c.position < first, True)
+    )
+    return list(connection.execute(query.order_by(session_items.c.position)).scalars())
+
+
 def branch_session(
     connection: Connection,
     tenant: Tenant,

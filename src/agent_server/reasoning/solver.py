@@ -46,6 +46,8 @@ class Assignment:
     output_schema: JsonObject | None = None
     context: JsonObject = field(default_factory=dict)
     session_id: str | None = None
+    instructions: str | None = None
+    """Instead of the agent's own."""
 
 
 class Solver:
@@ -66,6 +68,8 @@ class Solver:
         raised, and ``OutputInvalid`` for an answer that still does not fit after two repairs.
         """
         agent, approach_name = self._staff(assignment)
+        if assignment.instructions is not None:
+            agent = agent.clone(instructions=assignment.instructions)
         schema = assignment.output_schema
         asked = assignment.input
         if schema is not None:

@@ -26,7 +26,7 @@ class AgentTask:
 
     ``agent`` (a slug, or null for the generalist), ``input`` (a text, a list of input items, or
     any JSON, which becomes text), and optionally ``approach``, ``model``, ``tools`` [names],
-    ``output_schema``, ``context``.
+    ``output_schema``, ``context``, ``instructions`` (instead of the agent's own).
     """
 
     def __init__(self, solver: Solver, experience: Experience | None = None) -> None:
@@ -51,6 +51,7 @@ class AgentTask:
                 model=payload.get("model") or ctx.run.request.model,
                 output_schema=schema,
                 context={**ctx.run.request.context, **(payload.get("context") or {})},
+                instructions=payload.get("instructions"),
             ),
         )
         return output
@@ -76,6 +77,7 @@ class AgentRun:
                 model=request.model,
                 context=request.context,
                 session_id=request.session_id,
+                instructions=ctx.payload.get("instructions"),
             ),
         )
         if request.session_id is None:

@@ -298,7 +298,7 @@ memories = Table(
     Column("superseded_by", Text),
     Column("words", Text, nullable=False),
     Column("length", Integer, nullable=False),
-    Column("lexemes", Text().with_variant(TSVECTOR, "postgresql")),
+    Column("lexemes", Text().with_variant(TSVECTOR, "postgresql"), info={"derived": True}),
     Index(None, "id", "version", unique=True),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "space", "session_id", "position"),

@@ -60,8 +60,13 @@ from agent_server.execution.store.tasks import (
     task_rows,
     waiting_for,
 )
+from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
 
 __all__ = [
+    "Whole",
+    "copy_steps",
+    "copy_tasks",
+    "whole",
     "pico",
     "cut_off",
     "forget_reservations",

@@ -101,6 +101,7 @@ def task_of(row: Row[Any], identity: str) -> Task:
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
+        shared=row.shared,
     )
 
 
