@@ -12,11 +12,10 @@ share one sync to disk. Nothing is acknowledged before it is durable (WAL, ``syn
 import asyncio
 import os
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
@@ -41,6 +40,7 @@ from agent_server.domain.errors import (
     DataDirLocked,
     StorageFull,
 )
+from agent_server.storage.sqlite_driver import driver, load_vector_functions
 
 try:
     import fcntl
@@ -57,6 +57,7 @@ READERS = 2
 TRIES = 4
 """Times a transaction is run on PostgreSQL when each time it was rolled back by circumstance."""
 BUSY_TIMEOUT_MS = 10_000
+SCRUB_TRIES = 5
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"})
 
@@ -83,10 +84,9 @@ class Database(Protocol):
         """Run ``fn`` in a transaction that only reads, beside writers."""
 
     async def scrub(self) -> None:
-        """Leave nothing of what was deleted where a search of the database's files finds it.
+        """Return when nothing of what was deleted before can be read in the file or its log.
 
-        On SQLite, what is deleted is overwritten by each transaction; here the write-ahead log is
-        moved into the file and emptied. On PostgreSQL that is the work of its vacuum.
+        Nothing to do on PostgreSQL, where a deleted row's bytes stay until its vacuum.
         """
 
     async def close(self) -> None:
@@ -117,7 +117,7 @@ _FULL = ("disk is full", "no space left", "disk full")
 _DRIVER_ERRORS = (
     SQLAlchemyError,
     OSError,
-    sqlite3.Error,
+    driver.Error,
     asyncio.TimeoutError,  # An OSError only from Python 3.11 on.
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -142,7 +142,7 @@ def _about_the_statement(error: Exception, state: str) -> bool:
         return not error.connection_invalidated and isinstance(
             error, (DataError, IntegrityError, NotSupportedError, ProgrammingError)
         )
-    lost = (OSError, sqlite3.OperationalError, asyncio.TimeoutError, PoolTimeout)
+    lost = (OSError, driver.OperationalError, asyncio.TimeoutError, PoolTimeout)
     return not isinstance(error, (*lost, asyncpg.InterfaceError, asyncpg.PostgresError))
 
 
@@ -279,6 +279,22 @@ class SqliteDatabase:
         result: T = await asyncio.shield(job.future)
         return result
 
+    async def scrub(self) -> None:
+        # Deleted bytes are overwritten as they are deleted; the log may hold the pages before.
+        for _ in range(SCRUB_TRIES):
+            if await asyncio.get_running_loop().run_in_executor(self._readers, self._truncate_log):
+                return
+        raise DatabaseUnavailable(
+            "What was deleted may still be read in the database's log, which is in use.",
+            hint="It is overwritten with the next checkpoint, or when the server stops.",
+        )
+
+    def _truncate_log(self) -> bool:
+        with closing(driver.connect(self._path, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS // SCRUB_TRIES}")
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
     async def read(self, fn: Transaction[T]) -> T:
         if self._closed:
             raise DatabaseUnavailable("The database is closed.", hint="The server is stopping.")
@@ -287,24 +303,6 @@ class SqliteDatabase:
             return await loop.run_in_executor(self._readers, self._read, fn)
         except Exception as error:
             raise translate(error) from error
-
-    async def scrub(self) -> None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._readers, self._empty_log)
-        except Exception as error:
-            raise translate(error) from error
-
-    def _empty_log(self) -> None:
-        connection = self._writer.raw_connection()
-        try:
-            driver: Any = connection.driver_connection
-            busy, _, _ = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        finally:
-            connection.close()
-        if busy:
-            raise DatabaseUnavailable(
-                "The write-ahead log is in use and could not be emptied.", hint="Try again."
-            )
 
     def _read(self, fn: Transaction[T]) -> T:
         connection: Connection | None = getattr(self._local, "connection", None)
@@ -429,6 +427,7 @@ def _answer(jobs: list[_Job]) -> None:
 def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
+        module=driver,
         poolclass=pool.NullPool,
         connect_args={"check_same_thread": False},
     )
@@ -444,9 +443,11 @@ def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
         cursor.execute(f"PRAGMA journal_size_limit={JOURNAL_SIZE_LIMIT}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA temp_store=MEMORY")
-        # What is deleted is overwritten, so that what is forgotten is in no page of the file.
-        cursor.execute("PRAGMA query_only=ON" if not writer else "PRAGMA secure_delete=ON")
+        cursor.execute("PRAGMA secure_delete=ON")
+        if not writer:
+            cursor.execute("PRAGMA query_only=ON")
         cursor.close()
+        load_vector_functions(dbapi_connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -536,7 +537,7 @@ class PostgresDatabase:
             raise
 
     async def scrub(self) -> None:
-        """Nothing: rows that were deleted are vacuumed by PostgreSQL itself."""
+        pass
 
     async def close(self) -> None:
         await self._engine.dispose()
