@@ -20,8 +20,8 @@ from agent_server.actions.ssrf import GuardedHttp
 from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.deps import ApiDeps
-from agent_server.api.memories import MemoryRoutes
 from agent_server.api.history import HistoryRoutes
+from agent_server.api.memories import MemoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
 from agent_server.api.sessions import SessionRoutes
 from agent_server.api.sse import Streams
@@ -49,15 +49,15 @@ from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
 from agent_server.memory.experience import Experience, story_of
 from agent_server.memory.recall import Recall
-from agent_server.memory.store import MemoryStore
-from agent_server.memory.turns import Turns
 from agent_server.memory.session_store import (
     SessionStore,
     append_items,
     branch_session,
     items_before,
 )
+from agent_server.memory.store import MemoryStore
 from agent_server.memory.trimming import Trimming, Window
+from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
 from agent_server.planning.goal import GoalRun
 from agent_server.reasoning.approaches import Approaches

@@ -83,9 +83,7 @@ def test_an_import_that_is_killed_is_finished_by_a_second_one_without_a_double(
         )
     )
     api = house.start()
-    command = house.run(
-        "memory", "import", str(source), "--batch", "25", "--server", api.url
-    )
+    command = house.run("memory", "import", str(source), "--batch", "25", "--server", api.url)
     for _ in range(2_000):
         if api.get(f"{MEMORIES}/stats")["memories"] >= 50:
             break

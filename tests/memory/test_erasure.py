@@ -32,7 +32,11 @@ def rows_with(connection: Connection, word: str) -> Iterator[str]:
 
 def files_with(folder: Path, word: str) -> list[str]:
     """The files of the database that hold ``word``, in whatever page."""
-    return [path.name for path in folder.rglob("*") if path.is_file() and word.encode() in path.read_bytes().lower()]
+    return [
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and word.encode() in path.read_bytes().lower()
+    ]
 
 
 async def told(server: Home, word: str = SECRET) -> set[str]:
@@ -52,9 +56,7 @@ async def test_nothing_of_a_person_is_left_in_any_table_index_or_page_of_the_fil
         await server.run("And where do I live?", session_id="first")  # without a subject
         body = {"kind": "knowledge", "content": f"Ada moved to {SECRET}.", "subject": "ada"}
         written = await server.call("POST", "/memories", body, status=201)
-        await server.call(
-            "PATCH", f"/memories/{written['id']}", {"content": f"Ada left {SECRET}."}
-        )
+        await server.call("PATCH", f"/memories/{written['id']}", {"content": f"Ada left {SECRET}."})
         other = await server.run("Who lives where?", session_id="other")  # recalls it
         kept = await server.run("Nothing of that", session_id="kept", subject="bob")
         assert {"memories.content", "steps.output", "events.data", "session_items.data"} <= (

@@ -136,12 +136,19 @@ def consolidates(facts: list[Json]) -> Any:
             if line.startswith("- mem_")
         }
         told = [
-            {**fact, "memory_id": next((m for m, line in known.items() if fact["of"] in line), None)}
-            if "of" in fact
-            else fact
+            (
+                {
+                    **fact,
+                    "memory_id": next((m for m, line in known.items() if fact["of"] in line), None),
+                }
+                if "of" in fact
+                else fact
+            )
             for fact in facts
         ]
-        return [say(json.dumps({"facts": [{k: v for k, v in f.items() if k != "of"} for f in told]}))]
+        return [
+            say(json.dumps({"facts": [{k: v for k, v in f.items() if k != "of"} for f in told]}))
+        ]
 
     return rule
 
@@ -172,9 +179,7 @@ SAID = "I moved to Bergen in May with my dog Rex. I like blue now, not green, an
 async def test_a_consolidation_adds_merges_supersedes_and_marks_contradictions(
     url: str, tmp_path: Path
 ) -> None:
-    async with home(
-        url, tmp_path, rule=consolidates(FACTS), memory_consolidation=True
-    ) as server:
+    async with home(url, tmp_path, rule=consolidates(FACTS), memory_consolidation=True) as server:
         texts = {"dog": "Ada's dog is Rex.", "colour": "Ada likes green.", "car": "Ada has no car."}
         for key, content in texts.items():
             await _by_agent(server, content, key)
@@ -254,7 +259,9 @@ async def test_the_demo_model_never_consolidates(tmp_path: Path) -> None:
         assert (await server.parts.memories.stats(DEFAULT_TENANT)).memories == 0
 
 
-@pytest.mark.parametrize("facts", [[], [{"content": "x", "relation": "newer", "memory_id": "mem_0"}]])
+@pytest.mark.parametrize(
+    "facts", [[], [{"content": "x", "relation": "newer", "memory_id": "mem_0"}]]
+)
 async def test_a_memory_that_the_model_was_not_shown_is_not_touched(
     tmp_path: Path, facts: list[Json]
 ) -> None:

@@ -137,7 +137,13 @@ async def test_a_long_document_is_found_by_its_pieces_and_superseded_whole(
         texts = [one["memory"]["content"] for one in await search(server, "kiln forge", limit=50)]
         assert any("forge" in text for text in texts)
         assert not any("kiln" in text for text in texts)
-        edit = await server.call("PATCH", f"/memories/{pieces[0]['id']}", {"content": "x"}, status=409)
+        twice = [document | {"content": newer + end} for end in (" one", " two")]
+        await server.call("POST", "/memories", {"memories": twice}, status=201)
+        held = [one["memory"]["part_of"] for one in await search(server, "forge", limit=50)]
+        assert len({part["memory_id"] for part in held}) == 1
+        edit = await server.call(
+            "PATCH", f"/memories/{pieces[0]['id']}", {"content": "x"}, status=409
+        )
         assert edit["code"] == "conflict"
         await server.call("DELETE", f"/memories/{whole['id']}")
         assert (await server.call("GET", "/memories", part_of=whole["id"], replaced="true"))[
@@ -181,7 +187,8 @@ async def test_a_document_may_be_larger_than_other_bodies(url: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "query", ["", "   ", '"x', "AND OR NOT", "c++ (", "*", "e-mail:", "🙂", "what's", "\u0000", "x'); --"]
+    "query",
+    ["", "   ", '"x', "AND OR NOT", "c++ (", "*", "e-mail:", "🙂", "what's", "\u0000", "x'); --"],
 )
 async def test_any_text_is_a_query(url: str, tmp_path: Path, query: str) -> None:
     async with home(url, tmp_path) as server:

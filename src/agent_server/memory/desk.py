@@ -74,7 +74,7 @@ class MemoryDesk:
                     return None
             added = self.store.insert(connection, tenant, wholes)
             for one, parts in zip(added, pieces, strict=True):
-                if one.new and parts is not None:
+                if one.new and parts is not None and one.memory.replaced_at is None:
                     self.store.insert(connection, tenant, parts)
             return [one.memory for one in added]
 
