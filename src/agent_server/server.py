@@ -19,6 +19,7 @@ from agent_server.actions.handler import Actions, ActionServices
 from agent_server.actions.ssrf import GuardedHttp
 from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
+from agent_server.api.control import ControlRoutes
 from agent_server.api.deps import ApiDeps
 from agent_server.api.history import HistoryRoutes
 from agent_server.api.memories import MemoryRoutes
@@ -34,6 +35,7 @@ from agent_server.domain.ids import Tenant
 from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.runs import RunRequest
 from agent_server.domain.workflows import WorkflowDefinition
+from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.history import History
@@ -86,6 +88,7 @@ class Parts:
     providers: Providers
     engine: Engine
     runs: Runs
+    control: Control
     streams: Streams
     metrics: Metrics
     approaches: Approaches
@@ -130,6 +133,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
         [
             *SessionRoutes(parts.sessions).routes(),
             *MemoryRoutes(parts.memory, parts.erasure, settings).routes(),
+            *ControlRoutes(parts.control, settings).routes(),
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
             ).routes(),
@@ -269,6 +273,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
         approaches=approaches,
         actions=actions,
         library=checks.library,
+        control=Control(database=database, engine=engine),
         sessions=history,
         memories=store,
         memory=desk,

@@ -25,7 +25,8 @@ from agent_server.domain.stored_workflows import (
     WorkflowVersion,
 )
 from agent_server.execution.events import StoredEvent
-from agent_server.execution.runs import Idempotency, Page, RunFilters, Submitted
+from agent_server.execution.paging import Page
+from agent_server.execution.runs import Idempotency, RunFilters, Submitted
 
 
 class Follow(Protocol):

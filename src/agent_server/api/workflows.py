@@ -32,7 +32,7 @@ from agent_server.domain.stored_workflows import (
     WorkflowVersion,
 )
 from agent_server.domain.workflows import WorkflowDefinition
-from agent_server.execution.runs import decode_cursor, encode_cursor
+from agent_server.execution.paging import decode_cursor, encode_cursor
 
 PREFIX = "/api/v1/workflows"
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")

@@ -194,6 +194,16 @@ class WaitingFor(Frozen):
     until: datetime | None = None
 
 
+class SignalSent(Frozen):
+    """A signal that was taken in for a run."""
+
+    id: str
+    run_id: str
+    name: str
+    by: str
+    at: datetime
+
+
 class Run(Frozen):
     """A run as the API answers it."""
 

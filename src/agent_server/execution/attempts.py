@@ -52,6 +52,8 @@ class Attempt:
     hidden: bool
     epoch: int
     number: int
+    stood_for: str | None = None
+    """The kind of what it waited for until now; None for a task that did not."""
     lost: bool = False
     """Another worker has it; nothing of this attempt is stored any more."""
     cancelled: bool = False

@@ -43,6 +43,10 @@ class StoredEvent:
     data: bytes
 
 
+Told = list[tuple[StoredEvent, EventBase]]
+"""Events as they were stored, each beside what it says, for readers and for observers."""
+
+
 def splice_seq(seq: int, data: str) -> bytes:
     """The stored JSON of an event with its ``seq`` put in front."""
     return b'{"seq":%d,%s' % (seq, data[1:].encode())

@@ -5,14 +5,11 @@ names in a request are looked up by the ``prepare`` it is given. Every call is f
 """
 
 import asyncio
-import base64
-import binascii
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -20,7 +17,6 @@ from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     IdempotencyInFlight,
     IdempotencyMismatch,
-    InvalidCursor,
     InvalidRequest,
     NotFound,
     RunEnded,
@@ -37,15 +33,16 @@ from agent_server.execution.events import (
     TERMINAL,
     EventHub,
     StoredEvent,
+    Told,
     guarded,
     splice_seq,
 )
+from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.execution.ports import RunSnapshot
 from agent_server.execution.unstored import run_unstored
 from agent_server.settings import Settings
 from agent_server.storage.database import Database
 
-T = TypeVar("T")
 Events = list[StoredEvent]
 Tasks = list[Task]
 PAGE = 500
@@ -76,14 +73,6 @@ class RunFilters:
     workflow: str | None = None
     created_after: datetime | None = None
     q: str | None = None
-
-
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """A page of a list and where the next one starts; None at the end."""
-
-    data: list[T]
-    next_cursor: str | None
 
 
 class Follow:
@@ -439,7 +428,7 @@ class Runs:
         """Stop the run; a model call in flight is aborted. Raises ``RunEnded`` at its end."""
         now = utcnow()
 
-        def transaction(connection: Connection) -> tuple[StoredEvent, EventBase] | None:
+        def transaction(connection: Connection) -> Told:
             # The root first and locked: until the end of this, the run cannot end otherwise.
             root = store.root_status(connection, run_id)
             row = store.run_row(connection, tenant, run_id)
@@ -454,19 +443,14 @@ class Runs:
             store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now)
             store.order_cancel(connection, run_id, reason)
             if carried_out:
-                return None  # Whoever carries the root out ends the run.
+                return []  # Whoever carries the root out ends the run.
             event = RunCancelled(run_id=run_id, reason=reason, usage=store.usage_of(row))
-            kind, data = store.encode_event(event)
             end = store.RunEnd(RunStatus.CANCELLED, now)
-            seq, _ = store.advance(connection, run_id, 1, store.NO_USAGE, end)
-            store.insert_events(connection, tenant, run_id, seq, [(kind, data)])
-            return StoredEvent(seq, kind, splice_seq(seq, data)), event
+            return store.tell(connection, tenant, run_id, [event], end)
 
-        ended = await self.database.write(transaction)
-        if ended is not None:
-            self.hub.publish(run_id, [ended[0]])
-            self._observe([ended[1]])
-        else:
+        told = await self.database.write(transaction)
+        self.engine.roster.tell(run_id, told)
+        if not told:
             self.engine.roster.order(run_id)
         await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
@@ -561,25 +545,3 @@ def _workflow_name(workflow: Any) -> str:
     if isinstance(workflow, dict):
         return str(workflow.get("name", "inline"))[:200]
     return str(workflow or "")
-
-
-def encode_cursor(at: datetime, identity: str) -> str:
-    """An opaque place in a list."""
-    raw = json.dumps([at.isoformat(), identity]).encode()
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> tuple[datetime, str]:
-    """The place ``cursor`` names; raises ``InvalidCursor``."""
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        at, identity = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
-        moment = datetime.fromisoformat(at)
-        if moment.tzinfo is None or not isinstance(identity, str):
-            raise ValueError("not a cursor of this server")
-    except (ValueError, TypeError, binascii.Error, UnicodeError) as error:
-        raise InvalidCursor(
-            f"The cursor {cursor[:100]!r} is not one this server gave.",
-            hint="Take next_cursor from the page before, unchanged.",
-        ) from error
-    return moment, identity

@@ -28,7 +28,7 @@ from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import MemoryFilter
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
 from agent_server.execution import store
-from agent_server.execution.runs import Page, decode_cursor, encode_cursor
+from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.memory.ports import Memories
 from agent_server.storage.database import Database
 from agent_server.storage.tables import session_items, sessions

@@ -45,7 +45,7 @@ from agent_server.domain.memories import (
     MemoryUse,
     NewMemory,
 )
-from agent_server.execution.runs import decode_cursor, encode_cursor
+from agent_server.execution.paging import decode_cursor, encode_cursor
 from agent_server.memory.ports import Added, MemoryPage, Prepared
 from agent_server.memory.rows import (
     JOINED,

@@ -7,6 +7,7 @@ no task is stored, nothing is called, no time passes.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any, Final
 
 from agent_server.domain.base import JsonObject, utcnow
@@ -15,7 +16,7 @@ from agent_server.domain.ids import Tenant, new_run_id
 from agent_server.domain.runs import RunRequest
 from agent_server.domain.stored_workflows import DryRun, DryRunNode, DryRunRequest
 from agent_server.domain.workflows import Node, WorkflowDefinition, walk
-from agent_server.execution.ports import RunSnapshot, TaskOutcome, TaskSpec
+from agent_server.execution.ports import ApprovalAsk, RunSnapshot, TaskOutcome, TaskSpec
 from agent_server.inference.demo_fill import Filler
 from agent_server.workflow.interpreter import run_workflow
 from agent_server.workflow.leaves import PAUSE_KIND
@@ -154,6 +155,15 @@ class _DryContext:
 
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         return await make()
+
+    async def wait_signal(self, name: str, **how: Any) -> Any:
+        raise AssertionError("the interpreter never stands still itself")
+
+    async def sleep_until(self, moment: datetime, *, key: str) -> None:
+        raise AssertionError("the interpreter never stands still itself")
+
+    async def ask_approval(self, ask: ApprovalAsk, *, key: str) -> Any:
+        raise AssertionError("the interpreter never stands still itself")
 
     async def node_completed(self, node: Node, path: str, output: Any) -> None:
         self._add(node, path, "succeeded", output=output, made_up=path in self._made_up)
