@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("agent_server.testing.memory_store")
-
 from agent_server.memory.recall import Recall
 from agent_server.memory.store import MemoryStore
 from agent_server.storage.database import Database, database_at
