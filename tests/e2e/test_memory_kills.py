@@ -20,7 +20,7 @@ SCRIPT = [
     rule("List the facts", {"text": json.dumps(FACTS)}),
     rule("moved", {"text": "So you live in Bergen now."}),
 ]
-LINES = 1_500
+LINES = 800
 Json = dict[str, Any]
 
 
@@ -84,8 +84,8 @@ def test_an_import_that_is_killed_is_finished_by_a_second_one_without_a_double(
     )
     api = house.start()
     command = house.run("memory", "import", str(source), "--batch", "25", "--server", api.url)
-    for _ in range(2_000):
-        if api.get(f"{MEMORIES}/stats")["memories"] >= 50:
+    for _ in range(4_000):
+        if api.get(f"{MEMORIES}/stats")["memories"] >= 25:
             break
     if victim == "command":
         command.signal(signal.SIGKILL)
