@@ -70,9 +70,10 @@ from agent_server.registry.connected import ConnectedLoop
 from agent_server.registry.registry import Registry
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
-from agent_server.storage.migrate import current_revision, head_revision, upgrade
+from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
+from agent_server.workflow.tasks import timed
 from agent_server.workflow.validation import check_inputs, split_name, validate
 
 FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "memories", "events")
@@ -144,8 +145,11 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
     return app
 
 
-def build_parts(settings: Settings, providers: Providers) -> Parts:
-    """Join the parts. Opens nothing."""
+def build_parts(
+    settings: Settings, providers: Providers, *, sessions: SessionStore | None = None
+) -> Parts:
+    """Join the parts. Opens nothing. ``sessions`` replaces where conversations are kept, for
+    replays."""
     metrics = Metrics()
     hub = EventHub(settings.stream_queue_size)
     registry = Registry(settings)
@@ -178,7 +182,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     experience = (
         Experience(store, lambda ctx: story_of(runs, ctx)) if settings.memory_experience else None
     )
-    history = SessionStore(database, store)
+    history = sessions or SessionStore(database, store)
 
     async def summarise(ctx: TaskContext, text: str) -> str:
         return await thinking.summarise(ctx, text)
@@ -222,8 +226,10 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
             stored=checks.library,
         )
     )
+    goals = GoalRun(catalog, loop, actions, settings, experience)
     handlers: dict[str, Handler] = {
-        "run.goal": GoalRun(catalog, loop, actions, settings, experience),
+        "run.goal": goals,
+        "plan": timed(goals.node),
         "run.agent": AgentRun(solver),
         "action": ActionTask(actions),
         **of_workflows,
@@ -319,14 +325,14 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
 
 
 async def _check_database(database: Database) -> None:
-    """Raises when the database does not answer or is not at this program's schema."""
+    """Raises when the database does not answer or its schema is not one for this program."""
 
     def revision(connection: Any) -> str | None:
         ping(connection)
         return current_revision(connection)
 
     found = await database.read(revision)
-    if found != head_revision():
+    if not serves(found):
         raise Unavailable(f"The database is at revision {found!r}, not {head_revision()!r}.")
 
 

@@ -21,7 +21,7 @@ from agent_server.execution.ports import (
     TaskSpec,
 )
 from agent_server.execution.runs import Idempotency, Runs
-from agent_server.memory.session_store import SessionStore
+from agent_server.memory.session_store import TenantSessions
 
 from .kit import event_types, finished, running, submit
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agent_server.cli.history_app import register
 from agent_server.cli.memory_app import memory_app
 from agent_server.cli.options import (
     AgentsOption,
@@ -21,6 +22,7 @@ from agent_server.cli.options import (
     do,
     leave,
 )
+from agent_server.cli.workflow_app import workflow_app
 
 app = typer.Typer(
     name="agent-server",
@@ -33,8 +35,10 @@ app = typer.Typer(
 runs_app = typer.Typer(help="Look at runs, follow and cancel them.", no_args_is_help=True)
 db_app = typer.Typer(help="The database: its schema, its move to another.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
+register(app, runs_app)
 app.add_typer(db_app, name="db")
 app.add_typer(memory_app, name="memory")
+app.add_typer(workflow_app, name="workflow")
 
 
 @app.callback(invoke_without_command=True)
