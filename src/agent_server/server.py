@@ -63,6 +63,7 @@ from agent_server.storage.database import Database, database_at, ping
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
+from agent_server.workflow.tasks import timed
 from agent_server.workflow.validation import check_inputs, split_name, validate
 
 FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
@@ -129,8 +130,11 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
     return app
 
 
-def build_parts(settings: Settings, providers: Providers) -> Parts:
-    """Join the parts. Opens nothing."""
+def build_parts(
+    settings: Settings, providers: Providers, *, sessions: SessionStore | None = None
+) -> Parts:
+    """Join the parts. Opens nothing. ``sessions`` replaces where conversations are kept, for
+    replays."""
     metrics = Metrics()
     hub = EventHub(settings.stream_queue_size)
     registry = Registry(settings)
@@ -152,7 +156,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    history = SessionStore(database)
+    history = sessions or SessionStore(database)
 
     async def summarise(ctx: TaskContext, text: str) -> str:
         return await thinking.summarise(ctx, text)
@@ -195,8 +199,10 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
             stored=checks.library,
         )
     )
+    goals = GoalRun(catalog, loop, actions, settings)
     handlers: dict[str, Handler] = {
-        "run.goal": GoalRun(catalog, loop, actions, settings),
+        "run.goal": goals,
+        "plan": timed(goals.node),
         "run.agent": AgentRun(solver),
         "action": ActionTask(actions),
         **of_workflows,

@@ -43,6 +43,8 @@ class ToolPolicy(Frozen):
     effect: ToolEffect | None = None
     approval: bool | ApprovalTerms | None = None
     timeout_s: float | None = Field(default=None, gt=0)
+    reconcile: str | None = Field(default=None, min_length=1)
+    """The name of a served tool that says how a call in doubt went."""
 
 
 class AgentPolicy(Frozen):

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from agent_server.execution.ports import Journal, StepRecord
+from agent_server.inference.audit import AUDIT
 
 _log = structlog.get_logger(__name__)
 
@@ -73,6 +74,9 @@ class Scope:
         number = self._calls
         key = f"{self._start}model/{number}"
         step = earlier.get(key)
+        audit = AUDIT.get()
+        if audit is not None and audit.strict:
+            return self._claim(key)[0], None  # held against what is recorded there
         if step is not None and key not in self._claimed and step.agent == agent:
             _log.warning(
                 "replay.diverged",
@@ -91,7 +95,9 @@ class Scope:
 
         A call id that comes again is another call: models served locally reuse theirs.
         """
-        return self._claim(self.next_tool_key(call_id, digest))
+        key, step = self._claim(self.next_tool_key(call_id, digest))
+        same = step is None or step.input_hash in (None, digest)
+        return key, step if same else None
 
     def next_tool_key(self, call_id: str, digest: str) -> str:
         """The key that ``tool_call`` would give."""
@@ -101,6 +107,8 @@ class Scope:
             step = self.ledger.earlier.get(key)
             if key not in self._claimed:
                 if step is None or step.input_hash in (None, digest):
+                    return key
+                if AUDIT.get() is not None:
                     return key
                 _log.warning(
                     "replay.diverged",

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from agents import ModelProvider
+from agents import FunctionTool, ModelProvider
 
 from agent_server.domain.agents import ApprovalTerms, ToolEffect
 from agent_server.execution.ports import Journal, Suspend, TaskContext
@@ -32,6 +32,9 @@ class ToolPolicies(Protocol):
     def timeout_s(self, tool: str) -> float | None:
         """Seconds a call may take; None leaves it to the settings."""
 
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        """What can say how a call of ``tool`` went that is in doubt; None: a person must."""
+
     def approval(self, tool: str) -> ApprovalTerms | None:
         """How a person's consent to each call is asked for; None where none is needed."""
 
@@ -43,6 +46,9 @@ class HintedPolicies:
         return effect_of_hints(annotations)
 
     def timeout_s(self, tool: str) -> float | None:
+        return None
+
+    def reconciler(self, tool: str) -> FunctionTool | None:
         return None
 
     def approval(self, tool: str) -> ApprovalTerms | None:

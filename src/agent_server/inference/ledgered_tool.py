@@ -31,7 +31,7 @@ from agents.tool_context import ToolContext
 from agent_server.domain.agents import ToolEffect
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo, RunCancelled, ToolError
-from agent_server.domain.runs import Usage, WaitingFor
+from agent_server.domain.runs import Usage
 from agent_server.execution.ports import ApprovalDecision, StepRecord, Suspend
 from agent_server.inference.approvals import (
     SeenCall,
@@ -41,8 +41,10 @@ from agent_server.inference.approvals import (
     hold_by_policy,
     parsed,
 )
+from agent_server.inference.audit import AUDIT
 from agent_server.inference.claims import Scope
 from agent_server.inference.durable_run import PLACE, DurableRun, Place, at
+from agent_server.inference.reconcile import reconciled
 from agent_server.inference.tool_output import output_from_json, output_to_json
 
 Invoke = Callable[[Any, str], Awaitable[Any]]
@@ -138,6 +140,21 @@ async def call_tool(
     name = tool.qualified_name
     digest = call_digest(name, arguments)
     key, earlier = place.scope.tool_call(context.tool_call_id, digest)
+    wish = SeenCall(None, key, name, parsed(arguments), tool)
+    audit = AUDIT.get()
+    if audit is not None:
+        recorded = place.scope.ledger.earlier.get(key)
+        edited = await decided(run, wish)
+        given = wish.arguments if edited is None else edited.arguments
+        now = StepRecord(key=key, kind="tool", name=name, input=given)
+        audit.tool(now, recorded, earlier is not None)
+        earlier = recorded
+        if tool._is_agent_tool and recorded is not None and recorded.status == "done":
+            with at(Place(run, place.scope.ledger.scope(key))):
+                output = await invoke(context, arguments)
+            run.check()
+            audit.output(f"the agent {name!r}", output_to_json(tool, output), recorded.output, key)
+            return output
     if earlier is not None and earlier.status == "done":
         return output_from_json(tool, earlier.output)
     if earlier is not None and earlier.status == "failed":
@@ -150,15 +167,24 @@ async def call_tool(
         kind="tool",
         name=name,
         agent=agent,
-        input=parsed(arguments),
+        input=wish.arguments,
         input_hash=digest,
         attempts=earlier.attempts + 1 if earlier is not None else 1,
     )
     container = tool._is_agent_tool
     effect = ToolEffect.IDEMPOTENT if container else run.policies.effect(name, _hints(tool))
     if earlier is not None and not effect.repeatable:
-        await _stop_in_doubt(run, earlier)
-    decision = await _consent(run, SeenCall(None, key, name, step.input, tool), agent)
+        said = await reconciled(place, tool, earlier)
+        if said.outcome == "happened":
+            output = output_to_json(tool, said.result)
+            await run.write(run.journal.finish(earlier.done(output, _CALLED)))
+            return output_from_json(tool, output)
+        if said.outcome == "fail":
+            error = ToolError(f"The call of {name!r} was in doubt. {said.reason}".strip())
+            await run.write(run.journal.finish(earlier.failed(error.info(), _CALLED)))
+            run.stop(error)
+            raise error
+    decision = await _consent(run, wish, agent)
     if decision is not None and decision.arguments != step.input:
         arguments = context.tool_arguments = json.dumps(decision.arguments)
         context._function_tool_arguments = None  # those that the SDK prepared
@@ -284,17 +310,6 @@ class _Call:
         output = None if told is None else output_to_json(self.tool, told)
         failed = self.step.failed(error, _CALLED, output=output)
         await self.run.write(self.run.journal.finish(failed, commit=self._commits()))
-
-
-async def _stop_in_doubt(run: DurableRun, earlier: StepRecord) -> None:
-    detail = (
-        f"Tool {earlier.name!r} was called and the process died before it ended: "
-        "it may or may not have taken effect."
-    )
-    await run.write(run.journal.in_doubt(earlier, detail))
-    task = run.journal.task_id
-    waiting = WaitingFor(kind="reconciliation", detail=detail, step=earlier.key, task_id=task)
-    await run.suspend(earlier.key, Suspend(waiting))
 
 
 async def _consent(run: DurableRun, call: SeenCall, agent: str | None) -> ApprovalDecision | None:

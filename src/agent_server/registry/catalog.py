@@ -90,6 +90,10 @@ class Catalog:
         """Seconds by policy; None where it says nothing."""
         return self.tool_policy(tool).timeout_s
 
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        """The served tool that the policy names to say how a call of ``tool`` in doubt went."""
+        return self.tools.get(self.tool_policy(tool).reconcile or "")
+
     def approval(self, tool: str) -> ApprovalTerms | None:
         """How the policy asks for approval, if it does. It adds to a tool's own
         ``needs_approval`` and cannot lift it: what the author held back stays held."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import anyio
 import structlog
-from agents import Agent
+from agents import Agent, FunctionTool
 from agents.mcp import MCPServer
 from watchfiles import Change, awatch
 
@@ -168,6 +168,9 @@ class Registry:
 
     def timeout_s(self, tool: str) -> float | None:
         return self._catalog.timeout_s(tool)
+
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        return self._catalog.reconciler(tool)
 
     def approval(self, tool: str) -> ApprovalTerms | None:
         return self._catalog.approval(tool)
