@@ -39,7 +39,7 @@ from agent_server.execution.store.runs import (
     run_row,
     set_run,
 )
-from agent_server.execution.store.steps import step_of, step_rows, task_steps, upsert_steps
+from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
     cancel_task,
     cancel_tasks,
@@ -142,6 +142,7 @@ __all__ = [
     "set_approval",
     "set_run",
     "stamped",
+    "step_in",
     "step_of",
     "step_rows",
     "stored_key",
