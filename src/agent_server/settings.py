@@ -90,6 +90,31 @@ class Settings(BaseSettings):
         description="The provider's address; any OpenAI-compatible server works.",
     )
 
+    # How memories are found
+    embedder: Literal["none", "openai", "minilm"] = Field(
+        default="none",
+        description="What makes vectors of memories: `openai` is any compatible `/embeddings`, "
+        "`minilm` runs in the process (extra `minilm`).",
+    )
+    embedder_model: str | None = Field(
+        default=None, description="With `openai`: its model; default text-embedding-3-small."
+    )
+    embedder_base_url: str | None = Field(
+        default=None, description="With `openai`: its address; default OPENAI_BASE_URL."
+    )
+    embedder_api_key: SecretStr | None = Field(
+        default=None, description="With `openai`: its key; default OPENAI_API_KEY."
+    )
+    embedder_dimension: int | None = Field(
+        default=None,
+        ge=1,
+        le=16_000,
+        description="With `openai`: numbers in a vector, if asked for.",
+    )
+    embedder_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds the embedder may take to answer."
+    )
+
     # How it works
     role: Literal["all", "api", "worker"] = Field(
         default="all", description="Answer calls, carry out runs, or both."
