@@ -89,6 +89,11 @@ class Estimate:
         return (self.input_cost_usd or Decimal(0)) + (self.output_cost_usd or Decimal(0))
 
 
+def reconciled_key(doubted: StepRecord) -> str:
+    """Where the ledger holds how the call ``doubted`` went, if somebody said."""
+    return f"{doubted.key}/reconciled/{doubted.attempts}"
+
+
 class Journal(Protocol):
     """The ledger and the event log, as one task of one run may write them.
 

@@ -37,7 +37,7 @@ from agent_server.execution.store.runs import (
     run_row,
     set_run,
 )
-from agent_server.execution.store.steps import step_of, step_rows, task_steps, upsert_steps
+from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
     can_undo,
     cancel_task,
@@ -138,6 +138,7 @@ __all__ = [
     "set_approval",
     "set_run",
     "stamped",
+    "step_in",
     "step_of",
     "step_rows",
     "stored_key",
