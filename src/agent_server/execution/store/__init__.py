@@ -41,6 +41,7 @@ from agent_server.execution.store.runs import (
 )
 from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
+    can_undo,
     cancel_task,
     cancel_tasks,
     claim,
@@ -59,6 +60,7 @@ from agent_server.execution.store.tasks import (
     release_task,
     release_tasks,
     root_status,
+    take_up_root,
     task_of,
     task_row,
     task_rows,
@@ -99,6 +101,7 @@ __all__ = [
     "beats",
     "begin_run",
     "cancel_task",
+    "can_undo",
     "cancel_tasks",
     "claim",
     "encode_event",
@@ -150,6 +153,7 @@ __all__ = [
     "take_signal",
     "task_of",
     "task_row",
+    "take_up_root",
     "task_rows",
     "task_steps",
     "tell",
