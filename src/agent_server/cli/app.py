@@ -10,6 +10,7 @@ import typer
 
 from agent_server.cli import halts_app
 from agent_server.cli.history_app import register
+from agent_server.cli.memory_app import memory_app
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
@@ -38,6 +39,7 @@ app.add_typer(runs_app, name="runs")
 register(app, runs_app)
 halts_app.register(app, runs_app)
 app.add_typer(db_app, name="db")
+app.add_typer(memory_app, name="memory")
 app.add_typer(workflow_app, name="workflow")
 
 

@@ -16,7 +16,7 @@ from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.budget import Meter
 from agent_server.execution.journal import DurableJournal
-from agent_server.execution.ports import RunSnapshot, TaskOutcome
+from agent_server.execution.ports import UNDO_MARK, RunSnapshot, TaskOutcome
 
 
 @dataclass
@@ -66,6 +66,8 @@ class Attempt:
     """Children it awaits just now; while there are any, it takes no slot."""
     outcome: TaskOutcome | None = None
     had_children: bool = False
+    undoes: bool = False
+    """It has stopped, and what it has done is being undone."""
     begun: bool = False
     task: "asyncio.Task[None] | None" = None
     journal: DurableJournal | None = None
@@ -73,10 +75,18 @@ class Attempt:
     @property
     def ordered(self) -> bool:
         """Whether it was told to stop for good."""
-        return self.cancelled or self.dismissed is not None or self.local.stops
+        stops = self.local.stops and not self.undoing
+        return self.cancelled or self.dismissed is not None or stops
+
+    @property
+    def undoing(self) -> bool:
+        """Whether it undoes something, which a run that is being stopped still does."""
+        return UNDO_MARK in self.path
 
     def interrupt(self) -> None:
         """Make it see an order; one that has not begun sees it by itself when it does."""
+        if self.undoing and not self.ordered:
+            return
         if self.task is not None and (self.begun or not self.ordered):
             self.task.cancel()
 
