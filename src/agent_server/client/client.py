@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 from typing_extensions import Self
 
+from agent_server.client.approvals import ApprovalsClient
 from agent_server.client.http import exchange
 from agent_server.client.runs import RunsClient
 from agent_server.client.workflows import WorkflowsClient
@@ -46,6 +47,7 @@ class AgentServerClient:
         )
         self.runs = RunsClient(self._http)
         self.workflows = WorkflowsClient(self._http)
+        self.approvals = ApprovalsClient(self._http)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
