@@ -26,14 +26,16 @@ async def test_what_succeeded_is_undone_the_last_first_when_the_run_fails(url: s
         assert tasks["1!.1"] == tasks["2!.1"] == "succeeded"
 
 
-async def test_nothing_is_undone_when_the_run_succeeds(url: str) -> None:
-    async with bench(url) as made:
+async def test_nothing_is_undone_when_the_run_succeeds(sqlite_url: str) -> None:
+    async with bench(sqlite_url) as made:
         run = await made.run(booking("car"), fail(on_error="continue"))
         assert run.status is RunStatus.SUCCEEDED and made.calls == ["car"]
 
 
-async def test_an_undoing_that_fails_is_told_and_keeps_no_other_from_being_undone(url: str) -> None:
-    async with bench(url) as made:
+async def test_an_undoing_that_fails_is_told_and_keeps_no_other_from_being_undone(
+    sqlite_url: str,
+) -> None:
+    async with bench(sqlite_url) as made:
         broken = note("b", compensate=[fail("undo_b", timeout_s=5)])
         run = await made.run(booking("a"), broken, booking("c"), fail())
         assert run.status is RunStatus.FAILED and run.error is not None
@@ -56,11 +58,11 @@ async def test_a_timeout_while_undoing_is_recorded_and_its_policy_applied(url: s
         assert tasks["1!.1"] == tasks["2!.1"] == "failed"
 
 
-async def test_undoing_sees_what_the_node_saw_and_what_it_gave(url: str) -> None:
+async def test_undoing_sees_what_the_node_saw_and_what_it_gave(sqlite_url: str) -> None:
     undo = note("u", "{{ [item, index, inputs.n, vars.x, nodes.first.output, nodes.b.status] }}")
     body = [note("b", output="x", compensate=[undo])]
     each = {"id": "m", "type": "map", "over": "['p', 'q']", "max_parallel": 1, "nodes": body}
-    async with bench(url) as made:
+    async with bench(sqlite_url) as made:
         await made.run(
             note("first"), each, fail(), inputs={"properties": {"n": {}}}, given={"n": 7}
         )
@@ -70,8 +72,10 @@ async def test_undoing_sees_what_the_node_saw_and_what_it_gave(url: str) -> None
         ]
 
 
-async def test_a_node_that_can_be_undone_is_not_broken_off_once_it_has_begun(url: str) -> None:
-    async with bench(url) as made:
+async def test_a_node_that_can_be_undone_is_not_broken_off_once_it_has_begun(
+    sqlite_url: str,
+) -> None:
+    async with bench(sqlite_url) as made:
         hold = {"id": "h", "type": "tool", "tool": "hold", "arguments": {"value": "h"}}
         hold["compensate"] = [note("undo_h")]
         branches = [[fail()], [hold, note("next")]]
@@ -83,8 +87,8 @@ async def test_a_node_that_can_be_undone_is_not_broken_off_once_it_has_begun(url
         assert made.calls[0] == "h" and made.calls[-1] == "undo_h"
 
 
-async def test_text_that_looks_like_a_template_is_undone_as_it_is(url: str) -> None:
-    async with bench(url) as made:
+async def test_text_that_looks_like_a_template_is_undone_as_it_is(sqlite_url: str) -> None:
+    async with bench(sqlite_url) as made:
         evil = "{{ 1 / 0 }}"
         await made.run(
             booking("a", output="x"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agent_server.cli.history_app import register
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
@@ -34,6 +35,7 @@ app = typer.Typer(
 runs_app = typer.Typer(help="Look at runs, follow and cancel them.", no_args_is_help=True)
 db_app = typer.Typer(help="The database: its schema, its move to another.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
+register(app, runs_app)
 app.add_typer(db_app, name="db")
 app.add_typer(workflow_app, name="workflow")
 

@@ -53,8 +53,10 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         ├── ExpressionError            expression_error
         ├── BudgetExceeded             budget_exceeded
         ├── RunCancelled               cancelled
+        ├── ReplayDiffers              replay_differs
         ├── ApprovalUnsupported        approval_unsupported
         ├── ApprovalExpired            approval_expired
+        ├── ApprovalRejected           approval_rejected
         ├── TooManyAttempts            too_many_attempts
         └── InternalError              internal
 """
@@ -386,6 +388,13 @@ class BudgetExceeded(RunError):
         return self.errors[0].path.rpartition("/")[2] if self.errors else None
 
 
+class ReplayDiffers(RunError):
+    """The present code does not do what a recorded run did."""
+
+    code = "replay_differs"
+    title = "The replay differs from the record"
+
+
 class RunCancelled(RunError):
     code = "cancelled"
 
@@ -400,6 +409,12 @@ class ApprovalExpired(RunError):
     code = "approval_expired"
 
 
+class ApprovalRejected(RunError):
+    """Somebody said no to an approval node of a workflow, which was to fail then."""
+
+    code = "approval_rejected"
+
+
 class TooManyAttempts(RunError):
     code = "too_many_attempts"
 
@@ -412,6 +427,7 @@ LASTING = frozenset(
     error.code
     for error in (
         ApprovalExpired,
+        ApprovalRejected,
         ApprovalUnsupported,
         ExpressionError,
         InvalidWorkflow,

@@ -27,6 +27,7 @@ from agent_server.workflow.expressions import render
 from agent_server.workflow.interpreter import run_workflow, timed_out
 from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
 from agent_server.workflow.ports import MAX_CHAIN, NoStoredWorkflows, StoredWorkflows
+from agent_server.workflow.standing import approval, pause, wait
 from agent_server.workflow.undo import told, undo
 from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
 
@@ -168,11 +169,6 @@ class ActionNodeTask:
         return await self._actions.get(name).handle(ctx, parameters, event)
 
 
-async def pause(ctx: TaskContext) -> None:
-    """The handler of the wait before another attempt. The payload: ``delay_s``."""
-    await anyio.sleep(float(ctx.payload["delay_s"]))
-
-
 def timed(handler: Handler) -> Handler:
     """``handler`` that keeps the ``timeout_s`` of its payload, if there is one. After a crash the
     time begins again."""
@@ -205,4 +201,6 @@ def handlers(
         "tool": timed(ToolTask(call_tool)),
         ACTION_KIND: timed(ActionNodeTask(actions)),
         PAUSE_KIND: pause,
+        "wait": wait,
+        "approval": approval,
     }
