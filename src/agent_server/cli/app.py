@@ -14,6 +14,7 @@ from agent_server.cli.memory_app import memory_app
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
+    ApproveOption,
     File,
     JsonOption,
     Number,
@@ -159,14 +160,16 @@ def runs_follow(
     run_id: str,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
+    approve: ApproveOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Follow a run to its end. Without a server, one in this process carries it on."""
     from agent_server.cli.connect import target
-    from agent_server.cli.run import Show, follow
+    from agent_server.cli.run import Show, decision_of, follow
 
-    leave(follow, target(server, api_key), run_id, Show(json=json, quiet=quiet))
+    show = Show(json=json, quiet=quiet, decision=decision_of(approve))
+    leave(follow, target(server, api_key), run_id, show)
 
 
 @app.command("agents")
