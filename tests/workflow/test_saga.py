@@ -1,8 +1,10 @@
 """What has been done is undone when the rest fails, the last first, whatever comes in between."""
 
+import asyncio
 from typing import Any
 
 from agent_server.domain.base import JsonObject
+from agent_server.domain.ids import DEFAULT_TENANT
 from agent_server.domain.runs import RunStatus
 from tests.execution.kit import finished
 
@@ -97,3 +99,59 @@ async def test_text_that_looks_like_a_template_is_undone_as_it_is(sqlite_url: st
             given={"t": evil},
         )
         assert made.calls == ["a", evil, ["a", evil], "undo a"]
+
+
+HOLD: JsonObject = {"id": "h", "type": "tool", "tool": "hold"}
+
+
+async def test_what_succeeded_is_undone_when_the_run_is_cancelled(url: str) -> None:
+    inner = {"name": "inner", "nodes": [booking("room"), HOLD]}
+    async with bench(url) as made:
+        run = await made.submit(
+            booking("car"), {"id": "sub", "type": "workflow", "workflow": inner}
+        )
+        await made.reached.wait()
+        await made.runs.cancel(DEFAULT_TENANT, run.id, "enough")
+        assert (await finished(made.runs, run)).status is RunStatus.CANCELLED
+        assert made.calls == ["car", "room", "undo room", "undo car"]
+        assert not set((await made.tasks(run)).values()) & {"running", "queued", "waiting"}
+
+
+async def test_an_undoing_that_a_stop_breaks_off_goes_on_where_it_was(sqlite_url: str) -> None:
+    slow = {**HOLD, "id": "slow", "arguments": {"value": "undo b"}}
+    nodes = [booking("a"), note("b", compensate=[slow]), booking("c"), {**HOLD, "id": "h2"}]
+    async with bench(sqlite_url) as made:
+        run = await made.submit(*nodes)
+        await made.reached.wait()
+        made.reached.clear()
+        cancelling = asyncio.ensure_future(made.runs.cancel(DEFAULT_TENANT, run.id))
+        await made.reached.wait()
+        assert made.calls == ["a", "b", "c", "undo c"]
+    await asyncio.gather(cancelling, return_exceptions=True)
+    async with bench(sqlite_url) as again:
+        await again.reached.wait()
+        again.gate.set()
+        assert (await finished(again.runs, run)).status is RunStatus.CANCELLED
+        assert again.calls == ["undo b", "undo a"]
+
+
+async def test_a_run_that_nobody_carries_out_is_undone_when_it_is_cancelled(
+    sqlite_url: str,
+) -> None:
+    async with bench(sqlite_url) as made:
+        run = await made.submit(booking("a"), {**HOLD, "id": "h2"})
+        await made.reached.wait()
+    async with bench(sqlite_url, role="api") as idle:
+        await idle.runs.cancel(DEFAULT_TENANT, run.id)
+    async with bench(sqlite_url) as again:
+        assert (await finished(again.runs, run)).status is RunStatus.CANCELLED
+        assert again.calls == ["undo a"]
+
+
+async def test_what_a_node_that_ran_out_of_time_had_done_is_undone(sqlite_url: str) -> None:
+    inner = {"name": "inner", "nodes": [booking("room"), HOLD]}
+    sub = {"id": "sub", "type": "workflow", "workflow": inner, "timeout_s": 0.3}
+    async with bench(sqlite_url) as made:
+        run = await made.run({**sub, "on_error": "continue"})
+        assert run.status is RunStatus.SUCCEEDED
+        assert made.calls == ["room", "undo room"]

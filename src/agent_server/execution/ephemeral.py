@@ -15,6 +15,7 @@ from typing import Any
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import InternalError, error_info
 from agent_server.domain.events import (
+    ApprovalRequested,
     BudgetWarning,
     EventBase,
     MessageDelta,
@@ -26,7 +27,7 @@ from agent_server.domain.events import (
 )
 from agent_server.domain.ids import RunId, TaskId, task_id
 from agent_server.domain.runs import Budget, StepKind, Usage, WaitingFor
-from agent_server.execution import store
+from agent_server.execution import consent, store
 from agent_server.execution.budget import WARN_SHARE, Reserved, limited, refusal, warnings
 from agent_server.execution.ports import (
     ApprovalAsk,
@@ -289,7 +290,20 @@ class EphemeralContext:
         await asyncio.sleep(max(0.0, (moment - utcnow()).total_seconds()))
 
     async def ask_approval(self, ask: ApprovalAsk, *, key: str) -> ApprovalDecision:
-        raise Suspend(WaitingFor(kind="approval", detail=f"{ask.subject!r} needs approval."))
+        whole = self.journal.key(key)
+        found = self.journal.recorded(whole).get(whole)
+        if found is not None and found.status == "done":
+            return ApprovalDecision(**found.output)
+        if found is None:
+            await self.journal.begin(StepRecord(whole, "value", "approval"), commit=True)
+            asked = ApprovalRequested(
+                approval_id=consent.approval_id(self.run.id, whole),
+                step=whole.removesuffix("/approval"),
+                tool=ask.subject,
+                arguments=ask.arguments,
+            )
+            self.journal.emit(asked)
+        raise Suspend(consent.waiting(ask, whole, ask.expires_at))
 
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         whole = self.journal.key(key)

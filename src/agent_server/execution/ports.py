@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import ErrorInfo
@@ -87,6 +87,11 @@ class Estimate:
     def cost_usd(self) -> Decimal:
         """The most it will cost; 0 where no price is known."""
         return (self.input_cost_usd or Decimal(0)) + (self.output_cost_usd or Decimal(0))
+
+
+def reconciled_key(doubted: StepRecord) -> str:
+    """Where the ledger holds how the call ``doubted`` went, if somebody said."""
+    return f"{doubted.key}/reconciled/{doubted.attempts}"
 
 
 class Journal(Protocol):
@@ -305,7 +310,14 @@ class FinalOutput:
 
 Handler = Callable[[TaskContext], Awaitable[Any]]
 """Carries a task out and returns its JSON output (a root handler may return ``FinalOutput``). Raises ``RunError`` to fail it,
-``Suspend`` to stand still, and lets cancellation pass."""
+``Suspend`` to stand still, and lets cancellation pass.
+
+A handler with a method ``undo(ctx)`` is asked to undo what the task has done when it is cancelled
+or fails: after its children have stopped, and again after a crash in between. It answers what could
+not be undone (``FieldError``). Children whose path holds ``UNDO_MARK`` are carried out although
+their run is being stopped.
+"""
+UNDO_MARK: Final = "!"
 
 
 class Suspend(Exception):

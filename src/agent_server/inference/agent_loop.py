@@ -17,12 +17,12 @@ from agents.tool import invoke_function_tool
 from agents.tool_context import ToolContext
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import ToolError
-from agent_server.execution.ports import TaskContext
+from agent_server.domain.errors import ApprovalExpired, ToolError
+from agent_server.execution.ports import Suspend, TaskContext
+from agent_server.inference.approvals import SeenCall, ask, ask_for_all, needs_consent
 from agent_server.inference.durable_run import (
     DurableRun,
     HintedPolicies,
-    Place,
     ToolPolicies,
     at,
     enter,
@@ -30,7 +30,7 @@ from agent_server.inference.durable_run import (
 from agent_server.inference.failures import SEE_LOG, as_run_error
 from agent_server.inference.hosting import install, run_at
 from agent_server.inference.ledgered_model import History
-from agent_server.inference.ledgered_tool import ask_approval, instrument
+from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.prices import Prices
 from agent_server.inference.tool_output import json_value
 from agent_server.settings import Settings
@@ -160,7 +160,7 @@ class AgentLoop:
                 raise
             raise failure from error
         run.check()
-        await self._ask_approvals(place, result)
+        await ask_for_all(place, result)
         return await self._result(result, session, given)
 
     async def call_tool(
@@ -174,13 +174,16 @@ class AgentLoop:
         run = self._durable_run(ctx, None)
         above, _, call_id = key.rpartition("/")
         place = enter(run, above.removesuffix("tool").rstrip("/"))
-        instrument([tool])
+        instrument(run, [tool])
         text = json.dumps(arguments)
         tool_context: ToolContext[Any] = ToolContext(
             context=None, tool_name=tool.name, tool_call_id=call_id, tool_arguments=text
         )
         try:
             with at(place):
+                if await needs_consent(run, tool, tool_context, arguments, call_id):
+                    whole = place.scope.tool_key(call_id)
+                    await ask(run, SeenCall(None, whole, tool.qualified_name, arguments, tool))
                 output = await invoke_function_tool(
                     function_tool=tool, context=tool_context, arguments=text
                 )
@@ -190,7 +193,7 @@ class AgentLoop:
             raise
         except Exception as error:
             run.check()
-            if isinstance(error, ToolError):
+            if isinstance(error, (ToolError, Suspend, ApprovalExpired)):
                 raise
             raise ToolError(
                 f"Tool {tool.name!r} failed: {type(error).__name__}: {error}"
@@ -216,16 +219,6 @@ class AgentLoop:
             assumed_output_tokens=self._settings.budget_output_tokens,
             tracing_disabled=not self._tracing,
         )
-
-    async def _ask_approvals(self, place: Place, result: RunResult) -> None:
-        for pending in result.interruptions:
-            arguments = pending.arguments
-            await ask_approval(
-                place.run,
-                place.scope.tool_key(pending.call_id or pending.name or "call"),
-                pending.name or "",
-                json.loads(arguments) if isinstance(arguments, str) and arguments else arguments,
-            )
 
     async def _result(
         self, result: RunResult, session: RunSession | None, given: str | Sequence[Any]

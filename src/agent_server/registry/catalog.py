@@ -16,6 +16,7 @@ from agents import Agent, AgentOutputSchema, AgentOutputSchemaBase, FunctionTool
 from agent_server.domain.agents import (
     AgentInfo,
     AgentPolicy,
+    ApprovalTerms,
     LoadError,
     ToolEffect,
     ToolInfo,
@@ -89,10 +90,17 @@ class Catalog:
         """Seconds by policy; None where it says nothing."""
         return self.tool_policy(tool).timeout_s
 
-    def approval(self, tool: str) -> bool:
-        """Whether the policy asks for approval. It adds to a tool's own ``needs_approval`` and
-        cannot lift it: what the author held back stays held."""
-        return bool(self.tool_policy(tool).approval)
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        """The served tool that the policy names to say how a call of ``tool`` in doubt went."""
+        return self.tools.get(self.tool_policy(tool).reconcile or "")
+
+    def approval(self, tool: str) -> ApprovalTerms | None:
+        """How the policy asks for approval, if it does. It adds to a tool's own
+        ``needs_approval`` and cannot lift it: what the author held back stays held."""
+        said = self.tool_policy(tool).approval
+        if isinstance(said, ApprovalTerms):
+            return said
+        return ApprovalTerms() if said else None
 
     def tool_policy(self, name: str) -> ToolPolicy:
         return self.policies.tools.get(name, _NO_TOOL_POLICY)
@@ -161,7 +169,7 @@ class Catalog:
             description=tool.description,
             parameters=tool.params_json_schema,
             effect=self.effect(tool.name),
-            approval=bool(tool.needs_approval) or self.approval(tool.name),
+            approval=bool(tool.needs_approval) or self.approval(tool.name) is not None,
             timeout_s=self.timeout_s(tool.name),
             source="builtin" if id(tool) in _BUILTIN_IDS else "file",
         )

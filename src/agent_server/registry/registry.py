@@ -19,11 +19,11 @@ from typing import Any
 
 import anyio
 import structlog
-from agents import Agent
+from agents import Agent, FunctionTool
 from agents.mcp import MCPServer
 from watchfiles import Change, awatch
 
-from agent_server.domain.agents import AgentInfo, LoadError, ToolEffect, ToolInfo
+from agent_server.domain.agents import AgentInfo, ApprovalTerms, LoadError, ToolEffect, ToolInfo
 from agent_server.domain.errors import AgentsFileError, FieldError
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
 from agent_server.registry.catalog import Catalog, foreign_names
@@ -169,7 +169,10 @@ class Registry:
     def timeout_s(self, tool: str) -> float | None:
         return self._catalog.timeout_s(tool)
 
-    def approval(self, tool: str) -> bool:
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        return self._catalog.reconciler(tool)
+
+    def approval(self, tool: str) -> ApprovalTerms | None:
         return self._catalog.approval(tool)
 
     async def watch(self, watching: "asyncio.Future[None] | None" = None) -> None:

@@ -4,7 +4,7 @@ Leans on the interpreter, on the handlers of agents and actions, and on the dura
 it is lent. Refuses to know where agents and tools come from and how a task is stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,10 @@ class WorkflowRun:
         told = ctx.payload
         chain = tuple(told.get("chain") or ())
         return await self._run(ctx, told["workflow"], told.get("version"), told.get("input"), chain)
+
+    async def undo(self, ctx: TaskContext) -> list[FieldError]:
+        """Undo what the task's nodes have done: see ``ports.Handler``."""
+        return await undo(ctx, max_parallel=self._max_parallel)
 
     async def _run(
         self,
@@ -184,6 +188,19 @@ def timed(handler: Handler) -> Handler:
     return within
 
 
+class Undoable:
+    """A handler, and how what it has done is undone."""
+
+    def __init__(
+        self, handler: Handler, undo: Callable[[TaskContext], Awaitable[list[FieldError]]]
+    ) -> None:
+        self._handler = handler
+        self.undo = undo
+
+    async def __call__(self, ctx: TaskContext) -> Any:
+        return await self._handler(ctx)
+
+
 def handlers(
     *,
     agent: Handler,
@@ -195,8 +212,8 @@ def handlers(
     """Every kind of task that workflows need, by name. ``agent`` is the handler of agent tasks."""
     workflows = WorkflowRun(max_parallel=max_parallel, stored=stored or NoStoredWorkflows())
     return {
-        "run.workflow": workflows.root,
-        "workflow": timed(workflows.inner),
+        "run.workflow": Undoable(workflows.root, workflows.undo),
+        "workflow": Undoable(timed(workflows.inner), workflows.undo),
         "agent": timed(agent),
         "tool": timed(ToolTask(call_tool)),
         ACTION_KIND: timed(ActionNodeTask(actions)),

@@ -37,8 +37,9 @@ from agent_server.execution.store.runs import (
     run_row,
     set_run,
 )
-from agent_server.execution.store.steps import step_of, step_rows, task_steps, upsert_steps
+from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
+    can_undo,
     cancel_task,
     cancel_tasks,
     claim,
@@ -57,6 +58,7 @@ from agent_server.execution.store.tasks import (
     release_task,
     release_tasks,
     root_status,
+    take_up_root,
     task_of,
     task_row,
     task_rows,
@@ -97,6 +99,7 @@ __all__ = [
     "beats",
     "begin_run",
     "cancel_task",
+    "can_undo",
     "cancel_tasks",
     "claim",
     "encode_event",
@@ -135,6 +138,7 @@ __all__ = [
     "set_approval",
     "set_run",
     "stamped",
+    "step_in",
     "step_of",
     "step_rows",
     "stored_key",
@@ -142,6 +146,7 @@ __all__ = [
     "take_signal",
     "task_of",
     "task_row",
+    "take_up_root",
     "task_rows",
     "task_steps",
     "tell",
