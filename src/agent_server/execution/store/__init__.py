@@ -5,10 +5,12 @@ Every function that answers a caller takes the tenant; the engine's own work goe
 """
 
 from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
+from agent_server.execution.store.erasure import erase_runs, parts, runs_about, runs_of_sessions
 from agent_server.execution.store.events import (
     encode_event,
     event_rows,
     event_stored,
+    events_of,
     insert_events,
     last_event,
     stamped,
@@ -106,8 +108,10 @@ __all__ = [
     "end_task",
     "ended_tasks",
     "engine_run_row",
+    "erase_runs",
     "event_rows",
     "event_stored",
+    "events_of",
     "has_ended",
     "heads",
     "held_tasks",
@@ -125,6 +129,7 @@ __all__ = [
     "nudge_task",
     "order_cancel",
     "orders",
+    "parts",
     "park_task",
     "queue_depth",
     "reap",
@@ -135,6 +140,8 @@ __all__ = [
     "root_status",
     "run_of",
     "run_row",
+    "runs_about",
+    "runs_of_sessions",
     "set_approval",
     "set_run",
     "stamped",
