@@ -348,6 +348,7 @@ memories = Table(
     Index(None, "id", "version", unique=True),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "space", "session_id", "position"),
+    Index(None, "space", "occurred_at"),
     Index(None, "tenant", "subject"),
     Index(None, "parent_id"),
     Index(None, "expires_at"),
