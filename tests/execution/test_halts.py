@@ -107,6 +107,9 @@ async def test_a_tool_that_runs_has_its_grace_and_the_next_one_does_not_begin(ur
         run = await submit(runs, **AGENT)
         await world.seen(1)
         await halts.pause(DEFAULT_TENANT, run.id, by="ann")
+        with anyio.fail_after(20):
+            while not runs.engine.roster.runs[run.id].attempts[""].held:
+                await asyncio.sleep(0.005)
         world.go.set()
         await stands_still(runs, run)
         assert world.calls == ["one"]
