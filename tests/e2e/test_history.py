@@ -34,9 +34,9 @@ def api(
 
 def goal_rules(gamma: Json) -> list[Json]:
     return [
-        rule(r"(?m)^alpha", calling(("add", {"a": 1, "b": 2})), {"text": "alpha done"}),
-        rule(r"(?m)^beta", {"text": "beta done"}),
-        rule(r"(?m)^gamma", gamma),
+        rule(r"(?m)^alpha$", calling(("add", {"a": 1, "b": 2})), {"text": "alpha done"}),
+        rule(r"(?m)^beta$", {"text": "beta done"}),
+        rule(r"(?m)^gamma$", gamma),
         rule("work it off", {"text": json.dumps(PLAN)}),
     ]
 
