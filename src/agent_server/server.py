@@ -21,7 +21,9 @@ from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.control import ControlRoutes
 from agent_server.api.deps import ApiDeps
+from agent_server.api.halts import HaltRoutes
 from agent_server.api.history import HistoryRoutes
+from agent_server.api.memories import MemoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
 from agent_server.api.sessions import SessionRoutes
 from agent_server.api.sse import Streams
@@ -37,21 +39,31 @@ from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
+from agent_server.execution.halts import Halts
 from agent_server.execution.history import History
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
 from agent_server.inference.budgets import BudgetRules
+from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.providers import Providers
+from agent_server.memory.consolidator import Consolidator
+from agent_server.memory.desk import MemoryDesk
+from agent_server.memory.documents import Documents
+from agent_server.memory.erasure import Erasure
+from agent_server.memory.experience import Experience, story_of
+from agent_server.memory.recall import Recall
 from agent_server.memory.session_store import (
     SessionStore,
     append_items,
     branch_session,
     items_before,
 )
+from agent_server.memory.store import MemoryStore
 from agent_server.memory.trimming import Trimming, Window
+from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
-from agent_server.planning.goal import GoalRun
+from agent_server.planning.goal import GoalRun, check_edit
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
 from agent_server.reasoning.tasks import AgentRun, AgentTask
@@ -66,7 +78,7 @@ from agent_server.workflow.tasks import handlers as workflow_handlers
 from agent_server.workflow.tasks import timed
 from agent_server.workflow.validation import check_inputs, split_name, validate
 
-FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
+FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "memories", "events")
 
 
 @dataclass(frozen=True)
@@ -80,12 +92,17 @@ class Parts:
     engine: Engine
     runs: Runs
     control: Control
+    halts: Halts
     streams: Streams
     metrics: Metrics
     approaches: Approaches
     actions: Actions
     library: Library
     sessions: SessionStore
+    memories: MemoryStore
+    memory: MemoryDesk
+    erasure: Erasure
+    consolidator: Consolidator | None
     history: History
 
     def drain(self) -> None:
@@ -119,7 +136,9 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
         lambda app: _lifespan(parts),
         [
             *SessionRoutes(parts.sessions).routes(),
+            *MemoryRoutes(parts.memory, parts.erasure, settings).routes(),
             *ControlRoutes(parts.control, settings).routes(),
+            *HaltRoutes(parts.halts, settings).routes(),
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
             ).routes(),
@@ -152,11 +171,22 @@ def build_parts(
         for event in events:
             metrics.observe(event)
             log_end(event)
+        if consolidator is not None:
+            consolidator.notice(events)
 
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    history = sessions or SessionStore(database)
+    store = MemoryStore(database)
+    Recall(store)
+    documents = Documents(
+        size=settings.memory_chunk_characters, overlap=settings.memory_chunk_overlap
+    )
+    desk = MemoryDesk(database, store, documents)
+    experience = (
+        Experience(store, lambda ctx: story_of(runs, ctx)) if settings.memory_experience else None
+    )
+    history = sessions or SessionStore(database, store)
 
     async def summarise(ctx: TaskContext, text: str) -> str:
         return await thinking.summarise(ctx, text)
@@ -170,6 +200,7 @@ def build_parts(
         settings,
         policies=registry,
         open_session=trimming.opener(history),
+        services={MemoryDesk: desk},
     )
     loop = ConnectedLoop(bare_loop, registry)
     thinking = Thinking(loop)
@@ -192,14 +223,14 @@ def build_parts(
     checks = _Checks(registry, providers, approaches, actions, database)
     of_workflows = dict(
         workflow_handlers(
-            agent=AgentTask(solver),
+            agent=AgentTask(solver, experience),
             call_tool=call_tool,
             actions=actions,
             max_parallel=settings.max_parallel_tasks,
             stored=checks.library,
         )
     )
-    goals = GoalRun(catalog, loop, actions, settings)
+    goals = GoalRun(catalog, loop, actions, settings, experience)
     handlers: dict[str, Handler] = {
         "run.goal": goals,
         "plan": timed(goals.node),
@@ -212,7 +243,7 @@ def build_parts(
         hub=hub,
         settings=settings,
         handlers=handlers,
-        append_items=append_items,
+        append_items=Turns(store).append if settings.memory_sessions else append_items,
         observe=observe,
     )
     runs = Runs(
@@ -227,6 +258,11 @@ def build_parts(
         ).apply,
         prepare=checks,
         observe=observe,
+    )
+    consolidator = (
+        Consolidator(database, runs.submit, max_tokens=settings.memory_consolidation_tokens)
+        if settings.memory_consolidation and settings.effective_model != DEMO
+        else None
     )
     streams = Streams(
         limit=settings.max_streams,
@@ -248,7 +284,17 @@ def build_parts(
         actions=actions,
         library=checks.library,
         control=Control(database=database, engine=engine),
+        halts=Halts(
+            runs,
+            lambda request, plan: check_edit(
+                plan, request, catalog(), actions, settings.max_plan_tasks
+            ),
+        ),
         sessions=history,
+        memories=store,
+        memory=desk,
+        erasure=Erasure(database, store, runs.cancel),
+        consolidator=consolidator,
         history=History(
             runs,
             effect_of=registry.effect,
@@ -267,13 +313,18 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     await parts.database.open()
     try:
         await parts.database.write(upgrade)
+        await parts.memories.open()
         await parts.registry.load()
         try:
             await parts.registry.start()
             await parts.engine.start()
+            if parts.consolidator is not None:
+                await parts.consolidator.start()
             try:
                 yield
             finally:
+                if parts.consolidator is not None:
+                    await parts.consolidator.stop()
                 parts.drain()
                 await parts.engine.stop()
         finally:
@@ -393,11 +444,6 @@ class _Checks:
                     f"'expected_output' is not a valid JSON Schema: {fault}",
                     hint="Correct the schema, or say in words what is to come out.",
                 )
-        if request.review == "plan":
-            raise InvalidRequest(
-                "Reviewing a plan before it is carried out is not supported yet.",
-                hint="Leave out 'review', or set it to 'none'.",
-            )
         if request.workflow is not None:
             workflow = request.workflow
             if isinstance(workflow, str):

@@ -150,6 +150,13 @@ class Settings(BaseSettings):
     tool_timeout_s: float = Field(
         default=300.0, gt=0, description="Seconds a tool call may take, unless its policy says."
     )
+    tool_grace_s: float = Field(
+        default=2.0,
+        ge=0,
+        le=60,
+        description="Seconds a running tool that must not be repeated gets to finish when its run "
+        "is paused or cancelled.",
+    )
     tool_threads: int = Field(
         default=40, ge=1, description="Threads for tools that are not coroutines."
     )
@@ -215,8 +222,36 @@ class Settings(BaseSettings):
         description="Tell in short, by a model call, what a model is not shown of a session.",
     )
 
+    memory_sessions: bool = Field(
+        default=True, description="Remember what is said in sessions, turn by turn."
+    )
+    memory_experience: bool = Field(
+        default=True,
+        description="Remember how goals went, and show planners and their tasks what is like them.",
+    )
+    memory_consolidation: bool = Field(
+        default=False,
+        description="Look through what each run said for facts worth keeping, by a run of its own "
+        "that costs a model call; never with the demo model.",
+    )
+    memory_consolidation_tokens: int = Field(
+        default=20_000, ge=1_000, description="Tokens that one consolidation may use."
+    )
+    memory_chunk_characters: int = Field(
+        default=1_200, ge=100, le=20_000, description="Length of a piece of a document."
+    )
+    memory_chunk_overlap: int = Field(
+        default=150,
+        ge=0,
+        le=2_000,
+        description="Characters that a piece repeats of the one before.",
+    )
+
     # What it accepts
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Size of a request body.")
+    max_document_bytes: int = Field(
+        default=16_777_216, ge=1024, description="Size of a body that writes memories."
+    )
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
     body_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a request body may take to arrive."

@@ -52,6 +52,8 @@ YAML: Final = frozenset({b"application/yaml", b"application/x-yaml", b"text/yaml
 YAML_UNDER: Final = "/api/v1/workflows"
 PROBES: Final = frozenset({"/livez", "/readyz"})
 """Open to everybody: they say nothing but whether the server is up."""
+DOCUMENTS: Final = "/api/v1/memories"
+"""Where a body may be as large as a document."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 CORS_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, "
@@ -80,6 +82,7 @@ class Door:
         self._gate = gate
         self._observe = observe
         self._max_body = settings.max_body_bytes
+        self._max_document = max(settings.max_document_bytes, settings.max_body_bytes)
         self._body_timeout_s = settings.body_timeout_s
         self._access_log = settings.access_log
 
@@ -140,7 +143,8 @@ class Door:
                 scope[CALL] = Call(principal, request_id)
             if scope["method"] not in READING:
                 yaml = scope["path"].startswith(YAML_UNDER)
-                receive = self._limited(headers, receive, yaml)
+                most = self._max_document if scope["path"] == DOCUMENTS else self._max_body
+                receive = self._limited(headers, receive, most, yaml)
             await self._app(scope, receive, answer)
             if later and headed:
                 raise MethodNotAllowed("HEAD is not allowed for an event stream.", hint="Use GET.")
@@ -175,18 +179,20 @@ class Door:
         self._gate.hosts.check_origin(scope["method"], headers)
         return principal
 
-    def _limited(self, headers: Mapping[bytes, bytes], receive: Receive, yaml: bool) -> Receive:
+    def _limited(
+        self, headers: Mapping[bytes, bytes], receive: Receive, most: int, yaml: bool
+    ) -> Receive:
         """``receive`` that holds the body to its size, its type and its time."""
         length = headers.get(b"content-length")
         if length == b"0" or (length is None and b"transfer-encoding" not in headers):
             expected = 0
         else:
-            expected = self._max_body if length is None else int(length)
+            expected = most if length is None else int(length)
             _check_type(headers, yaml)
         if headers.get(b"content-type") and expected == 0:
             _check_type(headers, yaml)
-        if expected > self._max_body:
-            raise self._too_large(f"of {expected:,} bytes ")
+        if expected > most:
+            raise self._too_large(f"of {expected:,} bytes ", most)
         taken = 0
         complete = False
 
@@ -205,16 +211,17 @@ class Door:
                 ) from error
             taken += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if taken > self._max_body:
-                raise self._too_large("")
+            if taken > most:
+                raise self._too_large("", most)
             return message
 
         return limited
 
-    def _too_large(self, size: str) -> BodyTooLarge:
+    def _too_large(self, size: str, most: int) -> BodyTooLarge:
+        knob = "MAX_BODY_BYTES" if most == self._max_body else "MAX_DOCUMENT_BYTES"
         return BodyTooLarge(
-            f"The body {size}is larger than {self._max_body:,} bytes.",
-            hint="Send less, or raise AGENT_SERVER_MAX_BODY_BYTES.",
+            f"The body {size}is larger than {most:,} bytes.",
+            hint=f"Send less, or raise AGENT_SERVER_{knob}.",
             headers={"Connection": "close"},
         )
 

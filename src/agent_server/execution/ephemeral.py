@@ -103,6 +103,8 @@ class EphemeralJournal:
     the ``account`` is the whole run's.
     """
 
+    stores = False
+
     def __init__(
         self,
         run_id: RunId,
@@ -121,6 +123,7 @@ class EphemeralJournal:
         self._on_event = on_event
         self._steps = {step.key: step for step in recorded}
         self.account = account or Account(budget)
+        self._along: dict[str, tuple[EventBase, ...]] = {}
         self._seq = 0
 
     def key(self, *parts: str) -> str:
@@ -165,6 +168,8 @@ class EphemeralJournal:
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         self._steps[step.key] = step
         self.usage = add_usage(self.usage, step.usage)
+        for event in self._along.pop(step.key, ()) if step.status == "done" else ():
+            self.emit(event)
         for warning in self.account.settle(step.key, step.usage):
             self.emit(warning)
         if step.kind == "value":
@@ -194,6 +199,9 @@ class EphemeralJournal:
                 output=step.output if step.kind == "tool" else None,
             )
         )
+
+    def along(self, key: str, write: Callable[[Any], object], *events: EventBase) -> None:
+        self._along[key] = events
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
         self.emit(StepInDoubt(step=step.key, kind=step.kind, name=step.name, detail=detail))

@@ -103,6 +103,8 @@ class Journal(Protocol):
 
     run_id: RunId
     task_id: TaskId | None
+    stores: bool
+    """False in a run of which nothing is kept."""
     scope: str
     """The prefix of this task's step keys: ``""`` for a run's root, else the task's path."""
 
@@ -145,6 +147,14 @@ class Journal(Protocol):
         With ``commit`` it is stored when this returns. ``commit=False`` lets it join the next
         commit (at most a few milliseconds later): for a model call, whose result is not acted
         upon before the next ``begin(commit=True)`` or the end of the task, both of which wait.
+        """
+
+    def along(self, key: str, write: Callable[[Any], object], *events: EventBase) -> None:
+        """Store what ``write`` writes, and ``events``, by the commit that stores the step ``key``
+        as done: both or neither. A step that fails or never ends stores nothing of it.
+
+        ``write`` is given the database's transaction, may be called again when that is rolled
+        back, and must not raise. Where ``stores`` is false it is never called.
         """
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
@@ -343,3 +353,8 @@ class Suspend(Exception):
 
 class LostLease(Exception):
     """Another worker owns the task now; this attempt must stop and has stored nothing more."""
+
+
+REVIEWED = "@review"
+"""The signal that ends the review of a plan; its payload is the plan. No caller can send it: the
+name is not one that signals may have."""

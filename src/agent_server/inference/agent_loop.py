@@ -6,7 +6,7 @@ come from, how runs are stored, and what becomes of the result.
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any, Protocol
@@ -83,9 +83,11 @@ class AgentLoop:
         policies: ToolPolicies | None = None,
         open_session: OpenSession | None = None,
         tracing: bool = False,
+        services: Mapping[type[Any], Any] | None = None,
     ) -> None:
         """``tracing`` lets the SDK make spans for processors that this process has set; without
-        it a run makes none."""
+        it a run makes none. ``services`` is what the server lends to its own tools."""
+        self._services = services or {}
         self._provider = provider
         self._settings = settings
         self._policies = policies or HintedPolicies()
@@ -218,6 +220,7 @@ class AgentLoop:
             prices=self._prices,
             assumed_output_tokens=self._settings.budget_output_tokens,
             tracing_disabled=not self._tracing,
+            services=self._services,
         )
 
     async def _result(

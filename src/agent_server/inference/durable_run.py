@@ -78,6 +78,8 @@ class DurableRun:
     prices: Prices
     assumed_output_tokens: int
     tracing_disabled: bool = True
+    services: Mapping[type[Any], Any] = field(default_factory=dict)
+    """What the server lends to its own tools, by what it is."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     stopped: BaseException | None = None
     seen: dict[int, Any] = field(default_factory=dict)

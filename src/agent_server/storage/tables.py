@@ -92,6 +92,7 @@ runs = Table(
     Column("agent", Text),
     Column("workflow", Text),
     Column("session_id", Text),
+    Column("subject", Text),
     Column("parent_id", Text),
     Column("forked_from", Text),
     Column("principal", Text, nullable=False),
@@ -103,6 +104,7 @@ runs = Table(
     *_usage(),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "tenant", "session_id"),
+    Index(None, "tenant", "subject"),
 )
 
 tasks = Table(
@@ -127,6 +129,7 @@ tasks = Table(
     Column("wake_at", Moment),
     Column("awaits", Text),
     Column("nudged", Boolean, nullable=False, server_default=false()),
+    Column("halt", Text),
     Column("lane", Text),
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
@@ -345,6 +348,7 @@ memories = Table(
     Index(None, "id", "version", unique=True),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "space", "session_id", "position"),
+    Index(None, "space", "occurred_at"),
     Index(None, "tenant", "subject"),
     Index(None, "parent_id"),
     Index(None, "expires_at"),
