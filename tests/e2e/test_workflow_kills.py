@@ -63,7 +63,7 @@ def nodes(kind: str) -> list[Json]:
         "agent": {"type": "agent", "agent": "worker", "input": "gate agent"},
         "approach": {
             "type": "approach",
-            "approach": "direct",
+            "approach": "react",
             "agent": "worker",
             "input": "gate approach",
         },
@@ -151,7 +151,7 @@ def reached(api: Api, run_id: str, kind: str, folder: Path) -> None:
     """Return when the run stands at the gate, or still."""
     for _ in range(200):
         run: dict[str, Any] = api.get(f"{RUNS}/{run_id}", wait=0.1)
-        assert run["status"] in ("queued", "running", "waiting"), run
+        assert run["status"] in ("queued", "running", "waiting"), (kind, run["error"])
         if run["status"] == "waiting" if kind in STANDING else f"at {kind}" in lines(folder):
             return
     raise AssertionError(kind)

@@ -20,6 +20,9 @@ How it stays exact:
   on it runs, and may look at its ``.status``.
 - Who was first (``join: any``, ``first``) and whether the time of a node with others inside was up
   is decided once and kept in the ledger. A replay takes only the ways that won.
+
+Longer than our files should be, because it is one recursion: lists carry out nodes, and each type of
+node with others inside carries out lists, over the same frames and limits.
 """
 
 import asyncio
