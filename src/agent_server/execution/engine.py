@@ -194,6 +194,10 @@ class Engine:
             await self.roster.relay.stop()
         if self._heartbeat is not None:
             await self._heartbeat.stop()
+            try:  # Its last beat may have come after the row was gone.
+                await self.database.write(lambda c: store.remove_node(c, self.node))
+            except AgentServerError as error:
+                log.warning("could not sign off", error=error.detail)
 
     def _leave(self, connection: Connection) -> None:
         store.release_tasks(connection, self.node)
