@@ -36,6 +36,17 @@ from agent_server.execution.store.waits import withdraw_approvals
 from agent_server.storage.tables import nodes, runs, steps, tasks
 
 _SIBLING = tasks.alias("sibling")
+_CHILD = tasks.alias("child")
+_AWAITS_ONE_THAT_WAITS = exists(
+    select(literal(1))
+    .where(
+        _CHILD.c.run_id == tasks.c.run_id,
+        _CHILD.c.status == "waiting",
+        or_(tasks.c.path == "", _CHILD.c.path.startswith(tasks.c.path + ".")),
+    )
+    .correlate(tasks)
+)
+"""Something below the task stands still: that a process ended meanwhile is no fault of the task."""
 _BLOCKED = exists(
     select(literal(1))
     .where(
@@ -198,7 +209,8 @@ def claim(
             status="running",
             owner=owner,
             epoch=tasks.c.epoch + 1,
-            attempts=tasks.c.attempts + case((tasks.c.status == "waiting", 0), else_=1),
+            attempts=tasks.c.attempts
+            + case((or_(tasks.c.status == "waiting", _AWAITS_ONE_THAT_WAITS), 0), else_=1),
             wake_at=None,
             awaits=None,
             nudged=False,
