@@ -22,6 +22,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 
@@ -214,3 +215,26 @@ class Lexemes:
         query = joint.join(f"'{placed(space, word)}'" for word in words)
         found: ColumnElement[bool] = memories.c.lexemes.op("@@")(cast(query, TSQUERY))
         return found
+
+
+def rebuild(connection: Connection) -> None:
+    """Make the index anew from the words in the rows: after these were copied from elsewhere."""
+    index: TextIndex = Fts5() if connection.dialect.name == "sqlite" else Lexemes()
+    index.create(connection)
+    if isinstance(index, Fts5):
+        connection.exec_driver_sql("INSERT INTO memory_words(memory_words) VALUES ('delete-all')")
+    last = 0
+    while rows := _next_rows(connection, last):
+        index.add(connection, rows)
+        for serial, space, words in rows if isinstance(index, Lexemes) else ():
+            lexemes = index.lexemes(space, words)
+            change = update(memories).where(memories.c.serial == serial)
+            connection.execute(change.values(lexemes=lexemes))
+        last = rows[-1][0]
+
+
+def _next_rows(connection: Connection, last: int) -> list[tuple[int, int, str]]:
+    asked = select(memories.c.serial, memories.c.space, memories.c.words)
+    asked = asked.where(memories.c.serial > last, memories.c.words != "")
+    rows = connection.execute(asked.order_by(memories.c.serial).limit(1000))
+    return [(row.serial, row.space, row.words) for row in rows]
