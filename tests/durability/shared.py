@@ -36,7 +36,6 @@ class SharedWorld(World):
             **{"database_url": self.url, "lease_s": str(LEASE_S), "model": "test-model"},
             **{"agents": str(self.folder / "agents.py"), "log_level": "WARNING"},
             **{"log_format": "json", "data_dir": str(self.folder / "data")},
-            "memory_experience": "false",  # Scripted models go by the words they are asked with.
             **settings,
         }
         variables = {f"AGENT_SERVER_{name.upper()}": value for name, value in env.items()}

@@ -138,8 +138,6 @@ class World:
         env = {
             "AGENT_SERVER_DATA_DIR": str(self.folder / "data"),
             "AGENT_SERVER_MODEL": "test-model",
-            # Scripted models answer by the words they are asked with: none of earlier runs.
-            "AGENT_SERVER_MEMORY_EXPERIENCE": "false",
             "AGENT_SERVER_AGENTS": str(self.folder / "agents.py"),
             "AGENT_SERVER_LOG_LEVEL": "WARNING",
             "OPENAI_API_KEY": "test",

@@ -38,8 +38,6 @@ class House:
             "AGENT_SERVER_DATA_DIR": str(folder / "data"),
             "AGENT_SERVER_AGENTS": str(BUREAU),
             "AGENT_SERVER_MODEL": "test-model",
-            # Scripted models answer by the words they are asked with: none of earlier runs.
-            "AGENT_SERVER_MEMORY_EXPERIENCE": "false",
             "AGENT_SERVER_ACCESS_LOG": "false",
             "AGENT_SERVER_SHUTDOWN_GRACE_S": "1",
             "OPENAI_API_KEY": "test-key",
