@@ -42,7 +42,7 @@ def succeeded(
     run = attempt.local.snapshot
 
     def also(connection: Connection) -> None:
-        if attempt.had_children or attempt.number > 1:
+        if attempt.had_children or attempt.epoch > 1:
             store.cancel_tasks(connection, run.id, only_idle=False, now=now)
         if final.session_id is not None:
             append_items(connection, run.tenant, final.session_id, run.id, final.session_items, now)

@@ -256,7 +256,7 @@ class TaskContext(Protocol):
     node: str
     payload: JsonObject
     attempt: int
-    """1 at first; more when a worker died or let go of the task."""
+    """1 at first; more when a worker died or let go of the task while it did not only wait."""
 
     @property
     def journal(self) -> Journal: ...
