@@ -465,6 +465,8 @@ class Engine:
             except (Exception, asyncio.CancelledError) as error:
                 if attempt.ordered and not attempt.lost:
                     await self._end_ordered(attempt, journal)
+                elif journal.let_go is not None:
+                    raise journal.let_go from error  # However the handler wrapped it.
                 elif isinstance(error, Suspend):
                     await journal.end(endings.parked(attempt, error, _deadline(run), utcnow()))
                     self._wake_soon(error)

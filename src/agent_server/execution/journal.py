@@ -293,6 +293,11 @@ class DurableJournal:
         if self._failure is None:
             self._failure = error
 
+    @property
+    def let_go(self) -> Exception | None:
+        """Why this attempt cannot go on, where its task is left to whoever takes it next."""
+        return self._failure if isinstance(self._failure, (LostLease, *PASSING)) else None
+
     def hold(self) -> None:
         """Let no further call begin: whoever wants to waits until this attempt is let go of."""
         self._held = True
