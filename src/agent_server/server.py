@@ -50,14 +50,13 @@ from agent_server.memory.desk import MemoryDesk
 from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
 from agent_server.memory.experience import Experience, story_of
-from agent_server.memory.recall import Recall
+from agent_server.memory.long_term import LongTermMemory
 from agent_server.memory.session_store import (
     SessionStore,
     append_items,
     branch_session,
     items_before,
 )
-from agent_server.memory.store import MemoryStore
 from agent_server.memory.trimming import Trimming, Window
 from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
@@ -96,7 +95,7 @@ class Parts:
     actions: Actions
     library: Library
     sessions: SessionStore
-    memories: MemoryStore
+    memories: LongTermMemory
     memory: MemoryDesk
     erasure: Erasure
     consolidator: Consolidator | None
@@ -173,8 +172,8 @@ def build_parts(
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    store = MemoryStore(database)
-    Recall(store)
+    long_term = LongTermMemory(database, settings)
+    store = long_term.store
     documents = Documents(
         size=settings.memory_chunk_characters, overlap=settings.memory_chunk_overlap
     )
@@ -281,7 +280,7 @@ def build_parts(
         library=checks.library,
         control=Control(database=database, engine=engine),
         sessions=history,
-        memories=store,
+        memories=long_term,
         memory=desk,
         erasure=Erasure(database, store, runs.cancel),
         consolidator=consolidator,
@@ -308,6 +307,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         try:
             await parts.registry.start()
             await parts.engine.start()
+            parts.memories.start()
             if parts.consolidator is not None:
                 await parts.consolidator.start()
             try:
@@ -317,6 +317,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
                     await parts.consolidator.stop()
                 parts.drain()
                 await parts.engine.stop()
+                await parts.memories.stop()
         finally:
             await parts.registry.close()
             await parts.providers.aclose()
