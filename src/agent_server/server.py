@@ -57,6 +57,7 @@ from agent_server.memory.session_store import (
     branch_session,
     items_before,
 )
+from agent_server.memory.store import MemoryStore
 from agent_server.memory.trimming import Trimming, Window
 from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
@@ -95,7 +96,8 @@ class Parts:
     actions: Actions
     library: Library
     sessions: SessionStore
-    memories: LongTermMemory
+    memories: MemoryStore
+    long_term: LongTermMemory
     memory: MemoryDesk
     erasure: Erasure
     consolidator: Consolidator | None
@@ -280,7 +282,8 @@ def build_parts(
         library=checks.library,
         control=Control(database=database, engine=engine),
         sessions=history,
-        memories=long_term,
+        memories=store,
+        long_term=long_term,
         memory=desk,
         erasure=Erasure(database, store, runs.cancel),
         consolidator=consolidator,
@@ -302,12 +305,12 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     await parts.database.open()
     try:
         await parts.database.write(upgrade)
-        await parts.memories.open()
+        await parts.long_term.open()
         await parts.registry.load()
         try:
             await parts.registry.start()
             await parts.engine.start()
-            parts.memories.start()
+            parts.long_term.start()
             if parts.consolidator is not None:
                 await parts.consolidator.start()
             try:
@@ -317,7 +320,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
                     await parts.consolidator.stop()
                 parts.drain()
                 await parts.engine.stop()
-                await parts.memories.stop()
+                await parts.long_term.stop()
         finally:
             await parts.registry.close()
             await parts.providers.aclose()
