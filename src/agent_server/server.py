@@ -21,6 +21,7 @@ from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.control import ControlRoutes
 from agent_server.api.deps import ApiDeps
+from agent_server.api.halts import HaltRoutes
 from agent_server.api.history import HistoryRoutes
 from agent_server.api.memories import MemoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
@@ -38,6 +39,7 @@ from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
+from agent_server.execution.halts import Halts
 from agent_server.execution.history import History
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
@@ -61,7 +63,7 @@ from agent_server.memory.store import MemoryStore
 from agent_server.memory.trimming import Trimming, Window
 from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
-from agent_server.planning.goal import GoalRun
+from agent_server.planning.goal import GoalRun, check_edit
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
 from agent_server.reasoning.tasks import AgentRun, AgentTask
@@ -90,6 +92,7 @@ class Parts:
     engine: Engine
     runs: Runs
     control: Control
+    halts: Halts
     streams: Streams
     metrics: Metrics
     approaches: Approaches
@@ -136,6 +139,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             *SessionRoutes(parts.sessions).routes(),
             *MemoryRoutes(parts.memory, parts.erasure, settings).routes(),
             *ControlRoutes(parts.control, settings).routes(),
+            *HaltRoutes(parts.halts, settings).routes(),
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
             ).routes(),
@@ -281,6 +285,12 @@ def build_parts(
         actions=actions,
         library=checks.library,
         control=Control(database=database, engine=engine),
+        halts=Halts(
+            runs,
+            lambda request, plan: check_edit(
+                plan, request, catalog(), actions, settings.max_plan_tasks
+            ),
+        ),
         sessions=history,
         memories=store,
         long_term=long_term,
@@ -438,11 +448,6 @@ class _Checks:
                     f"'expected_output' is not a valid JSON Schema: {fault}",
                     hint="Correct the schema, or say in words what is to come out.",
                 )
-        if request.review == "plan":
-            raise InvalidRequest(
-                "Reviewing a plan before it is carried out is not supported yet.",
-                hint="Leave out 'review', or set it to 'none'.",
-            )
         if request.workflow is not None:
             workflow = request.workflow
             if isinstance(workflow, str):

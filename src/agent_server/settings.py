@@ -150,6 +150,13 @@ class Settings(BaseSettings):
     tool_timeout_s: float = Field(
         default=300.0, gt=0, description="Seconds a tool call may take, unless its policy says."
     )
+    tool_grace_s: float = Field(
+        default=2.0,
+        ge=0,
+        le=60,
+        description="Seconds a running tool that must not be repeated gets to finish when its run "
+        "is paused or cancelled.",
+    )
     tool_threads: int = Field(
         default=40, ge=1, description="Threads for tools that are not coroutines."
     )

@@ -43,7 +43,7 @@ class Children:
             # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([begun])
-                if not (self._roster.draining or parent.lost or parent.local.stops):
+                if not (self._roster.draining or parent.lost or parent.held or parent.local.stops):
                     await self._cancel(parent.local, spec.path)
             raise
         except Exception as error:
@@ -98,9 +98,16 @@ class Children:
     def _insert(
         self, connection: Connection, parent: Attempt, spec: TaskSpec, here: bool
     ) -> tuple[bool, Row[Any] | None]:
-        self._roster.fence(connection, parent)
+        halt = store.inherited_halt(
+            connection,
+            parent.local.snapshot.id,
+            parent.path,
+            self._roster.node,
+            parent.epoch,
+        )
         now = utcnow()
         values = _task_values(parent, spec) | {
+            "halt": halt,
             "status": "running" if here else "queued",
             "owner": self._roster.node if here else None,
             "epoch": 1 if here else 0,

@@ -118,6 +118,12 @@ def cancelled(attempt: Attempt, now: datetime) -> Ending:
     )
 
 
+def dismissed(attempt: Attempt, error: ErrorInfo, now: datetime) -> Ending:
+    """Somebody cancelled this task by itself: it has failed, for whoever awaits it."""
+    event = TaskFailed(path=attempt.path, node=attempt.node, error=error)
+    return _child_end(attempt, "failed", now, event, error=error.model_dump())
+
+
 def parked(attempt: Attempt, suspend: Suspend, deadline: datetime | None, now: datetime) -> Ending:
     """The task stands still where it can be seen, until it is nudged or its moment has come; a
     root no longer than to the run's ``deadline``."""

@@ -106,6 +106,7 @@ class Engine:
             hub=hub,
             slots=settings.worker_concurrency if works else 0,
             observe=self._observe,
+            tool_grace_s=settings.tool_grace_s,
         )
         self._children = Children(self.roster, self._launch)
         self._watch = Watch(self.roster)
@@ -333,6 +334,8 @@ class Engine:
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )
             journal = attempt.journal = self._journal(attempt, recorded)
+            if attempt.held:
+                raise asyncio.CancelledError
             if attempt.ordered:
                 await self._end_cancelled(attempt, journal)
                 return
@@ -538,6 +541,11 @@ class Engine:
         await self._end(attempt, journal, ending, TaskOutcome("failed", error=info))
 
     async def _end_cancelled(self, attempt: Attempt, journal: DurableJournal) -> None:
+        if attempt.dismissed is not None and not attempt.local.stops:
+            ending = endings.dismissed(attempt, attempt.dismissed, utcnow())
+            outcome = TaskOutcome("failed", error=attempt.dismissed)
+            await self._end(attempt, journal, ending, outcome)
+            return
         if not attempt.path:
             await self._stop_children(attempt.local.snapshot.id)
         faults = await self._undo(attempt, journal)

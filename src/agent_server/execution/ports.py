@@ -353,3 +353,8 @@ class Suspend(Exception):
 
 class LostLease(Exception):
     """Another worker owns the task now; this attempt must stop and has stored nothing more."""
+
+
+REVIEWED = "@review"
+"""The signal that ends the review of a plan; its payload is the plan. No caller can send it: the
+name is not one that signals may have."""

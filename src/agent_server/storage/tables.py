@@ -129,6 +129,7 @@ tasks = Table(
     Column("wake_at", Moment),
     Column("awaits", Text),
     Column("nudged", Boolean, nullable=False, server_default=false()),
+    Column("halt", Text),
     Column("lane", Text),
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
