@@ -52,7 +52,7 @@ from agent_server.memory.desk import MemoryDesk
 from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
 from agent_server.memory.experience import Experience, story_of
-from agent_server.memory.recall import Recall
+from agent_server.memory.long_term import LongTermMemory
 from agent_server.memory.session_store import (
     SessionStore,
     append_items,
@@ -100,6 +100,7 @@ class Parts:
     library: Library
     sessions: SessionStore
     memories: MemoryStore
+    long_term: LongTermMemory
     memory: MemoryDesk
     erasure: Erasure
     consolidator: Consolidator | None
@@ -177,8 +178,8 @@ def build_parts(
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    store = MemoryStore(database)
-    Recall(store)
+    long_term = LongTermMemory(database, settings)
+    store = long_term.store
     documents = Documents(
         size=settings.memory_chunk_characters, overlap=settings.memory_chunk_overlap
     )
@@ -292,6 +293,7 @@ def build_parts(
         ),
         sessions=history,
         memories=store,
+        long_term=long_term,
         memory=desk,
         erasure=Erasure(database, store, runs.cancel),
         consolidator=consolidator,
@@ -313,11 +315,12 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     await parts.database.open()
     try:
         await parts.database.write(upgrade)
-        await parts.memories.open()
+        await parts.long_term.open()
         await parts.registry.load()
         try:
             await parts.registry.start()
             await parts.engine.start()
+            parts.long_term.start()
             if parts.consolidator is not None:
                 await parts.consolidator.start()
             try:
@@ -327,6 +330,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
                     await parts.consolidator.stop()
                 parts.drain()
                 await parts.engine.stop()
+                await parts.long_term.stop()
         finally:
             await parts.registry.close()
             await parts.providers.aclose()
