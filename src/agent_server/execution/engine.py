@@ -7,6 +7,9 @@ A task is a row with an owner and an epoch. Taking it raises the epoch; every wr
 attempt is fenced by owner and epoch, so that a worker which was frozen while another took over
 stores nothing more. On SQLite there is one process, so whatever is ``running`` at start has a
 dead owner; on PostgreSQL nodes beat and a reaper queues again what a dead node carried out.
+
+Longer than our files should be, because it is one life of an attempt, from its taking to each of its
+ends: every way out is a rule about the ways before it.
 """
 
 import asyncio
