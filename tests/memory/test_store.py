@@ -32,6 +32,21 @@ class TestStore(MemoryStoreContract):
     pass
 
 
+async def test_servers_that_start_at_the_same_moment_make_the_index_together(
+    postgres_url: str,
+) -> None:
+    async def start() -> None:
+        database = database_at(postgres_url)
+        await database.open()
+        try:
+            await database.write(upgrade)
+            await MemoryStore(database).open()
+        finally:
+            await database.close()
+
+    await asyncio.gather(*(start() for _ in range(8)))
+
+
 async def test_the_index_is_made_anew_from_the_rows(store: MemoryStore, url: str) -> None:
     await store.add(ONE, [fact("a zeppelin", metadata={"a": 1}), fact("tea")])
     table = "memory_words" if url.startswith("sqlite") else None

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 
 from agent_server.memory.words import FACET
+from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import SECURE_TEXT_INDEX
 from agent_server.storage.tables import memories
 
@@ -157,6 +158,7 @@ class Lexemes:
     usefully, how long a text: the rough score is spelt out in SQL."""
 
     def create(self, connection: Connection) -> None:
+        one_at_a_time(connection)
         connection.execute(
             text(
                 "CREATE INDEX IF NOT EXISTS ix_memories_lexemes ON memories "
