@@ -43,6 +43,8 @@ from agent_server.memory.session_store import SessionStore, append_items
 from agent_server.memory.trimming import Trimming, Window
 from agent_server.observability import Metrics, log_end
 from agent_server.planning.goal import GoalRun
+from agent_server.protocols.openai.deps import OpenAIDeps
+from agent_server.protocols.openai.door import OpenAIDoor
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
 from agent_server.reasoning.tasks import AgentRun, AgentTask
@@ -90,6 +92,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
     """
     require_safe(settings)
     parts = build_parts(settings, providers or Providers(settings))
+    openai = _openai(parts)
     app = build_app(
         ApiDeps(
             settings=settings,
@@ -105,11 +108,25 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             features=FEATURES,
         ),
         lambda app: _lifespan(parts),
-        SessionRoutes(parts.sessions).routes(),
+        [*SessionRoutes(parts.sessions).routes(), *openai.routes()],
+        {"v1": openai.manners},
     )
     app.state.parts = parts
     app.state.drain = parts.drain
     return app
+
+
+def _openai(parts: Parts) -> OpenAIDoor:
+    return OpenAIDoor(
+        OpenAIDeps(
+            settings=parts.settings,
+            runs=parts.runs,
+            catalog=_Catalogue(parts),
+            workflows=parts.library,
+            sessions=parts.sessions,
+            streams=parts.streams,
+        )
+    )
 
 
 def build_parts(settings: Settings, providers: Providers) -> Parts:
@@ -180,7 +197,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     )
     handlers: dict[str, Handler] = {
         "run.goal": GoalRun(catalog, loop, actions, settings),
-        "run.agent": AgentRun(solver),
+        "run.agent": AgentRun(solver, lambda tenant, run_id: runs.conversation(tenant, run_id)),
         "action": ActionTask(actions),
         **of_workflows,
     }

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from os import urandom
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -65,6 +65,24 @@ Serve = Callable[[Receive, Send, Send], Awaitable[None]]
 log = structlog.get_logger("agent_server.http")
 
 
+class Rendered(NamedTuple):
+    """An error as an answer."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+
+class Manners(Protocol):
+    """What another standard's door does its own way below its prefix."""
+
+    def render(self, error: AgentServerError, request_id: str) -> Rendered:
+        """``error`` in the form that the standard's clients read."""
+
+    def upload_bytes(self, method: str, path: str) -> int | None:
+        """The largest ``multipart/form-data`` body read there; None where none is."""
+
+
 class Call(NamedTuple):
     """What the door found out about a call."""
 
@@ -75,10 +93,19 @@ class Call(NamedTuple):
 class Door:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, settings: Settings, observe: Observe) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        settings: Settings,
+        observe: Observe,
+        manners: Mapping[str, Manners],
+    ) -> None:
         self._app = app
         self._gate = gate
         self._observe = observe
+        self._manners = manners
         self._max_body = settings.max_body_bytes
         self._body_timeout_s = settings.body_timeout_s
         self._access_log = settings.access_log
@@ -140,7 +167,9 @@ class Door:
                 scope[CALL] = Call(principal, request_id)
             if scope["method"] not in READING:
                 yaml = scope["path"].startswith(YAML_UNDER)
-                receive = self._limited(headers, receive, yaml)
+                own = self._manners_at(scope["path"])
+                upload = own.upload_bytes(scope["method"], scope["path"]) if own else None
+                receive = self._limited(headers, receive, yaml, upload)
             await self._app(scope, receive, answer)
             if later and headed:
                 raise MethodNotAllowed("HEAD is not allowed for an event stream.", hint="Use GET.")
@@ -155,7 +184,7 @@ class Door:
             error = problems.unexpected(request_id)
         finally:
             if error is not None and status == 0:
-                await _problem(error, scope["path"], request_id, answer)
+                await self._refuse(error, scope["path"], request_id, answer)
             if self._access_log:
                 tell = log.debug if scope["path"] in PROBES else log.info
                 tell(
@@ -175,18 +204,33 @@ class Door:
         self._gate.hosts.check_origin(scope["method"], headers)
         return principal
 
-    def _limited(self, headers: Mapping[bytes, bytes], receive: Receive, yaml: bool) -> Receive:
+    def _limited(
+        self,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        yaml: bool,
+        upload: int | None = None,
+    ) -> Receive:
         """``receive`` that holds the body to its size, its type and its time."""
+        maximum = self._max_body
+        if upload is not None and _media(headers) == b"multipart/form-data":
+            maximum = upload
+
+            def check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
+                return None
+
+        else:
+            check_type = _check_type
         length = headers.get(b"content-length")
         if length == b"0" or (length is None and b"transfer-encoding" not in headers):
             expected = 0
         else:
-            expected = self._max_body if length is None else int(length)
-            _check_type(headers, yaml)
+            expected = maximum if length is None else int(length)
+            check_type(headers, yaml)
         if headers.get(b"content-type") and expected == 0:
-            _check_type(headers, yaml)
-        if expected > self._max_body:
-            raise self._too_large(f"of {expected:,} bytes ")
+            check_type(headers, yaml)
+        if expected > maximum:
+            raise self._too_large(f"of {expected:,} bytes ", maximum)
         taken = 0
         complete = False
 
@@ -205,15 +249,29 @@ class Door:
                 ) from error
             taken += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if taken > self._max_body:
-                raise self._too_large("")
+            if taken > maximum:
+                raise self._too_large("", maximum)
             return message
 
         return limited
 
-    def _too_large(self, size: str) -> BodyTooLarge:
+    def _manners_at(self, path: str) -> Manners | None:
+        return self._manners.get(path.split("/", 2)[1]) if self._manners else None
+
+    async def _refuse(
+        self, error: AgentServerError, path: str, request_id: str, send: Send
+    ) -> None:
+        own = self._manners_at(path)
+        if own is not None:
+            rendered = own.render(error, request_id)
+        else:
+            body = problems.render(error, instance=path, request_id=request_id)
+            rendered = Rendered(error.status, problems.MEDIA_TYPE, body)
+        await _send(rendered, error.headers, send)
+
+    def _too_large(self, size: str, maximum: int) -> BodyTooLarge:
         return BodyTooLarge(
-            f"The body {size}is larger than {self._max_body:,} bytes.",
+            f"The body {size}is larger than {maximum:,} bytes.",
             hint="Send less, or raise AGENT_SERVER_MAX_BODY_BYTES.",
             headers={"Connection": "close"},
         )
@@ -223,7 +281,7 @@ def _check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
     """Raise unless the body says that it is JSON (or YAML, where that is read too): a form of
     another site's page never does."""
     raw = headers.get(b"content-type", b"")
-    media = raw.partition(b";")[0].strip().lower()
+    media = _media(headers)
     if media == b"application/json" or (
         media.startswith(b"application/") and media.endswith(b"+json")
     ):
@@ -238,16 +296,19 @@ def _check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
     )
 
 
-async def _problem(error: AgentServerError, path: str, request_id: str, send: Send) -> None:
-    body = problems.render(error, instance=path, request_id=request_id)
+def _media(headers: Mapping[bytes, bytes]) -> bytes:
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+async def _send(rendered: Rendered, more: Mapping[str, str], send: Send) -> None:
     headers = [
-        (b"content-type", problems.MEDIA_TYPE.encode()),
-        (b"content-length", b"%d" % len(body)),
+        (b"content-type", rendered.media_type.encode()),
+        (b"content-length", b"%d" % len(rendered.body)),
         (b"cache-control", b"no-store"),
     ]
-    headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in more.items()]
+    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
+    await send({"type": "http.response.body", "body": rendered.body})
 
 
 def _without_body(send: Send) -> Send:

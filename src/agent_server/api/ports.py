@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Protocol
 
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
-from agent_server.domain.base import Frozen
+from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, Step, Task
@@ -23,6 +23,8 @@ from agent_server.domain.stored_workflows import (
 )
 from agent_server.execution.events import StoredEvent
 from agent_server.execution.runs import Idempotency, Page, RunFilters, Submitted
+
+Items = list[JsonObject]
 
 
 class Follow(Protocol):
@@ -55,9 +57,16 @@ class RunsPort(Protocol):
         tenant: Tenant,
         principal: str,
         on_event: Callable[[StoredEvent], None] | None = None,
+        deltas: bool = True,
     ) -> Run: ...
 
     async def get(self, tenant: Tenant, run_id: RunId) -> Run: ...
+
+    async def submitted(self, tenant: Tenant, run_id: str) -> tuple[Run, RunRequest]: ...
+
+    async def conversation(self, tenant: Tenant, run_id: str) -> Items: ...
+
+    async def delete(self, tenant: Tenant, run_id: str) -> None: ...
 
     async def list(
         self, tenant: Tenant, *, filters: RunFilters, limit: int, cursor: str | None
