@@ -23,7 +23,8 @@ from agent_server.domain.ids import RunId, Tenant, new_run_id
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution.events import EventHub, StoredEvent, Subscription
-from agent_server.execution.runs import Idempotency, Page, RunFilters, Submitted
+from agent_server.execution.paging import Page
+from agent_server.execution.runs import Idempotency, RunFilters, Submitted
 
 ENDS = {"run.succeeded", "run.failed", "run.cancelled"}
 

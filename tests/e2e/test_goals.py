@@ -44,8 +44,8 @@ def test_a_goal_is_planned_worked_off_side_by_side_and_answered_by_the_demo_mode
     free = [one["id"] for one in plan["tasks"] if not one["depends_on"]]
     assert len(free) >= 2, "nothing could run side by side"
     events = api.events(run["id"])
-    started = {e["node"]: e["seq"] for e in events if e["type"] == "task.started"}
-    completed = {e["node"]: e["seq"] for e in events if e["type"] == "task.completed"}
+    started = {e["node"]: e["at"] for e in events if e["type"] == "task.started"}
+    completed = {e["node"]: e["at"] for e in events if e["type"] == "task.completed"}
     assert set(started) == set(completed) == set(nodes)
     assert max(started[name] for name in free) < min(completed[name] for name in free)
     for planned in plan["tasks"]:

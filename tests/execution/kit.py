@@ -6,6 +6,7 @@ from typing import Any
 
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.domain.runs import Run, RunRequest
+from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.ports import TaskContext
@@ -21,6 +22,11 @@ Handler = Callable[[TaskContext], Awaitable[Any]]
 async def accept(request: RunRequest, tenant: Tenant) -> RunRequest:
     """Every name is known."""
     return request
+
+
+def control(runs: Runs) -> Control:
+    """The door for signals and decisions beside ``runs``."""
+    return Control(database=runs.database, engine=runs.engine)
 
 
 @asynccontextmanager

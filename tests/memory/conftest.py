@@ -1,8 +1,14 @@
-"""Each test that stores something runs on a SQLite file and on PostgreSQL."""
+"""Each test of long-term memory runs on a SQLite file and on PostgreSQL."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
+from agent_server.memory.recall import Recall
+from agent_server.memory.store import MemoryStore
+from agent_server.storage.database import Database, database_at
+from agent_server.storage.migrate import upgrade
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -11,3 +17,20 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/data/server.db"
     found: str = request.getfixturevalue("postgres_url")
     return found
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    opened = database_at(url)
+    await opened.open()
+    await opened.write(upgrade)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def store(database: Database) -> MemoryStore:
+    opened = MemoryStore(database)
+    await opened.open()
+    Recall(opened)
+    return opened

@@ -74,7 +74,7 @@ class EphemeralFollow:
             self._refused = error
         finally:
             self._ended = True
-            self._events.wake()
+            self._events.nudge()
 
     async def _take(self) -> list[StoredEvent]:
         """Wait for events; empty when there will be none."""

@@ -15,14 +15,18 @@ from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, Step, Task
 from agent_server.domain.stored_workflows import (
+    DryRun,
+    DryRunRequest,
     Saved,
     SaveMode,
     StoredWorkflow,
+    WorkflowGraph,
     WorkflowReport,
     WorkflowVersion,
 )
 from agent_server.execution.events import StoredEvent
-from agent_server.execution.runs import Idempotency, Page, RunFilters, Submitted
+from agent_server.execution.paging import Page
+from agent_server.execution.runs import Idempotency, RunFilters, Submitted
 
 Items = list[JsonObject]
 
@@ -84,6 +88,8 @@ class RunsPort(Protocol):
         self, tenant: Tenant, run_id: RunId, after: int
     ) -> AbstractAsyncContextManager[Follow]: ...
 
+    async def request(self, tenant: Tenant, run_id: RunId) -> RunRequest: ...
+
     async def plan(self, tenant: Tenant, run_id: RunId) -> PlanState: ...
 
     async def tasks(self, tenant: Tenant, run_id: RunId) -> Sequence[Task]: ...
@@ -127,6 +133,18 @@ class WorkflowsPort(Protocol):
     ) -> None: ...
 
     async def validate(self, tenant: Tenant, text: str) -> WorkflowReport: ...
+
+    async def dry_run(self, tenant: Tenant, asked: DryRunRequest) -> DryRun: ...
+
+    async def graph(
+        self, tenant: Tenant, name: str, version: str | None = None
+    ) -> WorkflowGraph: ...
+
+    def graph_of_run(
+        self, workflow: JsonObject, tasks: Sequence[Task], *, succeeded: bool
+    ) -> WorkflowGraph: ...
+
+    def graph_of_plan(self, plan: PlanState) -> WorkflowGraph: ...
 
 
 class ApproachInfo(Frozen):

@@ -61,7 +61,8 @@ class Target(NamedTuple):
     run_id: RunId
 
 
-def _target(request: Request) -> Target:
+def run_target(request: Request) -> Target:
+    """The run in the path, of the caller's tenant. Raises ``NotFound`` for what is no id."""
     call: Call = request.scope[CALL]
     run_id = request.path_params["run_id"]
     if not RUN_ID.fullmatch(run_id):
@@ -255,7 +256,7 @@ class RunRoutes:
 
     async def read(self, request: Request) -> Response:
         wanted = inputs.query(request, inputs.WaitQuery)
-        target = _target(request)
+        target = run_target(request)
         if wanted.wait:
             return Json(dump(await self._wait(target, wanted.wait)))
         return Json(dump(await self._runs.get(*target)))
@@ -271,7 +272,7 @@ class RunRoutes:
 
     async def events(self, request: Request) -> Response:
         wanted = inputs.query(request, inputs.EventsQuery)
-        target = _target(request)
+        target = run_target(request)
         resumed = inputs.last_event_id(request.headers)
         after = wanted.after if resumed is None else resumed
         if not _wants_stream(request.headers.get("accept", "")):
@@ -290,19 +291,21 @@ class RunRoutes:
 
     async def plan(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
-        return Json(dump(await self._runs.plan(*_target(request))))
+        return Json(dump(await self._runs.plan(*run_target(request))))
 
     async def tasks(self, request: Request) -> Response:
         wanted = inputs.query(request, inputs.ListQuery)
         first = 0 if wanted.cursor is None else inputs.decode_cursor(wanted.cursor)
-        found = await self._runs.tasks(*_target(request))
+        found = await self._runs.tasks(*run_target(request))
         last = first + wanted.limit
         cursor = inputs.encode_cursor(last) if len(found) > last else None
         return Json(dump_page(map(dump, found[first:last]), cursor))
 
     async def steps(self, request: Request) -> Response:
         wanted = inputs.query(request, inputs.ListQuery)
-        page = await self._runs.steps(*_target(request), limit=wanted.limit, cursor=wanted.cursor)
+        page = await self._runs.steps(
+            *run_target(request), limit=wanted.limit, cursor=wanted.cursor
+        )
         return Json(dump_page(map(dump, page.data), page.next_cursor))
 
     async def cancel(self, request: Request) -> Response:
@@ -314,7 +317,7 @@ class RunRoutes:
             else CancelRequest()
         )
         inputs.refuse_nul(asked, raw)
-        return Json(dump(await self._runs.cancel(*_target(request), asked.reason)))
+        return Json(dump(await self._runs.cancel(*run_target(request), asked.reason)))
 
 
 def _wants_stream(accept: str) -> bool:

@@ -16,7 +16,7 @@ from agent_server.api.openapi import Route
 from agent_server.domain.base import Frozen
 from agent_server.domain.ids import Tenant
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
-from agent_server.execution.runs import Page
+from agent_server.execution.paging import Page
 
 PREFIX = "/api/v1/sessions"
 

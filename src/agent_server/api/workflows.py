@@ -17,17 +17,22 @@ from agent_server.api.answers import Json, dump, dump_page
 from agent_server.api.deps import ApiDeps
 from agent_server.api.door import CALL, YAML, Call
 from agent_server.api.openapi import NOTHING, Route
+from agent_server.api.runs import run_target
 from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.errors import MalformedBody, NotFound
+from agent_server.domain.runs import RunStatus
 from agent_server.domain.stored_workflows import (
+    DryRun,
+    DryRunRequest,
     Saved,
     SaveMode,
     StoredWorkflow,
+    WorkflowGraph,
     WorkflowReport,
     WorkflowVersion,
 )
 from agent_server.domain.workflows import WorkflowDefinition
-from agent_server.execution.runs import decode_cursor, encode_cursor
+from agent_server.execution.paging import decode_cursor, encode_cursor
 
 PREFIX = "/api/v1/workflows"
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -60,6 +65,7 @@ class WorkflowRoutes:
 
     def __init__(self, deps: ApiDeps) -> None:
         self._workflows = deps.workflows
+        self._runs = deps.runs
         self._max_depth = deps.settings.max_json_depth
 
     def routes(self) -> Sequence[Route]:
@@ -104,6 +110,18 @@ class WorkflowRoutes:
                 answers={200: WorkflowReport},
                 errors=(400, 408, 413, 415, 422),
                 **definition,
+            ),
+            route(
+                "POST",
+                "/dry-run",
+                self.dry_run,
+                summary="Which way would a workflow go?",
+                description="For the given inputs, with outputs that are given or made up. "
+                "Nothing is called and nothing is stored.",
+                name="dry_run_workflow",
+                body=DryRunRequest,
+                answers={200: DryRun},
+                errors=(400, 408, 413, 415, 422),
             ),
             route(
                 "GET",
@@ -151,6 +169,28 @@ class WorkflowRoutes:
                 name="list_workflow_versions",
                 query=inputs.ListQuery,
                 answers={200: WorkflowPage},
+                errors=(404, 422),
+            ),
+            route(
+                "GET",
+                "/{name}/graph",
+                self.graph,
+                summary="See a workflow as a graph",
+                description="Nodes, edges, and the same as Mermaid text.",
+                name="get_workflow_graph",
+                query=VersionQuery,
+                answers={200: WorkflowGraph},
+                errors=(404, 422),
+            ),
+            Route(
+                "GET",
+                "/api/v1/runs/{run_id}/graph",
+                self.graph_of_run,
+                summary="See a run as a graph",
+                description="The workflow or the plan of a run, with how far each node is.",
+                tag="runs",
+                name="get_run_graph",
+                answers={200: WorkflowGraph},
                 errors=(404, 422),
             ),
             route(
@@ -242,6 +282,34 @@ class WorkflowRoutes:
         inputs.query(request, inputs.NoQuery)
         text = self._text(request, await request.body())
         return Json(dump(await self._workflows.validate(_tenant(request), text)))
+
+    async def dry_run(self, request: Request) -> Response:
+        inputs.query(request, inputs.NoQuery)
+        raw = await request.body()
+        asked = inputs.parse(raw, DryRunRequest, max_depth=self._max_depth)
+        return Json(dump(await self._workflows.dry_run(_tenant(request), asked)))
+
+    async def graph(self, request: Request) -> Response:
+        wanted = inputs.query(request, VersionQuery)
+        name = _name(request)
+        return Json(dump(await self._workflows.graph(_tenant(request), name, wanted.version)))
+
+    async def graph_of_run(self, request: Request) -> Response:
+        inputs.query(request, inputs.NoQuery)
+        target = run_target(request)
+        run = await self._runs.get(*target)
+        if run.kind == "goal":
+            return Json(dump(self._workflows.graph_of_plan(await self._runs.plan(*target))))
+        asked = await self._runs.request(*target)
+        if not isinstance(asked.workflow, dict):
+            raise NotFound(
+                f"The run {run.id!r} has no graph.",
+                hint="Only a run of a goal or a workflow has one.",
+            )
+        tasks = await self._runs.tasks(*target)
+        succeeded = run.status is RunStatus.SUCCEEDED
+        graph = self._workflows.graph_of_run(asked.workflow, tasks, succeeded=succeeded)
+        return Json(dump(graph))
 
     def _text(self, request: Request, raw: bytes) -> str:
         """The definition's text. Raises ``MalformedBody`` for JSON that is none."""

@@ -18,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 runs_app = typer.Typer(help="Look at runs, follow and cancel them.", no_args_is_help=True)
-db_app = typer.Typer(help="The schema of the database.", no_args_is_help=True)
+db_app = typer.Typer(help="The database: its schema, its move to another.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
 app.add_typer(db_app, name="db")
 
@@ -215,6 +215,20 @@ def db_upgrade() -> None:
     from agent_server.cli.database import upgrade_database
 
     _do(upgrade_database)
+
+
+@db_app.command("copy")
+def db_copy(
+    source: Annotated[str, typer.Option("--from", help="URL of the database that is copied.")],
+    target: Annotated[str, typer.Option("--to", help="URL of an empty database.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a copy that was cut off.")
+    ] = False,
+) -> None:
+    """Copy everything from SQLite to PostgreSQL, or back; stop the servers first."""
+    from agent_server.cli.database import copy_database
+
+    _do(copy_database, source, target, resume)
 
 
 def _do(work: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,15 +1,20 @@
-"""``agent-server db …``: the schema of the database.
+"""``agent-server db …``: the schema of the database, and its move to another.
 
-Leans on the storage floor. Refuses to touch rows.
+Leans on the storage floor. Refuses to know what is in the rows.
 """
 
 import sys
 
 import anyio
 
+from agent_server.domain.errors import ConfigurationError
 from agent_server.settings import Settings, load_settings
+from agent_server.storage.copy import Derive, copy
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
+
+DERIVED: tuple[Derive, ...] = ()
+"""What packages keep beside their rows, made anew in the target."""
 
 
 async def upgrade_database() -> None:
@@ -33,3 +38,28 @@ async def revision(settings: Settings, timeout_s: float) -> tuple[str | None, st
             return await database.read(current_revision), head_revision()
         finally:
             await database.close()
+
+
+async def copy_database(source_url: str, target_url: str, resume: bool) -> None:
+    """Copy everything from one database into another, and say what arrived."""
+    if source_url == target_url:
+        raise ConfigurationError("Source and target are the same database.")
+    source, target = database_at(source_url), database_at(target_url)
+    await source.open()
+    try:
+        await target.open()
+        try:
+            done = await copy(source, target, resume=resume, derive=DERIVED, told=_tell)
+        finally:
+            await target.close()
+    finally:
+        await source.close()
+    sys.stderr.write("\n")
+    for table in done:
+        sys.stdout.write(f"{table.table:<24}{table.rows:>12,}\n")
+    sys.stdout.write("Every row arrived as it was. Start the servers on the target.\n")
+
+
+def _tell(table: str, rows: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{table}: {rows:,}")

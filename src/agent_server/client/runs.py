@@ -19,8 +19,10 @@ from agent_server.client.http import exchange, failed, transport_error
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, InvalidRequest, Unavailable
 from agent_server.domain.events import EVENT, Event
+from agent_server.domain.history import Comparison, ForkedRun, Redact, RunExport
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Run, RunRequest, Step, Task
+from agent_server.domain.stored_workflows import WorkflowGraph
 
 T = TypeVar("T")
 
@@ -117,6 +119,11 @@ class RunsClient:
         answer = await exchange(self._http, "GET", f"/api/v1/runs/{run_id}/plan")
         return PlanState.model_validate(answer)
 
+    async def graph(self, run_id: str) -> WorkflowGraph:
+        """The workflow or the plan of a run as a graph, with how far each node is."""
+        answer = await exchange(self._http, "GET", f"/api/v1/runs/{run_id}/graph")
+        return WorkflowGraph.model_validate(answer)
+
     async def tasks(self, run_id: str) -> Sequence[Task]:
         """The tasks of the run, in the order they were made."""
         return [Task.model_validate(t) for t in await self._all(f"/api/v1/runs/{run_id}/tasks")]
@@ -136,6 +143,46 @@ class RunsClient:
             cursor = answer.get("next_cursor")
             if cursor is None:
                 return rows
+
+    async def retry(self, run_id: str, *, budget: JsonObject | None = None) -> ForkedRun:
+        """A new run that goes on where this one failed; the same one when asked again."""
+        body = {} if budget is None else {"budget": budget}
+        answer = await exchange(self._http, "POST", f"/api/v1/runs/{run_id}/retry", json=body)
+        return ForkedRun.model_validate(answer)
+
+    async def fork(
+        self,
+        run_id: str,
+        start: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **changes: Any,
+    ) -> ForkedRun:
+        """A new run that shares what came before ``start`` (a task's id or path, a step's key;
+        default: nothing). ``changes`` are those of ``ForkRequest``."""
+        body = changes if start is None else {"from": start, **changes}
+        answer = await exchange(
+            self._http,
+            "POST",
+            f"/api/v1/runs/{run_id}/fork",
+            json=body,
+            headers={"Idempotency-Key": idempotency_key or uuid4().hex},
+        )
+        return ForkedRun.model_validate(answer)
+
+    async def compare(self, run_id: str, other_id: str) -> Comparison:
+        """The differences between two runs."""
+        answer = await exchange(
+            self._http, "GET", f"/api/v1/runs/{run_id}/compare", params={"with": other_id}
+        )
+        return Comparison.model_validate(answer)
+
+    async def export(self, run_id: str, *, redact: Redact = "none") -> RunExport:
+        """The whole run as one document."""
+        answer = await exchange(
+            self._http, "GET", f"/api/v1/runs/{run_id}/export", params={"redact": redact}
+        )
+        return RunExport.model_validate(answer)
 
     async def stored_events(self, run_id: str, *, after: int = 0) -> Sequence[Event]:
         """The facts stored so far after number ``after``, without waiting for more."""

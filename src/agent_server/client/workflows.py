@@ -12,7 +12,14 @@ import httpx2
 from agent_server.client.http import exchange
 from agent_server.client.runs import Page
 from agent_server.domain.base import JsonObject
-from agent_server.domain.stored_workflows import StoredWorkflow, WorkflowReport, WorkflowVersion
+from agent_server.domain.stored_workflows import (
+    DryRun,
+    DryRunRequest,
+    StoredWorkflow,
+    WorkflowGraph,
+    WorkflowReport,
+    WorkflowVersion,
+)
 
 PATH = "/api/v1/workflows"
 Definition = str | JsonObject
@@ -68,6 +75,30 @@ class WorkflowsClient:
         return WorkflowReport.model_validate(
             await self._send("POST", f"{PATH}/validate", definition)
         )
+
+    async def dry_run(
+        self,
+        workflow: str | JsonObject,
+        variables: JsonObject | None = None,
+        *,
+        outputs: JsonObject | None = None,
+        errors: dict[str, str] | None = None,
+    ) -> DryRun:
+        """The way that a workflow (a stored name, or a definition) would go. ``outputs`` says what
+        nodes give, ``errors`` with which code nodes fail; see ``DryRunRequest``."""
+        asked = DryRunRequest(
+            workflow=workflow, variables=variables, outputs=outputs or {}, errors=errors or {}
+        )
+        body = asked.model_dump(mode="json", exclude_unset=True)
+        return DryRun.model_validate(
+            await exchange(self._http, "POST", f"{PATH}/dry-run", json=body)
+        )
+
+    async def graph(self, name: str, version: str | None = None) -> WorkflowGraph:
+        """A stored workflow as nodes, edges and Mermaid text."""
+        params = {"version": version}
+        answer = await exchange(self._http, "GET", f"{PATH}/{name}/graph", params=params)
+        return WorkflowGraph.model_validate(answer)
 
     async def _send(
         self, method: str, path: str, definition: Definition, headers: dict[str, str] | None = None

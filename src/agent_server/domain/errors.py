@@ -22,7 +22,8 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     ├── RequestTimeout            408  request_timeout
     ├── Conflict                  409  conflict
     │   ├── IdempotencyInFlight   409  idempotency_in_flight
-    │   └── RunEnded              409  run_ended
+    │   ├── RunEnded              409  run_ended
+    │   └── AlreadyDecided        409  already_decided
     ├── PreconditionFailed        412  precondition_failed
     ├── BodyTooLarge              413  body_too_large
     ├── UnsupportedMediaType      415  unsupported_media_type
@@ -54,6 +55,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         ├── BudgetExceeded             budget_exceeded
         ├── RunCancelled               cancelled
         ├── ApprovalUnsupported        approval_unsupported
+        ├── ApprovalExpired            approval_expired
         ├── TooManyAttempts            too_many_attempts
         └── InternalError              internal
 """
@@ -226,6 +228,12 @@ class PreconditionFailed(AgentServerError):
     title = "It was changed meanwhile"
 
 
+class AlreadyDecided(Conflict):
+    """Nothing waits for this decision any more."""
+
+    code = "already_decided"
+
+
 class BodyTooLarge(AgentServerError):
     status = 413
     code = "body_too_large"
@@ -393,6 +401,12 @@ class ApprovalUnsupported(RunError):
     code = "approval_unsupported"
 
 
+class ApprovalExpired(RunError):
+    """Nobody decided in time, and the run was to fail then."""
+
+    code = "approval_expired"
+
+
 class TooManyAttempts(RunError):
     code = "too_many_attempts"
 
@@ -404,6 +418,7 @@ class InternalError(RunError):
 LASTING = frozenset(
     error.code
     for error in (
+        ApprovalExpired,
         ApprovalUnsupported,
         ExpressionError,
         InvalidWorkflow,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import AwareDatetime, Field, JsonValue, model_validator
+from pydantic import AwareDatetime, Field, JsonValue, field_validator, model_validator
 
 from agent_server.domain.base import Frozen, JsonObject
 
@@ -24,6 +24,10 @@ SearchMode = Literal["hybrid", "text", "vector"]
 DEFAULT_NAMESPACE = "default"
 MAX_BATCH = 1_000
 MAX_LIMIT = 200
+
+
+def _half(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class MemorySource(Frozen):
@@ -66,6 +70,13 @@ class MemoryDraft(Frozen):
     occurred_at: AwareDatetime | None = Field(
         default=None, description="When it happened, if not when it is written."
     )
+
+    @field_validator("key", "namespace", "session_id", "author", "subject")
+    @classmethod
+    def _storable(cls, value: str | None) -> str | None:
+        if value is not None and ("\0" in value or _half(value)):
+            raise ValueError("must not hold a NUL or half a character")
+        return value
 
     @model_validator(mode="after")
     def _not_empty(self) -> MemoryDraft:
@@ -166,7 +177,9 @@ class MemoryFilter(Frozen):
     q: str | None = None
     """Every word of it occurs."""
     part_of: str | None = None
-    """Pieces of that memory. Unless it is named, pieces are left out."""
+    """Pieces of that memory."""
+    parts: bool = False
+    """Also pieces of longer memories, which are left out unless ``part_of`` is named."""
     run_id: str | None = None
     """Written by that run."""
     replaced: bool = False

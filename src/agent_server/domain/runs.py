@@ -199,6 +199,16 @@ class WaitingFor(Frozen):
     until: datetime | None = None
 
 
+class SignalSent(Frozen):
+    """A signal that was taken in for a run."""
+
+    id: str
+    run_id: str
+    name: str
+    by: str
+    at: datetime
+
+
 class Run(Frozen):
     """A run as the API answers it."""
 
@@ -246,6 +256,8 @@ class Task(Frozen):
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    shared: bool = False
+    """It ended in the run that this one was forked from."""
 
 
 StepKind = Literal["model", "tool", "value"]
@@ -268,3 +280,5 @@ class Step(Frozen):
     usage: Usage = Usage()
     started_at: datetime
     ended_at: datetime | None = None
+    shared: bool = False
+    """It was made, and paid for, in the run that this one was forked from."""

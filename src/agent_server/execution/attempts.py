@@ -52,6 +52,8 @@ class Attempt:
     hidden: bool
     epoch: int
     number: int
+    stood_for: str | None = None
+    """The kind of what it waited for until now; None for a task that did not."""
     lost: bool = False
     """Another worker has it; nothing of this attempt is stored any more."""
     cancelled: bool = False
@@ -105,6 +107,7 @@ def snapshot_of(row: Row[Any]) -> RunSnapshot:
         request=request,
         created_at=row.created_at,
         parent_id=RunId(row.parent_id) if row.parent_id else None,
+        forked_from=RunId(row.forked_from) if row.forked_from else None,
         budget=request.budget,
         principal=row.principal,
     )

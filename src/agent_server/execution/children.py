@@ -17,7 +17,7 @@ from agent_server.domain.ids import task_id
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt, LocalRun, outcome_of
 from agent_server.execution.crash import crash_point
-from agent_server.execution.events import StoredEvent, splice_seq
+from agent_server.execution.events import Told
 from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import TaskOutcome, TaskSpec
 from agent_server.execution.roster import Roster, settle
@@ -125,9 +125,8 @@ class Children:
             node=spec.node,
             reason=reason,
         )
-        kind, data = store.encode_event(event)
 
-        def transaction(connection: Connection) -> list[StoredEvent]:
+        def transaction(connection: Connection) -> Told:
             self._roster.fence(connection, parent)
             now = utcnow()
             values = _task_values(parent, spec) | {
@@ -141,18 +140,14 @@ class Children:
             }
             if not store.insert_task(connection, values) or spec.hidden:
                 return []
-            first, _ = store.advance(connection, run.id, 1, store.NO_USAGE)
-            store.insert_events(connection, run.tenant, run.id, first, [(kind, data)])
-            return [StoredEvent(first, kind, splice_seq(first, data))]
+            return store.tell(connection, run.tenant, run.id, [event])
 
         try:
             published = await self._roster.database.write(transaction)
         except Exception as error:
             journal.break_off(error)
             raise
-        if published:
-            self._roster.hub.publish(run.id, published)
-            self._roster.observe([event])
+        self._roster.tell(run.id, published)
 
     async def _cancel(self, local: LocalRun, path: str) -> None:
         child = local.attempts.get(path)

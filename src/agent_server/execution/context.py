@@ -4,18 +4,30 @@ Leans on the journal and on the children. Refuses to know what the handler does 
 """
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
+from agent_server.domain.runs import WaitingFor
 from agent_server.execution.attempts import Attempt, as_stored
 from agent_server.execution.children import Children
 from agent_server.execution.journal import DurableJournal
-from agent_server.execution.ports import StepRecord, TaskOutcome, TaskSpec
+from agent_server.execution.ports import (
+    ApprovalAsk,
+    ApprovalDecision,
+    SignalReceived,
+    StepRecord,
+    TaskOutcome,
+    TaskSpec,
+)
+from agent_server.execution.waits import Waits
 
 
 class EngineContext:
     """See ``ports.TaskContext``."""
 
-    def __init__(self, children: Children, attempt: Attempt, journal: DurableJournal) -> None:
+    def __init__(
+        self, children: Children, waits: Waits, attempt: Attempt, journal: DurableJournal
+    ) -> None:
         self.run = attempt.local.snapshot
         self.path = attempt.path
         self.node = attempt.node
@@ -23,6 +35,7 @@ class EngineContext:
         self.attempt = attempt.number
         self.journal = journal
         self._children = children
+        self._waits = waits
         self._attempt = attempt
         self._journal = journal
 
@@ -34,10 +47,26 @@ class EngineContext:
 
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         whole = self.journal.key(key)
-        found = self._journal.recorded().get(whole)
-        if found is not None and found.status == "done":
+        found = self._journal.step(whole)
+        if found is not None:
             return found.output
         record = StepRecord(key=whole, kind="value", name=key)
         made = as_stored(await make())
         await self._journal.finish(record.done(made))
         return made
+
+    async def wait_signal(
+        self,
+        name: str,
+        *,
+        key: str,
+        until: datetime | None = None,
+        waiting_for: WaitingFor | None = None,
+    ) -> SignalReceived | None:
+        return await self._waits.signal(self._attempt, self._journal, name, key, until, waiting_for)
+
+    async def sleep_until(self, moment: datetime, *, key: str) -> None:
+        await self._waits.sleep(self._journal, moment, key)
+
+    async def ask_approval(self, ask: ApprovalAsk, *, key: str) -> ApprovalDecision:
+        return await self._waits.approval(self._attempt, self._journal, ask, key)

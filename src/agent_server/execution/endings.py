@@ -22,11 +22,11 @@ from agent_server.domain.events import (
     TaskFailed,
 )
 from agent_server.domain.ids import Tenant, task_id
-from agent_server.domain.runs import RunStatus, Usage, WaitingFor
+from agent_server.domain.runs import RunStatus, Usage
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt
 from agent_server.execution.journal import Ending
-from agent_server.execution.ports import FinalOutput, RunSnapshot
+from agent_server.execution.ports import FinalOutput, RunSnapshot, Suspend
 
 AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], None]
 """Appends a run's items to its session, inside the transaction that ends the run."""
@@ -118,17 +118,20 @@ def cancelled(attempt: Attempt, now: datetime) -> Ending:
     )
 
 
-def parked(attempt: Attempt, waiting_for: WaitingFor, wake_at: datetime | None) -> Ending:
-    """The task stands still where it can be seen, until it is woken or ``wake_at`` has come."""
+def parked(attempt: Attempt, suspend: Suspend, deadline: datetime | None, now: datetime) -> Ending:
+    """The task stands still where it can be seen, until it is nudged or its moment has come; a
+    root no longer than to the run's ``deadline``."""
     run = attempt.local.snapshot
+    waiting_for = suspend.waiting_for
     if attempt.path and waiting_for.task_id is None:
         waiting_for = waiting_for.model_copy(update={"task_id": task_id(run.id, attempt.path)})
+    moments = [suspend.wake_at, None if attempt.path else deadline]
+    wake_at = min((moment for moment in moments if moment is not None), default=None)
     shown = waiting_for.model_dump(mode="json")
     return Ending(
         status="waiting",
-        ended_at=None,
-        waiting_for=shown,
-        wake_at=wake_at,
+        ended_at=now,
+        parked=Suspend(waiting_for, wake_at=wake_at, awaits=suspend.awaits),
         count=1,
         events=lambda usage: [RunWaiting(waiting_for=waiting_for)],
         also=lambda c: store.set_run(c, run.id, status="waiting", waiting_for=shown),

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Row
 
-from agent_server.domain.base import utcnow
+from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     AgentServerError,
     BudgetExceeded,
@@ -33,6 +33,7 @@ from agent_server.domain.errors import (
 from agent_server.domain.events import (
     EventBase,
     RunFailed,
+    RunResumed,
     RunStarted,
     TaskStarted,
 )
@@ -50,7 +51,7 @@ from agent_server.execution.budget import Meter
 from agent_server.execution.children import Children
 from agent_server.execution.context import EngineContext
 from agent_server.execution.crash import crash_point
-from agent_server.execution.events import EventHub, StoredEvent, guarded, splice_seq
+from agent_server.execution.events import EventHub, Told, guarded
 from agent_server.execution.heartbeat import Heartbeat
 from agent_server.execution.journal import PASSING, DurableJournal, Ending
 from agent_server.execution.pause import wait_nudged
@@ -65,6 +66,7 @@ from agent_server.execution.ports import (
 )
 from agent_server.execution.relay import Ears, Relay
 from agent_server.execution.roster import Roster, order_stop, settle
+from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, PostgresDatabase
@@ -72,6 +74,8 @@ from agent_server.storage.wire import PostgresWire
 
 log = structlog.get_logger(__name__)
 
+_Taken = tuple[Row[Any], Row[Any], str | None]
+"""A task taken, its run, and the kind of what it stood still for, if it did."""
 FLUSH_S = 1.0
 LET_GO_S = 3.0
 """How long a stopping process waits for cancelled tasks; then it leaves them queued."""
@@ -105,6 +109,7 @@ class Engine:
         )
         self._children = Children(self.roster, self._launch)
         self._watch = Watch(self.roster)
+        self._waits = Waits(self.roster)
         self.database = database
         self.hub = hub
         self._settings = settings
@@ -199,7 +204,7 @@ class Engine:
         """There may be something to take, here or on another node."""
         self.roster.offer()
 
-    def launch_root(self, snapshot: RunSnapshot) -> None:
+    def launch_root(self, snapshot: RunSnapshot, payload: JsonObject) -> None:
         """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
         local = self._local(snapshot, None)
         self._launch(
@@ -210,7 +215,7 @@ class Engine:
                 kind=root_kind(snapshot.request),
                 description="",
                 agent=None,
-                payload={},
+                payload=payload,
                 hidden=True,
                 epoch=1,
                 number=1,
@@ -230,8 +235,8 @@ class Engine:
                 rows = await self.database.write(
                     lambda c: self._claim(c, free)  # noqa: B023  # awaited within the iteration
                 )
-                for task_row, run_row in rows:
-                    await self._launch_or_fail(task_row, run_row)
+                for task_row, run_row, stood_for in rows:
+                    await self._launch_or_fail(task_row, run_row, stood_for)
                 if len(rows) == free:
                     self.roster.wake.set()
             except PASSING as error:
@@ -239,44 +244,42 @@ class Engine:
             except Exception:
                 log.exception("cannot take tasks")
 
-    def _claim(self, connection: Connection, free: int) -> list[tuple[Row[Any], Row[Any]]]:
+    def _claim(self, connection: Connection, free: int) -> list[_Taken]:
         now = utcnow()
         taken = []
-        for row in store.claim(connection, self.node, free, now):
+        found = store.claim(connection, self.node, free, now)
+        # In one order by everybody: the runs' rows are locked on the way.
+        for row, stood_for in sorted(found, key=lambda pair: (pair[0].run_id, pair[0].path)):
             run = store.engine_run_row(connection, row.run_id)
             alive = not RunStatus(run.status).ended
-            if alive and row.path == "":
-                # An earlier attempt may have left children that wait for somebody.
-                waits = store.waiting_for(connection, row.run_id) if row.attempts > 1 else None
+            if alive and (row.path == "" or stood_for is not None):
+                # Others, perhaps left by an earlier attempt, may still wait for somebody.
+                waits = store.waiting_for(connection, row.run_id) if row.epoch > 1 else None
                 alive = store.begin_run(connection, row.run_id, now, waits)
             if alive:
-                taken.append((row, run))
+                taken.append((row, run, stood_for))
             else:
                 store.cancel_task(connection, row.run_id, row.path, now)
         return taken
 
-    async def _launch_or_fail(self, row: Row[Any], run: Row[Any]) -> None:
+    async def _launch_or_fail(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         """A run whose stored request cannot be read is set aside with the reason."""
         try:
-            self._launch_row(row, run)
+            self._launch_row(row, run, stood_for)
         except Exception as error:
             log.exception("a stored run cannot be read", run_id=row.run_id)
             info = error_info(InternalError(f"The stored run cannot be read: {error}."))
             failed = RunFailed(run_id=row.run_id, error=info, usage=store.usage_of(run))
-            kind, data = store.encode_event(failed)
 
-            def end(connection: Connection) -> StoredEvent:
+            def end(connection: Connection) -> Told:
                 now = utcnow()
                 store.cancel_tasks(connection, row.run_id, only_idle=False, now=now)
                 ended = store.RunEnd(RunStatus.FAILED, now, error=info.model_dump())
-                seq, _ = store.advance(connection, row.run_id, 1, store.NO_USAGE, ended)
-                store.insert_events(connection, run.tenant, row.run_id, seq, [(kind, data)])
-                return StoredEvent(seq, kind, splice_seq(seq, data))
+                return store.tell(connection, run.tenant, row.run_id, [failed], ended)
 
-            self.hub.publish(row.run_id, [await self.database.write(end)])
-            self._observe([failed])
+            self.roster.tell(row.run_id, await self.database.write(end))
 
-    def _launch_row(self, row: Row[Any], run: Row[Any]) -> None:
+    def _launch_row(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         crash_point("task.claimed")
         local = self._local(snapshot_of(run), run)
         self._launch(
@@ -291,6 +294,7 @@ class Engine:
                 hidden=row.hidden,
                 epoch=row.epoch,
                 number=row.attempts,
+                stood_for=stood_for,
             )
         )
 
@@ -324,7 +328,7 @@ class Engine:
         journal: DurableJournal | None = None
         try:
             recorded: list[StepRecord] = []
-            if attempt.number > 1:
+            if attempt.epoch > 1 or run.forked_from is not None:
                 recorded = await self.database.read(
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )
@@ -416,7 +420,9 @@ class Engine:
         )
 
     def _announce(self, attempt: Attempt, journal: DurableJournal) -> None:
-        if attempt.path == "":
+        if attempt.stood_for is not None:
+            journal.emit(RunResumed(reason=attempt.stood_for))
+        elif attempt.path == "":
             journal.emit(RunStarted(attempt=attempt.number))
         elif not attempt.hidden:
             journal.emit(
@@ -433,7 +439,7 @@ class Engine:
     async def _handle(self, attempt: Attempt, journal: DurableJournal) -> None:
         run = attempt.local.snapshot
         handler = self.handlers.get(attempt.kind)
-        context = EngineContext(self._children, attempt, journal)
+        context = EngineContext(self._children, self._waits, attempt, journal)
         log_context: dict[str, str] = {"run_id": run.id}
         if attempt.path:
             log_context["task"] = attempt.path
@@ -453,8 +459,8 @@ class Engine:
                 if attempt.ordered and not attempt.lost:
                     await self._end_ordered(attempt, journal)
                 elif isinstance(error, Suspend):
-                    wake_at = None if attempt.path else _deadline(run)
-                    await journal.end(endings.parked(attempt, error.waiting_for, wake_at))
+                    await journal.end(endings.parked(attempt, error, _deadline(run), utcnow()))
+                    self._wake_soon(error)
                 elif isinstance(error, Exception):
                     if not isinstance(error, AgentServerError):
                         log.exception("task failed unexpectedly", kind=attempt.kind)
@@ -463,6 +469,13 @@ class Engine:
                     raise
             else:
                 await self._end_succeeded(attempt, journal, output)
+
+    def _wake_soon(self, suspend: Suspend) -> None:
+        """Look at a short wait's end, not up to a whole ``POLL_S`` later."""
+        if suspend.wake_at is not None:
+            left_s = (suspend.wake_at - utcnow()).total_seconds()
+            if left_s < POLL_S:
+                asyncio.get_running_loop().call_later(max(0.0, left_s), self.roster.wake.set)
 
     async def _end_ordered(self, attempt: Attempt, journal: DurableJournal) -> None:
         """End as cancelled, even when the order comes twice."""

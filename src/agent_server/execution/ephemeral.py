@@ -7,11 +7,12 @@ what is recorded here ends with the object.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
-from agent_server.domain.base import JsonObject
+from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import InternalError, error_info
 from agent_server.domain.events import (
     BudgetWarning,
@@ -24,13 +25,16 @@ from agent_server.domain.events import (
     TaskSkipped,
 )
 from agent_server.domain.ids import RunId, TaskId, task_id
-from agent_server.domain.runs import Budget, StepKind, Usage
+from agent_server.domain.runs import Budget, StepKind, Usage, WaitingFor
 from agent_server.execution import store
 from agent_server.execution.budget import WARN_SHARE, Reserved, limited, refusal, warnings
 from agent_server.execution.ports import (
+    ApprovalAsk,
+    ApprovalDecision,
     Estimate,
     Handler,
     RunSnapshot,
+    SignalReceived,
     StepRecord,
     Suspend,
     TaskOutcome,
@@ -273,6 +277,23 @@ class EphemeralContext:
         if spec.path not in self._children:
             self._children[spec.path] = TaskOutcome("skipped")
             self.journal.emit(TaskSkipped(path=spec.path, node=spec.node, reason=reason))
+
+    async def wait_signal(
+        self,
+        name: str,
+        *,
+        key: str,
+        until: datetime | None = None,
+        waiting_for: WaitingFor | None = None,
+    ) -> SignalReceived | None:
+        detail = f"Waits for the signal {name!r}."
+        raise Suspend(waiting_for or WaitingFor(kind="signal", detail=detail, until=until))
+
+    async def sleep_until(self, moment: datetime, *, key: str) -> None:
+        await asyncio.sleep(max(0.0, (moment - utcnow()).total_seconds()))
+
+    async def ask_approval(self, ask: ApprovalAsk, *, key: str) -> ApprovalDecision:
+        raise Suspend(WaitingFor(kind="approval", detail=f"{ask.subject!r} needs approval."))
 
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         whole = self.journal.key(key)

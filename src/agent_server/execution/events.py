@@ -43,6 +43,10 @@ class StoredEvent:
     data: bytes
 
 
+Told = list[tuple[StoredEvent, EventBase]]
+"""Events as they were stored, each beside what it says, for readers and for observers."""
+
+
 def splice_seq(seq: int, data: str) -> bytes:
     """The stored JSON of an event with its ``seq`` put in front."""
     return b'{"seq":%d,%s' % (seq, data[1:].encode())
@@ -76,6 +80,10 @@ class Subscription:
         taken = [] if looks else list(self._queue)  # The store has all but deltas.
         self._queue.clear()
         return taken
+
+    def nudge(self) -> None:
+        """Let the reader take what there is, be it nothing: no more may come."""
+        self._ready.set()
 
     def wake(self) -> None:
         """Let the reader look into the store."""

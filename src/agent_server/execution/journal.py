@@ -33,7 +33,7 @@ from agent_server.execution import store
 from agent_server.execution.budget import Holder, Meter, warnings
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import DELTA, EventHub, StoredEvent, splice_seq
-from agent_server.execution.ports import Estimate, LostLease, StepRecord
+from agent_server.execution.ports import Estimate, LostLease, StepRecord, Suspend
 from agent_server.storage.database import Database
 
 LINGER_S = 0.02
@@ -65,16 +65,15 @@ class _Batch:
 class Ending:
     """How a task ends, or stands still, in its last transaction.
 
-    ``run`` ends the run too; ``events`` (exactly ``count``) are made from the run's totals;
+    ``parked`` is why, and until when, it stands still; ``run`` ends the run too; ``events`` (exactly ``count``) are made from the run's totals;
     ``also`` writes whatever else belongs to the end.
     """
 
     status: str
-    ended_at: datetime | None
+    ended_at: datetime
     output: Any = None
     error: Any = None
-    waiting_for: Any = None
-    wake_at: datetime | None = None
+    parked: Suspend | None = None
     run: store.RunEnd | None = None
     count: int = 0
     events: Callable[[Usage], list[EventBase]] = lambda usage: []
@@ -136,6 +135,11 @@ class DurableJournal:
         if not prefix:
             return dict(self._recorded)
         return {k: r for k, r in self._recorded.items() if k.startswith(prefix)}
+
+    def step(self, key: str) -> StepRecord | None:
+        """The step ``key``, if it is done."""
+        found = self._recorded.get(key)
+        return found if found is not None and found.status == "done" else None
 
     def emit(self, event: EventBase) -> None:
         self._take(event)
@@ -353,21 +357,24 @@ class DurableJournal:
             stored = self._stored(connection, batch, last)
             if stored is not None:
                 return stored
+        lease = (connection, self.run_id, self._path, self._owner, self._epoch)
         if last is None:
-            held = store.holds(connection, self.run_id, self._path, self._owner, self._epoch)
+            held = store.holds(*lease)
+        elif last.parked is not None:
+            held = store.park_task(
+                *lease,
+                waiting_for=last.parked.waiting_for.model_dump(mode="json"),
+                awaits=last.parked.awaits,
+                wake_at=last.parked.wake_at,
+                now=last.ended_at,
+            )
         else:
             held = store.end_task(
-                connection,
-                self.run_id,
-                self._path,
-                self._owner,
-                self._epoch,
+                *lease,
                 status=last.status,
                 ended_at=last.ended_at,
                 output=last.output,
                 error=last.error,
-                waiting_for=last.waiting_for,
-                wake_at=last.wake_at,
             )
         if not held:
             raise LostLease(

@@ -185,8 +185,54 @@ class RunSnapshot:
     request: RunRequest
     created_at: datetime
     parent_id: RunId | None = None
+    forked_from: RunId | None = None
+    """The run with which it shares a part of its ledger."""
     budget: Budget | None = None
     principal: str = "anonymous"
+
+
+@dataclass(frozen=True)
+class SignalReceived:
+    """What somebody sent to a run by ``POST /runs/{id}/signals/{name}``."""
+
+    payload: Any
+    by: str
+    """The sender's name."""
+    at: datetime
+
+
+OnExpiry = Literal["reject", "fail", "approve"]
+
+
+@dataclass(frozen=True)
+class ApprovalAsk:
+    """What a person is to consent to: ``subject`` (a tool's name, a node) with ``arguments``."""
+
+    subject: str
+    arguments: Any = None
+    """JSON. The consent is bound to the hash of exactly these."""
+    detail: str = ""
+    expires_at: datetime | None = None
+    on_expiry: OnExpiry = "reject"
+    """What happens when nobody has decided by then."""
+    approvers: tuple[str, ...] | None = None
+    """The names of those who may decide; None: whoever may see the run."""
+    schema: JsonObject | None = None
+    """The JSON Schema that edited arguments must fit."""
+    agent: str | None = None
+
+
+@dataclass(frozen=True)
+class ApprovalDecision:
+    """What was decided. ``arguments`` are those consented to: as asked, or edited."""
+
+    decision: Literal["approve", "reject", "expired"]
+    arguments: Any = None
+    reason: str = ""
+    by: str = ""
+    approval_id: str = ""
+    asked_hash: str = ""
+    """Of the arguments that were asked about: ``arguments_hash``."""
 
 
 class TaskContext(Protocol):
@@ -217,6 +263,34 @@ class TaskContext(Protocol):
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         """``make()``'s JSON value, ledgered under ``key``: computed once, replayed ever after."""
 
+    async def wait_signal(
+        self,
+        name: str,
+        *,
+        key: str,
+        until: datetime | None = None,
+        waiting_for: WaitingFor | None = None,
+    ) -> SignalReceived | None:
+        """Stand still, holding no slot, until somebody sends the signal ``name`` to the run.
+
+        One signal is consumed by one wait, the oldest first, and replayed the same under
+        ``key``. One that was sent before is found. None when ``until`` (the same at each attempt:
+        from ``value`` or the run's own moments) has passed. ``waiting_for`` says it in other words.
+
+        This and the two below raise ``Suspend``: the handler ends and is called again from its
+        start, so a handler that uses them beside other work runs them in a task of their own.
+        """
+
+    async def sleep_until(self, moment: datetime, *, key: str) -> None:
+        """Stand still, holding no slot, until ``moment``; woken at most about a second late."""
+
+    async def ask_approval(self, ask: ApprovalAsk, *, key: str) -> ApprovalDecision:
+        """Stand still until a person has decided, or ``ask.expires_at`` has come.
+
+        Asked once under ``key``, however often called. Raises ``ApprovalExpired`` where nobody
+        decided in time and ``on_expiry`` is ``"fail"``; with ``"approve"`` it counts as approved.
+        """
+
 
 @dataclass(frozen=True)
 class FinalOutput:
@@ -237,11 +311,24 @@ Handler = Callable[[TaskContext], Awaitable[Any]]
 
 
 class Suspend(Exception):
-    """Raised by a handler to stand still until a decision: the task keeps no worker."""
+    """Raised by a handler to stand still until a decision: the task keeps no worker.
 
-    def __init__(self, waiting_for: WaitingFor) -> None:
+    The task is taken up again when somebody nudges it (by the signal that it ``awaits``, by a
+    decision about one of its steps), or at ``wake_at``. Being taken up for nothing is harmless:
+    the handler looks again and raises this again.
+    """
+
+    def __init__(
+        self,
+        waiting_for: WaitingFor,
+        *,
+        wake_at: datetime | None = None,
+        awaits: str | None = None,
+    ) -> None:
         super().__init__(waiting_for.detail)
         self.waiting_for = waiting_for
+        self.wake_at = wake_at
+        self.awaits = awaits
 
 
 class LostLease(Exception):

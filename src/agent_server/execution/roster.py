@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from agent_server.domain.events import EventBase
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt, LocalRun
-from agent_server.execution.events import EventHub
+from agent_server.execution.events import EventHub, Told
 from agent_server.execution.ports import LostLease, TaskOutcome
 from agent_server.execution.relay import Relay
 from agent_server.storage.database import Database
@@ -95,6 +95,12 @@ class Roster:
         for future in waiting:
             if not future.done():
                 future.set_result(outcome)
+
+    def tell(self, run_id: str, told: Told) -> None:
+        """Readers and observers hear of what was stored of the run, outside a journal."""
+        if told:
+            self.hub.publish(run_id, [stored for stored, _ in told])
+            self.observe([event for _, event in told])
 
     def yield_slot(self, attempt: Attempt) -> None:
         """While it awaits children, the parent takes no slot."""

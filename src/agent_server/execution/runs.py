@@ -5,14 +5,11 @@ names in a request are looked up by the ``prepare`` it is given. Every call is f
 """
 
 import asyncio
-import base64
-import binascii
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -21,13 +18,12 @@ from agent_server.domain.errors import (
     Conflict,
     IdempotencyInFlight,
     IdempotencyMismatch,
-    InvalidCursor,
     InvalidRequest,
     NotFound,
     RunEnded,
 )
 from agent_server.domain.events import EventBase, RunCancelled, RunCreated, RunStarted
-from agent_server.domain.ids import Tenant, new_run_id, task_id
+from agent_server.domain.ids import RunId, Tenant, new_run_id, task_id
 from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution import store
@@ -38,16 +34,17 @@ from agent_server.execution.events import (
     TERMINAL,
     EventHub,
     StoredEvent,
+    Told,
     guarded,
     splice_seq,
 )
+from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.execution.ports import RunSnapshot
 from agent_server.execution.store import conversations
 from agent_server.execution.unstored import run_unstored
 from agent_server.settings import Settings
 from agent_server.storage.database import Database
 
-T = TypeVar("T")
 Events = list[StoredEvent]
 Tasks = list[Task]
 Items = list[JsonObject]
@@ -79,14 +76,6 @@ class RunFilters:
     workflow: str | None = None
     created_after: datetime | None = None
     q: str | None = None
-
-
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """A page of a list and where the next one starts; None at the end."""
-
-    data: list[T]
-    next_cursor: str | None
 
 
 class Follow:
@@ -157,6 +146,19 @@ stored workflow's definition), so that a later change never touches the run. Rai
 ``InvalidRequest`` or a kind of it."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a new run brings along from the run ``run_id`` that it is made from."""
+
+    run_id: str
+    payload: JsonObject
+    """Of its root task."""
+    events: Callable[[str], list[tuple[str, str]]]
+    """For the new run's id: type and JSON of what is said of the shared part."""
+    write: Callable[[Connection, str], None]
+    """Stores the shared part under the new run's id."""
+
+
 Limit = Callable[[RunRequest, Tenant, str], RunRequest]
 """Answers a request of that principal with the budget that holds for it; raises
 ``BudgetRefused``."""
@@ -191,8 +193,10 @@ class Runs:
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None = None,
+        origin: Origin | None = None,
     ) -> Submitted:
-        """Store the run and let it begin; durable when this returns.
+        """Store the run and let it begin; durable when this returns. ``origin`` is for
+        ``history.py``.
 
         Raises what ``prepare`` raises, and ``IdempotencyMismatch`` when the key came with
         another body. Of any number of equal requests at once, one makes the run.
@@ -204,7 +208,7 @@ class Runs:
             if known is not None:
                 return known
         request = self._limit(await self._prepare(request, tenant), tenant, principal)
-        return await asyncio.shield(self._submit(request, tenant, principal, idempotency))
+        return await asyncio.shield(self._submit(request, tenant, principal, idempotency, origin))
 
     async def _submit(
         self,
@@ -212,9 +216,12 @@ class Runs:
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None,
+        origin: Origin | None,
     ) -> Submitted:
         now = utcnow()
         run_id = new_run_id()
+        forked_from = origin.run_id if origin is not None else None
+        payload = origin.payload if origin is not None else {}
         later = request.start_after is not None and request.start_after > now
         direct = self.engine.roster.free_slot() and not later
         workflow = _workflow_name(request.workflow) if request.workflow is not None else None
@@ -234,14 +241,18 @@ class Runs:
                 "workflow": workflow,
                 "session_id": request.session_id,
                 "principal": principal,
+                "forked_from": forked_from,
                 "created_at": now,
                 "started_at": now if start else None,
             }
-            said: list[EventBase] = [RunCreated(kind=request.kind, name=name, at=now)]
+            created = RunCreated(kind=request.kind, name=name, at=now)
+            encoded = [store.encode_event(store.stamped(created, run_id, None))]
+            if origin is not None:
+                encoded += origin.events(run_id)
             if start:
-                said.append(RunStarted(attempt=1, at=now))
-            encoded = [store.encode_event(store.stamped(event, run_id, None)) for event in said]
-            store.insert_run(connection, values | {"last_seq": len(said)})
+                began = RunStarted(attempt=1, at=now)
+                encoded.append(store.encode_event(store.stamped(began, run_id, None)))
+            store.insert_run(connection, values | {"last_seq": len(encoded)})
             run = Run(
                 id=run_id,
                 kind=request.kind,
@@ -255,6 +266,7 @@ class Runs:
                 session_id=request.session_id,
                 approach=request.approach,
                 model=request.model,
+                forked_from=forked_from,
                 created_at=now,
                 started_at=now if start else None,
                 metadata=request.metadata,
@@ -281,7 +293,7 @@ class Runs:
                     "tenant": tenant,
                     "node": "",
                     "kind": root_kind(request),
-                    "payload": {},
+                    "payload": payload,
                     "hidden": True,
                     "status": "running" if start else "queued",
                     "owner": self.engine.node if start else None,
@@ -293,6 +305,8 @@ class Runs:
                     "started_at": now if start else None,
                 },
             )
+            if origin is not None:
+                origin.write(connection, run_id)
             store.insert_events(connection, tenant, run_id, 1, encoded)
             published = [
                 StoredEvent(i + 1, kind, splice_seq(i + 1, data))
@@ -324,7 +338,9 @@ class Runs:
                     created_at=now,
                     budget=request.budget,
                     principal=principal,
-                )
+                    forked_from=RunId(forked_from) if forked_from else None,
+                ),
+                payload,
             )
         else:
             self.engine.wake()
@@ -451,7 +467,7 @@ class Runs:
         """Stop the run; a model call in flight is aborted. Raises ``RunEnded`` at its end."""
         now = utcnow()
 
-        def transaction(connection: Connection) -> tuple[StoredEvent, EventBase] | None:
+        def transaction(connection: Connection) -> Told:
             # The root first and locked: until the end of this, the run cannot end otherwise.
             root = store.root_status(connection, run_id)
             row = store.run_row(connection, tenant, run_id)
@@ -466,19 +482,14 @@ class Runs:
             store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now)
             store.order_cancel(connection, run_id, reason)
             if carried_out:
-                return None  # Whoever carries the root out ends the run.
+                return []  # Whoever carries the root out ends the run.
             event = RunCancelled(run_id=run_id, reason=reason, usage=store.usage_of(row))
-            kind, data = store.encode_event(event)
             end = store.RunEnd(RunStatus.CANCELLED, now)
-            seq, _ = store.advance(connection, run_id, 1, store.NO_USAGE, end)
-            store.insert_events(connection, tenant, run_id, seq, [(kind, data)])
-            return StoredEvent(seq, kind, splice_seq(seq, data)), event
+            return store.tell(connection, tenant, run_id, [event], end)
 
-        ended = await self.database.write(transaction)
-        if ended is not None:
-            self.hub.publish(run_id, [ended[0]])
-            self._observe([ended[1]])
-        else:
+        told = await self.database.write(transaction)
+        self.engine.roster.tell(run_id, told)
+        if not told:
             self.engine.roster.order(run_id)
         await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
@@ -499,6 +510,13 @@ class Runs:
             yield follow
         finally:
             follow.close()
+
+    async def request(self, tenant: Tenant, run_id: str) -> RunRequest:
+        """What the run was submitted with, a workflow's definition included."""
+        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+        if row is None:
+            raise _no_run(run_id)
+        return RunRequest.model_validate(row.request)
 
     async def plan(self, tenant: Tenant, run_id: str) -> PlanState:
         """The plan as last made or revised, with how far each task is."""
@@ -566,25 +584,3 @@ def _workflow_name(workflow: Any) -> str:
     if isinstance(workflow, dict):
         return str(workflow.get("name", "inline"))[:200]
     return str(workflow or "")
-
-
-def encode_cursor(at: datetime, identity: str) -> str:
-    """An opaque place in a list."""
-    raw = json.dumps([at.isoformat(), identity]).encode()
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> tuple[datetime, str]:
-    """The place ``cursor`` names; raises ``InvalidCursor``."""
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        at, identity = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
-        moment = datetime.fromisoformat(at)
-        if moment.tzinfo is None or not isinstance(identity, str):
-            raise ValueError("not a cursor of this server")
-    except (ValueError, TypeError, binascii.Error, UnicodeError) as error:
-        raise InvalidCursor(
-            f"The cursor {cursor[:100]!r} is not one this server gave.",
-            hint="Take next_cursor from the page before, unchanged.",
-        ) from error
-    return moment, identity

@@ -27,7 +27,7 @@ from agent_server.domain.errors import Conflict, NotFound
 from agent_server.domain.ids import Tenant
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
 from agent_server.execution import store
-from agent_server.execution.runs import Page, decode_cursor, encode_cursor
+from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.storage.database import Database
 from agent_server.storage.tables import session_items, sessions
 
@@ -200,6 +200,22 @@ def append_items(
     connection.execute(
         update(sessions).where(*key).values(item_count=count + len(items), updated_at=now)
     )
+
+
+def items_before(
+    connection: Connection, tenant: Tenant, session_id: str, run_id: str
+) -> list[JsonObject]:
+    """The session's items that came before the run ``run_id`` said anything, oldest first."""
+    of_session = _of(session_items, tenant, session_id)
+    first = (
+        select(func.min(session_items.c.position))
+        .where(*of_session, session_items.c.run_id == run_id)
+        .scalar_subquery()
+    )
+    query = select(session_items.c.data).where(
+        *of_session, func.coalesce(session_items.c.position < first, True)
+    )
+    return list(connection.execute(query.order_by(session_items.c.position)).scalars())
 
 
 def branch_session(

@@ -51,8 +51,9 @@ class Redaction:
     credentials of a URL are recognised inside any text.
     """
 
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
+    def __init__(self, secrets: Iterable[str] = (), *, max_depth: int = MAX_DEPTH) -> None:
         # The longest first, so that a secret that contains another goes whole.
+        self._max_depth = max_depth
         self._secrets = sorted(secrets, key=len, reverse=True)
 
     def text(self, text: str) -> str:
@@ -68,7 +69,7 @@ class Redaction:
             return self.text(value)
         if value is None or isinstance(value, bool | int | float):
             return value
-        if depth >= MAX_DEPTH:
+        if depth >= self._max_depth:
             return "[too deep to log]"
         if isinstance(value, dict):
             return {

@@ -48,6 +48,8 @@ class Assignment:
     output_schema: JsonObject | None = None
     context: JsonObject = field(default_factory=dict)
     session_id: str | None = None
+    instructions: str | None = None
+    """Instead of the agent's own."""
     options: RunOptions | None = None
 
 
@@ -69,6 +71,8 @@ class Solver:
         raised, and ``OutputInvalid`` for an answer that still does not fit after two repairs.
         """
         agent, approach_name = self._staff(assignment)
+        if assignment.instructions is not None:
+            agent = agent.clone(instructions=assignment.instructions)
         if assignment.options is not None:
             agent = tailored(agent, assignment.options)
         schema = assignment.output_schema

@@ -32,7 +32,7 @@ class AgentTask:
 
     ``agent`` (a slug, or null for the generalist), ``input`` (a text, a list of input items, or
     any JSON, which becomes text), and optionally ``approach``, ``model``, ``tools`` [names],
-    ``output_schema``, ``context``.
+    ``output_schema``, ``context``, ``instructions`` (instead of the agent's own).
     """
 
     def __init__(self, solver: Solver) -> None:
@@ -52,6 +52,7 @@ class AgentTask:
                 model=payload.get("model") or ctx.run.request.model,
                 output_schema=schema,
                 context={**ctx.run.request.context, **(payload.get("context") or {})},
+                instructions=payload.get("instructions"),
             ),
         )
         return output
@@ -79,6 +80,7 @@ class AgentRun:
                 model=request.model,
                 context=request.context,
                 session_id=request.session_id,
+                instructions=ctx.payload.get("instructions"),
                 output_schema=options.output_schema if options is not None else None,
                 options=options,
             ),

@@ -12,11 +12,10 @@ share one sync to disk. Nothing is acknowledged before it is durable (WAL, ``syn
 import asyncio
 import os
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
@@ -41,6 +40,7 @@ from agent_server.domain.errors import (
     DataDirLocked,
     StorageFull,
 )
+from agent_server.storage.sqlite_driver import driver, load_vector_functions
 
 try:
     import fcntl
@@ -57,6 +57,7 @@ READERS = 2
 TRIES = 4
 """Times a transaction is run on PostgreSQL when each time it was rolled back by circumstance."""
 BUSY_TIMEOUT_MS = 10_000
+SCRUB_TRIES = 5
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"})
 
@@ -81,6 +82,12 @@ class Database(Protocol):
 
     async def read(self, fn: Transaction[T]) -> T:
         """Run ``fn`` in a transaction that only reads, beside writers."""
+
+    async def scrub(self) -> None:
+        """Return when nothing of what was deleted before can be read in the file or its log.
+
+        Nothing to do on PostgreSQL, where a deleted row's bytes stay until its vacuum.
+        """
 
     async def close(self) -> None:
         """Finish what is queued and let go of the database."""
@@ -110,7 +117,7 @@ _FULL = ("disk is full", "no space left", "disk full")
 _DRIVER_ERRORS = (
     SQLAlchemyError,
     OSError,
-    sqlite3.Error,
+    driver.Error,
     asyncio.TimeoutError,  # An OSError only from Python 3.11 on.
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -135,7 +142,7 @@ def _about_the_statement(error: Exception, state: str) -> bool:
         return not error.connection_invalidated and isinstance(
             error, (DataError, IntegrityError, NotSupportedError, ProgrammingError)
         )
-    lost = (OSError, sqlite3.OperationalError, asyncio.TimeoutError, PoolTimeout)
+    lost = (OSError, driver.OperationalError, asyncio.TimeoutError, PoolTimeout)
     return not isinstance(error, (*lost, asyncpg.InterfaceError, asyncpg.PostgresError))
 
 
@@ -272,6 +279,22 @@ class SqliteDatabase:
         result: T = await asyncio.shield(job.future)
         return result
 
+    async def scrub(self) -> None:
+        # Deleted bytes are overwritten as they are deleted; the log may hold the pages before.
+        for _ in range(SCRUB_TRIES):
+            if await asyncio.get_running_loop().run_in_executor(self._readers, self._truncate_log):
+                return
+        raise DatabaseUnavailable(
+            "What was deleted may still be read in the database's log, which is in use.",
+            hint="It is overwritten with the next checkpoint, or when the server stops.",
+        )
+
+    def _truncate_log(self) -> bool:
+        with closing(driver.connect(self._path, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS // SCRUB_TRIES}")
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
     async def read(self, fn: Transaction[T]) -> T:
         if self._closed:
             raise DatabaseUnavailable("The database is closed.", hint="The server is stopping.")
@@ -404,6 +427,7 @@ def _answer(jobs: list[_Job]) -> None:
 def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
+        module=driver,
         poolclass=pool.NullPool,
         connect_args={"check_same_thread": False},
     )
@@ -419,9 +443,11 @@ def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
         cursor.execute(f"PRAGMA journal_size_limit={JOURNAL_SIZE_LIMIT}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA temp_store=MEMORY")
+        cursor.execute("PRAGMA secure_delete=ON")
         if not writer:
             cursor.execute("PRAGMA query_only=ON")
         cursor.close()
+        load_vector_functions(dbapi_connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -509,6 +535,9 @@ class PostgresDatabase:
             if _sqlstate(error) in _RETRIED_STATES or (error.connection_invalidated and not done):
                 raise _Again(error) from error
             raise
+
+    async def scrub(self) -> None:
+        pass
 
     async def close(self) -> None:
         await self._engine.dispose()

@@ -125,6 +125,8 @@ tasks = Table(
     Column("epoch", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("wake_at", Moment),
+    Column("awaits", Text),
+    Column("nudged", Boolean, nullable=False, server_default=false()),
     Column("lane", Text),
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
@@ -155,6 +157,49 @@ steps = Table(
     Column("ended_at", Moment),
     Column("shared", Boolean, nullable=False, server_default=false()),
     *_usage(),
+)
+
+signals = Table(
+    "signals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("payload", JsonText),
+    Column("sent_by", Text, nullable=False),
+    Column("sent_at", Moment, nullable=False),
+    Column("taken_by", Text),
+    Index(None, "run_id", "name", "id"),
+)
+"""``taken_by`` is the key of the step that consumed it."""
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("task_path", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("agent", Text),
+    Column("arguments", JsonText),
+    Column("arguments_hash", Text, nullable=False),
+    Column("arguments_schema", JsonText),
+    Column("detail", Text, nullable=False),
+    Column("approvers", JsonText),
+    Column("on_expiry", Text, nullable=False),
+    Column("requested_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Column("decided_at", Moment),
+    Column("decided_by", Text),
+    Column("reason", Text),
+    Column("replaces", Text),
+    Column("replaced_by", Text),
+    Index(None, "tenant", "requested_at", "id"),
+    Index(None, "run_id"),
 )
 
 reservations = Table(
@@ -296,7 +341,7 @@ memories = Table(
     Column("superseded_by", Text),
     Column("words", Text, nullable=False),
     Column("length", Integer, nullable=False),
-    Column("lexemes", Text().with_variant(TSVECTOR, "postgresql")),
+    Column("lexemes", Text().with_variant(TSVECTOR, "postgresql"), info={"derived": True}),
     Index(None, "id", "version", unique=True),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "space", "session_id", "position"),

@@ -15,10 +15,17 @@ from typing import Final, Protocol
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, InvalidWorkflow, NotFound, UnknownWorkflow
 from agent_server.domain.ids import Tenant
+from agent_server.domain.plans import PlanState
+from agent_server.domain.runs import Task
 from agent_server.domain.stored_workflows import (
+    DryRun,
+    DryRunRequest,
+    GraphEdge,
+    GraphNode,
     Saved,
     SaveMode,
     StoredWorkflow,
+    WorkflowGraph,
     WorkflowReport,
     WorkflowVersion,
 )
@@ -26,9 +33,11 @@ from agent_server.domain.workflows import WorkflowDefinition, WorkflowNode, walk
 from agent_server.execution.runs import Idempotency
 from agent_server.storage.database import Database
 from agent_server.workflow import store
+from agent_server.workflow.dry_run import dry_run
+from agent_server.workflow.picture import draw, mermaid, states_of
 from agent_server.workflow.ports import MAX_CHAIN
 from agent_server.workflow.source import read_source
-from agent_server.workflow.validation import invalid, parse, reference_to, split_name
+from agent_server.workflow.validation import invalid, parse, reference_to, split_name, validate
 from agent_server.workflow.values import did_you_mean
 
 NAMES_KNOWN: Final = 1_000
@@ -41,7 +50,7 @@ class Check(Protocol):
     """Validates a definition against the names that exist now, and those of ``workflows``."""
 
     def __call__(
-        self, definition: JsonObject, workflows: Collection[str]
+        self, definition: JsonObject, workflows: Collection[str] | None
     ) -> WorkflowDefinition: ...
 
 
@@ -171,6 +180,54 @@ class Library:
         followed = set[str]()
         await follow(workflow, (f"{workflow.get('name')}@{workflow.get('version')}",))
         return {**workflow, "workflows": held} if held else workflow
+
+    async def dry_run(self, tenant: Tenant, asked: DryRunRequest) -> DryRun:
+        """The way that a workflow would go. Raises ``InvalidRequest`` or a kind of it."""
+        workflow = asked.workflow
+        if isinstance(workflow, str):
+            workflow = await self.definition(tenant, *split_name(workflow))
+        self._check(workflow, None)
+        return await dry_run(tenant, await self.pinned(tenant, workflow), asked)
+
+    async def graph(self, tenant: Tenant, name: str, version: str | None = None) -> WorkflowGraph:
+        """A stored workflow as nodes and edges. Raises ``NotFound``."""
+        stored = await self.get(tenant, name, version)
+        return draw(validate({**stored.definition, "version": stored.version}))
+
+    def graph_of_run(
+        self, workflow: JsonObject, tasks: Sequence[Task], *, succeeded: bool
+    ) -> WorkflowGraph:
+        """The workflow of a run, with how far each of its nodes is."""
+        definition = validate(workflow)
+        places = [(task.path, task.status) for task in tasks]
+        return draw(definition, states_of(definition, places, succeeded=succeeded))
+
+    def graph_of_plan(self, plan: PlanState) -> WorkflowGraph:
+        """A plan, with how far each of its tasks is."""
+        nodes = tuple(
+            GraphNode(
+                id=task.id,
+                type="agent" if task.agent else "approach",
+                label=f"agent {task.agent}" if task.agent else "task",
+                status=task.status,
+                count=0 if task.status == "pending" else 1,
+            )
+            for task in plan.tasks
+        )
+        known = {task.id for task in plan.tasks}
+        edges = tuple(
+            GraphEdge(source=other, target=task.id)
+            for task in plan.tasks
+            for other in task.depends_on
+            if other in known
+        )
+        return WorkflowGraph(
+            name="plan",
+            version=str(plan.revision),
+            nodes=nodes,
+            edges=edges,
+            mermaid=mermaid(nodes, edges),
+        )
 
     async def names(self, tenant: Tenant) -> Sequence[str]:
         rows = await self._database.read(

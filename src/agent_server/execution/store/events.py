@@ -11,7 +11,9 @@ from sqlalchemy import Connection, Integer, bindparam, insert, literal, select
 
 from agent_server.domain.base import json_text
 from agent_server.domain.events import EventBase
-from agent_server.execution.events import StoredEvent, splice_seq
+from agent_server.execution.events import StoredEvent, Told, splice_seq
+from agent_server.execution.store.columns import NO_USAGE
+from agent_server.execution.store.runs import RunEnd, advance
 from agent_server.storage.tables import events
 
 _INSERT_EVENTS = insert(events)
@@ -41,6 +43,27 @@ def encode_event(event: EventBase) -> tuple[str, str]:
     """An event's type and its stored JSON."""
     kind: str = event.type  # type: ignore[attr-defined]  # every member of the union has one
     return kind, json_text(event, exclude={"seq"})
+
+
+def tell(
+    connection: Connection,
+    tenant: str,
+    run_id: str,
+    said: Sequence[EventBase],
+    end: RunEnd | None = None,
+) -> Told:
+    """Store ``said`` as the run's next events, and perhaps end it: for what no journal writes.
+
+    Raises ``LostLease`` for a run that has ended.
+    """
+    said = [stamped(event, run_id, None) for event in said]
+    encoded = [encode_event(event) for event in said]
+    first, _ = advance(connection, run_id, len(encoded), NO_USAGE, end)
+    insert_events(connection, tenant, run_id, first, encoded)
+    return [
+        (StoredEvent(first + i, kind, splice_seq(first + i, data)), event)
+        for i, ((kind, data), event) in enumerate(zip(encoded, said, strict=True))
+    ]
 
 
 _EVENTS = (

@@ -113,4 +113,5 @@ def step_of(row: Row[Any], task: str | None) -> Step:
         usage=usage_of(row),
         started_at=row.started_at,
         ended_at=row.ended_at,
+        shared=row.shared,
     )

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Row,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Task
 from agent_server.execution.store.columns import INSERTS, LIVE
+from agent_server.execution.store.waits import withdraw_approvals
 from agent_server.storage.tables import nodes, runs, tasks
 
 _SIBLING = tasks.alias("sibling")
@@ -101,6 +103,7 @@ def task_of(row: Row[Any], identity: str) -> Task:
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
+        shared=row.shared,
     )
 
 
@@ -141,10 +144,14 @@ def lane_busy(connection: Connection, lane: str) -> bool:
     return connection.execute(query).scalar() is not None
 
 
-def claim(connection: Connection, owner: str, limit: int, now: datetime) -> Sequence[Row[Any]]:
-    """Take up to ``limit`` due tasks, oldest first: each gets a new epoch and one more attempt."""
+def claim(
+    connection: Connection, owner: str, limit: int, now: datetime
+) -> list[tuple[Row[Any], str | None]]:
+    """Take up to ``limit`` due tasks, oldest first: each gets a new epoch and, unless it stood
+    still, one more attempt. With each comes the kind of what it stood still for, if it did.
+    """
     due = (
-        select(tasks.c.run_id, tasks.c.path)
+        select(tasks.c.run_id, tasks.c.path, tasks.c.status, tasks.c.waiting_for)
         .where(
             or_(
                 and_(tasks.c.status == "queued", tasks.c.wake_at.is_(None)),
@@ -157,10 +164,11 @@ def claim(connection: Connection, owner: str, limit: int, now: datetime) -> Sequ
     )
     if connection.dialect.name == "postgresql":
         due = due.with_for_update(skip_locked=True)
-    keys = [(row.run_id, row.path) for row in connection.execute(due)]
+    found = {(row.run_id, row.path): row for row in connection.execute(due)}
+    keys = list(found)
     if not keys:
         return []
-    return connection.execute(
+    taken = connection.execute(
         update(tasks)
         .where(
             tuple_(tasks.c.run_id, tasks.c.path).in_(keys),
@@ -170,8 +178,10 @@ def claim(connection: Connection, owner: str, limit: int, now: datetime) -> Sequ
             status="running",
             owner=owner,
             epoch=tasks.c.epoch + 1,
-            attempts=tasks.c.attempts + 1,
+            attempts=tasks.c.attempts + case((tasks.c.status == "waiting", 0), else_=1),
             wake_at=None,
+            awaits=None,
+            nudged=False,
             waiting_for=None,
             started_at=func.coalesce(
                 tasks.c.started_at, bindparam("now", now, tasks.c.started_at.type)
@@ -179,24 +189,44 @@ def claim(connection: Connection, owner: str, limit: int, now: datetime) -> Sequ
         )
         .returning(tasks)
     ).all()
+    return [(row, _stood_still(found[row.run_id, row.path])) for row in taken]
 
 
+def _stood_still(row: Any) -> str | None:
+    return str((row.waiting_for or {}).get("kind", "")) if row.status == "waiting" else None
+
+
+_OWNED = and_(
+    tasks.c.run_id == bindparam("run"),
+    tasks.c.path == bindparam("b_path"),
+    tasks.c.owner == bindparam("b_owner"),
+    tasks.c.epoch == bindparam("b_epoch"),
+    tasks.c.status == "running",
+)
 _END_TASK = (
     update(tasks)
-    .where(
-        tasks.c.run_id == bindparam("run"),
-        tasks.c.path == bindparam("b_path"),
-        tasks.c.owner == bindparam("b_owner"),
-        tasks.c.epoch == bindparam("b_epoch"),
-        tasks.c.status == "running",
-    )
+    .where(_OWNED)
     .values(
         status=bindparam("b_status"),
         output=bindparam("b_output"),
         error=bindparam("b_error"),
-        waiting_for=bindparam("b_waiting_for"),
-        wake_at=bindparam("b_wake_at"),
         ended_at=bindparam("b_ended_at"),
+        waiting_for=None,
+        wake_at=None,
+        owner=None,
+    )
+)
+_PARK_TASK = (
+    update(tasks)
+    .where(_OWNED)
+    .values(
+        status="waiting",
+        waiting_for=bindparam("b_waiting_for"),
+        awaits=bindparam("b_awaits"),
+        wake_at=case(
+            (tasks.c.nudged, bindparam("b_now", type_=tasks.c.wake_at.type)),
+            else_=bindparam("b_wake_at", type_=tasks.c.wake_at.type),
+        ),
         owner=None,
     )
 )
@@ -213,10 +243,8 @@ def end_task(
     ended_at: datetime | None,
     output: Any = None,
     error: Any = None,
-    waiting_for: Any = None,
-    wake_at: datetime | None = None,
 ) -> bool:
-    """Let go of the task for good, or until it is woken; False when ``owner`` has lost it."""
+    """Let go of the task for good; False when ``owner`` has lost it."""
     values = {
         "run": run_id,
         "b_path": path,
@@ -225,11 +253,62 @@ def end_task(
         "b_status": status,
         "b_output": output,
         "b_error": error,
-        "b_waiting_for": waiting_for,
-        "b_wake_at": wake_at,
         "b_ended_at": ended_at,
     }
     return bool(connection.execute(_END_TASK, values).rowcount)
+
+
+def park_task(
+    connection: Connection,
+    run_id: str,
+    path: str,
+    owner: str,
+    epoch: int,
+    *,
+    waiting_for: Any,
+    awaits: str | None,
+    wake_at: datetime | None,
+    now: datetime,
+) -> bool:
+    """Let go of the task until it is nudged or ``wake_at`` has come; False when ``owner`` has
+    lost it. Nudged since it was taken, it is due at once."""
+    values = {
+        "run": run_id,
+        "b_path": path,
+        "b_owner": owner,
+        "b_epoch": epoch,
+        "b_waiting_for": waiting_for,
+        "b_awaits": awaits,
+        "b_wake_at": wake_at,
+        "b_now": now,
+    }
+    return bool(connection.execute(_PARK_TASK, values).rowcount)
+
+
+def nudge(connection: Connection, run_id: str, which: ColumnElement[bool], now: datetime) -> None:
+    """Let the run's live tasks ``which`` look again: those that stand still, and those that might
+    be about to."""
+    connection.execute(
+        update(tasks)
+        .where(tasks.c.run_id == run_id, tasks.c.status.in_(LIVE), which)
+        .values(
+            nudged=True,
+            wake_at=case(
+                (tasks.c.status == "waiting", bindparam("now", now, tasks.c.wake_at.type)),
+                else_=tasks.c.wake_at,
+            ),
+        )
+    )
+
+
+def nudge_task(connection: Connection, run_id: str, path: str, now: datetime) -> None:
+    """Something about a step of the task was decided."""
+    nudge(connection, run_id, tasks.c.path == path, now)
+
+
+def nudge_awaiting(connection: Connection, run_id: str, awaits: str, now: datetime) -> None:
+    """What tasks of the run may await has come."""
+    nudge(connection, run_id, or_(tasks.c.awaits == awaits, tasks.c.status != "waiting"), now)
 
 
 def has_ended(connection: Connection, run_id: str, path: str, epoch: int, status: str) -> bool:
@@ -252,6 +331,7 @@ def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: d
         .where(tasks.c.run_id == run_id, tasks.c.status.in_(which))
         .values(status="cancelled", owner=None, ended_at=now)
     )
+    withdraw_approvals(connection, run_id, now)
 
 
 def cancel_task(connection: Connection, run_id: str, path: str, now: datetime) -> None:
@@ -261,6 +341,7 @@ def cancel_task(connection: Connection, run_id: str, path: str, now: datetime) -
         .where(tasks.c.run_id == run_id, tasks.c.path == path, tasks.c.status.in_(LIVE))
         .values(status="cancelled", owner=None, ended_at=now)
     )
+    withdraw_approvals(connection, run_id, now, path)
     if waiting_for(connection, run_id) is None:
         connection.execute(
             update(runs)

@@ -1,0 +1,202 @@
+"""The door for those who steer runs that are under way: signals and decisions.
+
+Leans on the engine's roster and the store. Refuses to know what a run does with what it is told:
+each call writes in one transaction what was said, and nudges the task that may wait for it.
+Every call is for one tenant.
+"""
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from agent_server.domain.approvals import Approval, ApprovalStatus, Decide
+from agent_server.domain.base import utcnow
+from agent_server.domain.errors import (
+    AlreadyDecided,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    RunEnded,
+)
+from agent_server.domain.ids import Tenant, new_id
+from agent_server.domain.json_schema import faults_in
+from agent_server.domain.runs import RunStatus, SignalSent
+from agent_server.execution import consent, store
+from agent_server.execution.engine import Engine
+from agent_server.execution.events import Told
+from agent_server.execution.paging import Page, decode_cursor, encode_cursor
+from agent_server.execution.waits import signal_awaited
+from agent_server.storage.database import Database
+
+
+class Control:
+    """Built once; see the module."""
+
+    def __init__(self, *, database: Database, engine: Engine) -> None:
+        self._database = database
+        self._engine = engine
+
+    async def signal(
+        self, tenant: Tenant, run_id: str, name: str, payload: Any, *, by: str
+    ) -> SignalSent:
+        """Send the signal ``name`` to the run, which consumes it once. Kept until it does.
+
+        Raises ``NotFound``, and ``RunEnded`` for a run that nothing can reach any more.
+        """
+        sent = SignalSent(id=new_id("sig"), run_id=run_id, name=name, by=by, at=utcnow())
+
+        def nudge(connection: Connection) -> None:
+            store.nudge_awaiting(connection, run_id, signal_awaited(name), sent.at)
+
+        def transaction(connection: Connection) -> None:
+            nudge(connection)
+            _open_run(connection, tenant, run_id)
+            store.insert_signal(
+                connection,
+                {
+                    "id": sent.id,
+                    "run_id": run_id,
+                    "tenant": tenant,
+                    "name": name,
+                    "payload": payload,
+                    "sent_by": by,
+                    "sent_at": sent.at,
+                },
+            )
+
+        await self._database.write(transaction)
+        if self._database.dialect == "postgresql":
+            # A task begun meanwhile on another node may have looked before this was committed.
+            await self._database.write(nudge)
+        self._engine.wake()
+        return sent
+
+    async def approvals(
+        self,
+        tenant: Tenant,
+        *,
+        status: ApprovalStatus | None = None,
+        run_id: str | None = None,
+        subject: str | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> Page[Approval]:
+        """Newest first."""
+        before = decode_cursor(cursor) if cursor is not None else None
+        now = utcnow()
+        rows = await self._database.read(
+            lambda c: store.list_approval_rows(
+                c,
+                tenant,
+                status=status,
+                run_id=run_id,
+                subject=subject,
+                now=now,
+                before=before,
+                limit=limit + 1,
+            )
+        )
+        more = len(rows) > limit
+        rows = rows[:limit]
+        after = encode_cursor(rows[-1].requested_at, rows[-1].id) if more else None
+        return Page([store.approval_of(row, now) for row in rows], after)
+
+    async def approval(self, tenant: Tenant, identity: str) -> Approval:
+        """One approval; raises ``NotFound``, for another tenant's too."""
+        row = await self._database.read(
+            lambda c: store.approval_row(c, identity, tenant, lock=False)
+        )
+        if row is None:
+            raise _no_approval(identity)
+        return store.approval_of(row, utcnow())
+
+    async def decide(self, tenant: Tenant, identity: str, decide: Decide, *, by: str) -> Approval:
+        """Approve or reject, once. Returns the record that counts: a new one for edited arguments.
+
+        Raises ``NotFound``; ``Forbidden`` for who may not decide; ``AlreadyDecided`` when somebody
+        else, the clock or the run's end came first; ``InvalidRequest`` for edited arguments that
+        the tool would not take.
+        """
+        now = utcnow()
+
+        def transaction(connection: Connection) -> tuple[str, str, Told]:
+            row = store.approval_row(connection, identity, tenant, lock=False)
+            if row is None:
+                raise _no_approval(identity)
+            # Tasks before approvals before runs, by everybody.
+            store.nudge_task(connection, row.run_id, row.task_path, now)
+            row = store.approval_row(connection, identity, tenant)
+            assert row is not None
+            approval = store.approval_of(row, now)
+            _refuse(approval, by)
+            edited = _edited(approval, decide, row.arguments_schema)
+            counts, told = consent.settle(
+                connection, row, decide.decision, by, decide.reason, now, edited
+            )
+            return row.run_id, counts, told
+
+        run_id, counts, told = await self._database.write(transaction)
+        self._engine.roster.tell(run_id, told)
+        self._engine.wake()
+        return await self.approval(tenant, counts)
+
+
+def _open_run(connection: Connection, tenant: Tenant, run_id: str) -> Any:
+    """The run, which has not ended."""
+    row = store.run_row(connection, tenant, run_id)
+    if row is None:
+        raise NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")
+    if RunStatus(row.status).ended:
+        raise RunEnded(
+            f"The run {run_id!r} has already ended: {row.status}.",
+            hint="Nothing reaches it any more.",
+        )
+    return row
+
+
+def _no_approval(identity: str) -> NotFound:
+    return NotFound(
+        f"There is no approval {identity[:60]!r}.", hint="GET /api/v1/approvals lists them."
+    )
+
+
+def _refuse(approval: Approval, by: str) -> None:
+    """Raise why ``by`` cannot decide about it now."""
+    if approval.approvers is not None and by not in approval.approvers:
+        raise Forbidden(
+            f"{by!r} may not decide about {approval.subject!r}.",
+            hint=f"Those who may: {', '.join(approval.approvers) or 'nobody'}.",
+        )
+    if approval.status == "expired":
+        raise AlreadyDecided(
+            f"The approval {approval.id!r} expired at {approval.expires_at}.",
+            hint="The run went on without a decision; see `on_expiry`.",
+        )
+    if approval.status == "withdrawn":
+        raise AlreadyDecided(
+            f"The approval {approval.id!r} is not waited for any more: its run or task has ended.",
+        )
+    if approval.status != "pending":
+        raise AlreadyDecided(
+            f"The approval {approval.id!r} was {approval.status} already, by "
+            f"{approval.decided_by!r} at {approval.decided_at}.",
+            hint="An approval is decided once; GET it to see how.",
+        )
+
+
+def _edited(approval: Approval, decide: Decide, schema: Any) -> Any:
+    """The arguments to call with instead; None when they are those asked about."""
+    if decide.arguments is None or decide.arguments == approval.arguments:
+        return None
+    if decide.decision == "reject":
+        raise InvalidRequest(
+            "A rejection takes no arguments.", hint="Leave out `arguments`, or approve."
+        )
+    faults = faults_in(decide.arguments, schema, at="/arguments") if schema else []
+    if faults:
+        raise InvalidRequest(
+            f"The edited arguments do not fit what {approval.subject!r} takes.",
+            errors=tuple(faults),
+            hint="GET the approval to see the arguments that were asked about.",
+        )
+    return decide.arguments

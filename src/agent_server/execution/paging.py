@@ -1,0 +1,45 @@
+"""Pages of a list: what one holds, and the opaque place where the next one starts.
+
+Leans on nothing but the standard library. Refuses to know what is listed.
+"""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from agent_server.domain.errors import InvalidCursor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A page of a list and where the next one starts; None at the end."""
+
+    data: list[T]
+    next_cursor: str | None
+
+
+def encode_cursor(at: datetime, identity: str) -> str:
+    """An opaque place in a list."""
+    raw = json.dumps([at.isoformat(), identity]).encode()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> tuple[datetime, str]:
+    """The place ``cursor`` names; raises ``InvalidCursor``."""
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        at, identity = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
+        moment = datetime.fromisoformat(at)
+        if moment.tzinfo is None or not isinstance(identity, str):
+            raise ValueError("not a cursor of this server")
+    except (ValueError, TypeError, binascii.Error, UnicodeError) as error:
+        raise InvalidCursor(
+            f"The cursor {cursor[:100]!r} is not one this server gave.",
+            hint="Take next_cursor from the page before, unchanged.",
+        ) from error
+    return moment, identity

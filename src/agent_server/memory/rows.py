@@ -1,0 +1,170 @@
+"""Memories as rows: made ready before a transaction, read back after it, and chosen by filters.
+
+Leans on the tables and on ``memory.words``. Refuses to run a transaction: ``memory.store`` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, or_, true
+
+from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.ids import Tenant, new_id
+from agent_server.domain.memories import (
+    Memory,
+    MemoryFilter,
+    MemoryPart,
+    MemoryQuery,
+    MemorySource,
+    NewMemory,
+)
+from agent_server.memory.words import facets_of, index_words, text_of
+from agent_server.storage.tables import memories as m
+from agent_server.storage.tables import memory_spaces
+
+READ = [column for column in m.c if column.name not in {"lexemes", "words"}] + [
+    memory_spaces.c.name.label("namespace")
+]
+"""What ``memory_of`` needs, from the two tables joined."""
+JOINED = m.join(memory_spaces, m.c.space == memory_spaces.c.id)
+
+
+@dataclass(frozen=True)
+class PreparedMemories:
+    """See ``ports.Prepared``: each row without what only the transaction can know."""
+
+    rows: list[JsonObject] = field(default_factory=list)
+    namespaces: list[str] = field(default_factory=list)
+
+
+def prepare(memories: Sequence[NewMemory]) -> PreparedMemories:
+    now = utcnow()
+    return PreparedMemories([_row(new, now) for new in memories], [n.namespace for n in memories])
+
+
+def _row(new: NewMemory, now: datetime) -> JsonObject:
+    part = new.part_of
+    created = new.created_at or now
+    return {
+        "id": new.id or new_id("mem"),
+        "version": 1,
+        "kind": new.kind,
+        "key": new.key,
+        "session_id": new.session_id,
+        "position": None,
+        "author": new.author,
+        "subject": new.subject,
+        "importance": new.importance,
+        "expires_at": new.expires_at,
+        "occurred_at": new.occurred_at,
+        "source": new.source.model_dump(exclude_none=True),
+        "run_id": new.source.run_id,
+        "parent_id": part.memory_id if part else None,
+        "part": part.index if part else None,
+        "heading": list(part.heading) if part else None,
+        "searchable": new.searchable,
+        "created_at": created,
+        "updated_at": created,
+        "replaced_at": None,
+        "supersedes": None,
+        "superseded_by": None,
+        **indexed(new.content, new.metadata, part.heading if part else (), new.searchable),
+    }
+
+
+def indexed(
+    content: Any, metadata: JsonObject, heading: Sequence[str], searchable: bool
+) -> JsonObject:
+    """The columns that hold a content, and what the index holds of it."""
+    words = index_words(" ".join((*heading, text_of(content)))) if searchable else []
+    facets = facets_of(metadata)
+    return {
+        "content": content,
+        "metadata": metadata,
+        "words": " ".join([*words, *facets]),
+        "length": len(words),
+    }
+
+
+def memory_of(row: Row[Any]) -> Memory:
+    part = None
+    if row.parent_id is not None:
+        part = MemoryPart(memory_id=row.parent_id, index=row.part, heading=tuple(row.heading or ()))
+    return Memory.model_construct(
+        id=row.id,
+        version=row.version,
+        kind=row.kind,
+        content=row.content,
+        key=row.key,
+        namespace=row.namespace,
+        session_id=row.session_id,
+        author=row.author,
+        subject=row.subject,
+        metadata=row.metadata,
+        importance=row.importance,
+        expires_at=row.expires_at,
+        occurred_at=row.occurred_at,
+        source=MemorySource(**row.source),
+        part_of=part,
+        position=row.position,
+        searchable=row.searchable,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        replaced_at=row.replaced_at,
+        supersedes=row.supersedes,
+        superseded_by=row.superseded_by,
+    )
+
+
+def chosen_by(tenant: Tenant, filter: MemoryFilter) -> ColumnElement[bool]:
+    """The condition of ``filter``, all but its words."""
+    equal = {
+        m.c.kind: filter.kind,
+        memory_spaces.c.name: filter.namespace,
+        m.c.key: filter.key,
+        m.c.session_id: filter.session_id,
+        m.c.subject: filter.subject,
+        m.c.run_id: filter.run_id,
+    }
+    conditions = [column == value for column, value in equal.items() if value is not None]
+    if filter.part_of is not None:
+        conditions.append(m.c.parent_id == filter.part_of)
+    elif not filter.parts:
+        conditions.append(m.c.parent_id.is_(None))
+    if not filter.replaced:
+        conditions.append(m.c.replaced_at.is_(None))
+    return and_(m.c.tenant == tenant, *conditions)
+
+
+def found_by(query: MemoryQuery, now: datetime) -> ColumnElement[bool]:
+    """The condition on a row that ``query`` may find, all but its words and its namespace."""
+    moment = query.as_of or now
+    conditions: list[ColumnElement[bool]] = [
+        m.c.searchable,
+        or_(m.c.expires_at.is_(None), m.c.expires_at > moment),
+    ]
+    if query.as_of is None:
+        conditions.append(m.c.replaced_at.is_(None))
+    else:
+        conditions.append(m.c.updated_at <= moment)
+        conditions.append(or_(m.c.replaced_at.is_(None), m.c.replaced_at > moment))
+    if query.kinds is not None:
+        conditions.append(m.c.kind.in_(query.kinds))
+    if query.session_id is not None:
+        conditions.append(m.c.session_id == query.session_id)
+    if query.subject is not None:
+        conditions.append(m.c.subject == query.subject)
+    return and_(true(), *conditions)
+
+
+def narrows(query: MemoryQuery) -> bool:
+    """Whether ``query`` asks for fewer rows than are live in its namespace."""
+    return bool(
+        query.kinds is not None
+        or query.session_id is not None
+        or query.subject is not None
+        or query.filter
+        or query.as_of is not None
+    )

@@ -1,0 +1,539 @@
+"""Long-term memory in tables: written, read, edited, superseded, erased. See ``memory.ports``.
+
+Leans on storage, on the text index, and on ``memory.recall`` for searches. Refuses to know who
+embeds: vectors follow on their own (``memory.embedding``); here they are only ever erased.
+
+A version is a row. What is deleted goes from every table and index in one transaction, and then
+from the log of the file.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+import anyio
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed
+from agent_server.domain.ids import Tenant
+from agent_server.domain.memories import (
+    MAX_BATCH,
+    Found,
+    MemoriesErased,
+    Memory,
+    MemoryChange,
+    MemoryFilter,
+    MemoryQuery,
+    MemorySource,
+    MemoryStats,
+    MemoryUse,
+    NewMemory,
+)
+from agent_server.execution.paging import decode_cursor, encode_cursor
+from agent_server.memory.ports import Added, MemoryPage, Prepared
+from agent_server.memory.rows import (
+    JOINED,
+    READ,
+    PreparedMemories,
+    chosen_by,
+    indexed,
+    memory_of,
+    prepare,
+)
+from agent_server.memory.text_index import Fts5, Lexemes, TextIndex
+from agent_server.memory.vector_index import VectorIndex, erase_vectors, vector_index
+from agent_server.memory.words import query_words
+from agent_server.storage.database import Database
+from agent_server.storage.tables import memories as m
+from agent_server.storage.tables import memory_spaces, memory_uses, memory_vectors
+
+ERASED_AT_ONCE = 500
+IN_LOOP = 20
+"""So many memories are made ready on the event loop; more in a thread."""
+Search = Callable[[Tenant, MemoryQuery], Awaitable[list[Found]]]
+
+
+class MemoryStore:
+    """``ports.Memories`` on SQLite and PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.words: TextIndex = Fts5() if database.dialect == "sqlite" else Lexemes()
+        self.vectors: VectorIndex | None = None
+        """How vectors are searched; None when this process cannot."""
+        self.no_vectors_because: str | None = None
+        self.written: list[Callable[[], None]] = []
+        """Called after each ``add`` and ``edit``: somebody may have vectors to make."""
+        self.search_with: Search | None = None
+        self.describe_embedder: Callable[[], Awaitable[tuple[str | None, int | None]]] | None = None
+
+    async def open(self) -> None:
+        """Make the indexes that the schema lacks, and see what this database can do."""
+        self.vectors, self.no_vectors_because = await vector_index(self.database)
+        await self.database.write(self.words.create)
+
+    async def add(self, tenant: Tenant, memories: Sequence[NewMemory]) -> list[Added]:
+        if len(memories) > MAX_BATCH:
+            raise InvalidRequest(
+                f"{len(memories)} memories are too many at once.",
+                hint=f"Write at most {MAX_BATCH} in one batch.",
+            )
+        if len(memories) <= IN_LOOP:
+            prepared = prepare(memories)
+        else:
+            prepared = await anyio.to_thread.run_sync(prepare, memories)
+        added = await self.database.write(lambda c: self.insert(c, tenant, prepared))
+        self._was_written()
+        return added
+
+    def prepare(self, memories: Sequence[NewMemory]) -> PreparedMemories:
+        return prepare(memories)
+
+    def insert(self, connection: Connection, tenant: Tenant, prepared: Prepared) -> list[Added]:
+        ready = cast(PreparedMemories, prepared)
+        if not ready.rows:
+            return []
+        spaces = self._spaces(connection, tenant, set(ready.namespaces))
+        rows: list[JsonObject] = [
+            {**row, "tenant": tenant, "space": spaces[namespace]}
+            for row, namespace in zip(ready.rows, ready.namespaces, strict=True)
+        ]
+        self._lock(connection, rows)
+        known = self._known(connection, [row["id"] for row in rows])
+        named: dict[tuple[int, str], JsonObject] = self._holders(connection, rows)
+        fresh: list[JsonObject] = []
+        closed: dict[int, JsonObject] = {}
+        ids: list[tuple[str, bool]] = []
+        for row in rows:
+            if (there := known.get(row["id"])) is not None:
+                if there != tenant:
+                    raise Conflict(
+                        f"The id {row['id']!r} is taken.", hint="Leave the id out: one is made."
+                    )
+                ids.append((row["id"], False))
+                continue
+            place = (row["space"], row["key"])
+            if row["key"] is not None and (holder := named.get(place)) is not None:
+                if holder["content"] == row["content"] and holder["metadata"] == row["metadata"]:
+                    ids.append((holder["id"], False))
+                    continue
+                row["supersedes"] = holder["id"]
+                change = {"replaced_at": row["updated_at"], "superseded_by": row["id"]}
+                if "serial" in holder:
+                    closed[holder["serial"]] = change
+                else:
+                    holder.update(change)
+            if row["key"] is not None:
+                named[place] = row
+            known[row["id"]] = tenant
+            fresh.append(row)
+            ids.append((row["id"], True))
+        for serial, change in closed.items():
+            connection.execute(update(m).where(m.c.serial == serial).values(**change))
+        erase_vectors(connection, self.vectors, list(closed))
+        self._write(connection, fresh)
+        names = {number: name for name, number in spaces.items()}
+        return self._added(connection, names, ids, fresh)
+
+    def _spaces(self, connection: Connection, tenant: Tenant, names: set[str]) -> dict[str, int]:
+        asked = select(memory_spaces.c.name, memory_spaces.c.id).where(
+            memory_spaces.c.tenant == tenant, memory_spaces.c.name.in_(names)
+        )
+        found: dict[str, int] = {name: number for name, number in connection.execute(asked)}
+        if missing := sorted(names - found.keys()):
+            rows = [{"tenant": tenant, "name": name} for name in missing]
+            insert_new(connection, memory_spaces, rows)
+            found = {name: number for name, number in connection.execute(asked)}
+        return found
+
+    def _lock(self, connection: Connection, rows: list[JsonObject]) -> None:
+        """Let nobody else write under these keys or into these sessions till the commit."""
+        if connection.dialect.name == "sqlite":
+            return  # One writer at a time anyway.
+        places = {f"k {r['space']} {r['key']}" for r in rows if r["key"] is not None}
+        places |= {f"s {r['space']} {r['session_id']}" for r in rows if r["session_id"] is not None}
+        for place in sorted(places):  # In one order, so that two batches cannot hold each other up.
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(hashtextextended(:place, 7))"), {"place": place}
+            )
+
+    def _known(self, connection: Connection, ids: list[str]) -> dict[str, str]:
+        rows = connection.execute(select(m.c.id, m.c.tenant).where(m.c.id.in_(ids)).distinct())
+        return {identity: tenant for identity, tenant in rows}
+
+    def _holders(
+        self, connection: Connection, rows: list[JsonObject]
+    ) -> dict[tuple[int, str], JsonObject]:
+        places = {(row["space"], row["key"]) for row in rows if row["key"] is not None}
+        if not places:
+            return {}
+        found = connection.execute(
+            select(m.c.serial, m.c.space, m.c.key, m.c.id, m.c.content, m.c.metadata).where(
+                tuple_(m.c.space, m.c.key).in_(sorted(places)), m.c.replaced_at.is_(None)
+            )
+        )
+        return {(row.space, row.key): dict(row._mapping) for row in found}
+
+    def _write(self, connection: Connection, rows: list[JsonObject]) -> None:
+        """Insert finished rows: each gets its serial and, where it has none, its position."""
+        if not rows:
+            return
+        if connection.dialect.name == "sqlite":
+            last = connection.execute(select(func.coalesce(func.max(m.c.serial), 0))).scalar_one()
+            serials: Iterable[int] = range(last + 1, last + 1 + len(rows))
+        else:
+            serials = connection.execute(
+                text(
+                    "SELECT nextval(pg_get_serial_sequence('memories', 'serial')) "
+                    "FROM generate_series(1, :n)"
+                ),
+                {"n": len(rows)},
+            ).scalars()
+        homeless = [r for r in rows if r["position"] is None and r["session_id"] is not None]
+        next_place = self._next_places(connection, homeless)
+        for row in homeless:
+            home = (row["space"], row["session_id"])
+            row["position"] = next_place.get(home, 0)
+            next_place[home] = row["position"] + 1
+        for row, serial in zip(rows, serials, strict=False):
+            row["serial"] = serial
+            row["lexemes"] = self.words.lexemes(row["space"], row["words"])
+        # Rows that were superseded within their own batch come last, or their key is taken.
+        connection.execute(insert(m), rows)
+        self.words.add(
+            connection, [(r["serial"], r["space"], r["words"]) for r in rows if r["words"]]
+        )
+
+    def _next_places(
+        self, connection: Connection, rows: list[JsonObject]
+    ) -> dict[tuple[int, str], int]:
+        homes = {(row["space"], row["session_id"]) for row in rows}
+        if not homes:
+            return {}
+        last = (
+            select(m.c.space, m.c.session_id, func.max(m.c.position))
+            .where(tuple_(m.c.space, m.c.session_id).in_(sorted(homes)))
+            .group_by(m.c.space, m.c.session_id)
+        )
+        return {(space, session): place + 1 for space, session, place in connection.execute(last)}
+
+    def _added(
+        self,
+        connection: Connection,
+        names: dict[int, str],
+        ids: list[tuple[str, bool]],
+        fresh: list[JsonObject],
+    ) -> list[Added]:
+        found = {row["id"]: memory_of(_AsRow(row, names[row["space"]])) for row in fresh}  # type: ignore[arg-type]  # has the columns
+        if old := [identity for identity, _ in ids if identity not in found]:
+            rows = connection.execute(
+                select(*READ).select_from(JOINED).where(m.c.id.in_(old)).order_by(m.c.version)
+            )
+            found.update((row.id, memory_of(row)) for row in rows)
+        return [Added(found[identity], new) for identity, new in ids]
+
+    def _was_written(self) -> None:
+        for tell in self.written:
+            tell()
+
+    async def get(self, tenant: Tenant, memory_id: str) -> Memory:
+        row = await self.database.read(lambda c: _newest(c, tenant, memory_id))
+        return memory_of(row)
+
+    async def history(self, tenant: Tenant, memory_id: str) -> list[Memory]:
+        mine = (m.c.tenant == tenant, m.c.id == memory_id)
+        versions = select(*READ).select_from(JOINED).where(*mine).order_by(m.c.version)
+        rows = await self.database.read(lambda c: c.execute(versions).all())
+        if not rows:
+            raise _unknown(memory_id)
+        return [memory_of(row) for row in rows]
+
+    async def page(
+        self, tenant: Tenant, filter: MemoryFilter, *, limit: int, cursor: str | None
+    ) -> MemoryPage:
+        before = decode_cursor(cursor) if cursor is not None else None
+
+        def rows_of(connection: Connection) -> Sequence[Row[Any]]:
+            condition = self._condition(connection, tenant, filter)
+            if before is not None:
+                at, last = before
+                same = and_(m.c.created_at == at, m.c.id < last)
+                condition = and_(condition, or_(m.c.created_at < at, same))
+            newest = (m.c.created_at.desc(), m.c.id.desc(), m.c.version.desc())
+            asked = select(*READ).select_from(JOINED).where(condition).order_by(*newest)
+            return connection.execute(asked.limit(limit + 1)).all()
+
+        rows = await self.database.read(rows_of)
+        more = len(rows) > limit
+        rows = rows[:limit]
+        after = encode_cursor(rows[-1].created_at, rows[-1].id) if more else None
+        return MemoryPage(tuple(memory_of(row) for row in rows), after)
+
+    def _condition(
+        self, connection: Connection, tenant: Tenant, filter: MemoryFilter
+    ) -> ColumnElement[bool]:
+        condition = chosen_by(tenant, filter)
+        if filter.q is None:
+            return condition
+        words = query_words(filter.q)
+        spaces = select(memory_spaces.c.id).where(memory_spaces.c.tenant == tenant)
+        if filter.namespace is not None:
+            spaces = spaces.where(memory_spaces.c.name == filter.namespace)
+        inside = [
+            and_(m.c.space == space, self.words.having(space, words))
+            for space in connection.execute(spaces).scalars()
+            if words
+        ]
+        return and_(condition, or_(*inside)) if inside else and_(condition, m.c.serial < 0)
+
+    async def edit(
+        self,
+        tenant: Tenant,
+        memory_id: str,
+        change: MemoryChange,
+        *,
+        source: MemorySource,
+        expected_version: int | None = None,
+    ) -> Memory:
+        def transaction(connection: Connection) -> Memory:
+            old = _newest(connection, tenant, memory_id, lock=True)
+            _expect(old, expected_version)
+            if old.superseded_by is not None:
+                raise Conflict(
+                    f"Memory {memory_id!r} was superseded by {old.superseded_by!r}.",
+                    hint="Edit the one that took its place; this one is history.",
+                )
+            row = {
+                column.name: getattr(old, column.name)
+                for column in m.c
+                if column.name in old._fields
+            }
+            row |= {name: getattr(change, name) for name in change.model_fields_set}
+            now = max(utcnow(), old.updated_at)
+            row |= indexed(row["content"], row["metadata"], row["heading"] or (), row["searchable"])
+            row |= {
+                "version": old.version + 1,
+                "updated_at": now,
+                "source": source.model_dump(exclude_none=True),
+                "run_id": source.run_id,
+            }
+            connection.execute(update(m).where(m.c.serial == old.serial).values(replaced_at=now))
+            erase_vectors(connection, self.vectors, [old.serial])
+            self._write(connection, [row])
+            return memory_of(_newest(connection, tenant, memory_id))
+
+        edited = await self.database.write(transaction)
+        self._was_written()
+        return edited
+
+    async def delete(
+        self, tenant: Tenant, memory_ids: Sequence[str], *, expected_version: int | None = None
+    ) -> int:
+        def transaction(connection: Connection) -> int:
+            if expected_version is not None:
+                for memory_id in memory_ids:
+                    _expect(_newest(connection, tenant, memory_id, lock=True), expected_version)
+            whole = and_(m.c.tenant == tenant, m.c.id.in_(memory_ids))
+            return self._erase(connection, whole).memories
+
+        return await self._scrubbed(transaction)
+
+    async def delete_where(self, tenant: Tenant, filter: MemoryFilter) -> int:
+        everything = filter.model_copy(update={"replaced": True})
+
+        def transaction(connection: Connection) -> int:
+            condition = self._condition(connection, tenant, everything)
+            ids = select(m.c.id).select_from(JOINED).where(condition)
+            return self._erase(connection, m.c.id.in_(ids)).memories
+
+        return await self._scrubbed(transaction)
+
+    def erase_subject(self, connection: Connection, tenant: Tenant, subject: str) -> MemoriesErased:
+        theirs = select(m.c.id).where(m.c.tenant == tenant, m.c.subject == subject)
+        return self._erase(connection, m.c.id.in_(theirs))
+
+    async def sweep(self, now: datetime) -> int:
+        expired = and_(m.c.expires_at <= now, m.c.replaced_at.is_(None))
+        if not await self.database.read(
+            lambda c: c.execute(select(m.c.serial).where(expired).limit(1)).first()
+        ):
+            return 0
+        ids = select(m.c.id).where(expired)
+        return await self._scrubbed(lambda c: self._erase(c, m.c.id.in_(ids)).memories)
+
+    async def _scrubbed(self, transaction: Callable[[Connection], int]) -> int:
+        count = await self.database.write(transaction)
+        if count:
+            await self.database.scrub()
+        return count
+
+    def _erase(self, connection: Connection, condition: ColumnElement[bool]) -> MemoriesErased:
+        """Every version of the memories that have one with ``condition``, and of their pieces."""
+        ids = sorted(set(connection.execute(select(m.c.id).where(condition)).scalars()))
+        versions = vectors = uses = 0
+        for start in range(0, len(ids), ERASED_AT_ONCE):
+            some = ids[start : start + ERASED_AT_ONCE]
+            parts = connection.execute(select(m.c.id).where(m.c.parent_id.in_(some)).distinct())
+            some += parts.scalars()
+            rows = connection.execute(
+                select(m.c.serial, m.c.space, m.c.words).where(m.c.id.in_(some))
+            ).all()
+            self.words.remove(connection, [(r.serial, r.space, r.words) for r in rows if r.words])
+            vectors += erase_vectors(connection, self.vectors, [row.serial for row in rows])
+            versions += connection.execute(delete(m).where(m.c.id.in_(some))).rowcount
+            uses += connection.execute(
+                delete(memory_uses).where(memory_uses.c.memory_id.in_(some))
+            ).rowcount
+        return MemoriesErased(memories=len(ids), versions=versions, vectors=vectors, uses=uses)
+
+    async def search(self, tenant: Tenant, query: MemoryQuery) -> list[Found]:
+        assert self.search_with is not None, "memory.recall.Recall was not joined to the store"
+        return await self.search_with(tenant, query)
+
+    async def neighbours(
+        self, tenant: Tenant, memory_id: str, *, before: int = 2, after: int = 2
+    ) -> list[Memory]:
+        def rows_of(connection: Connection) -> Sequence[Row[Any]]:
+            own = _newest(connection, tenant, memory_id)
+            if own.session_id is None:
+                return []
+            near = and_(
+                m.c.space == own.space,
+                m.c.session_id == own.session_id,
+                m.c.position.between(own.position - before, own.position + after),
+                m.c.replaced_at.is_(None),
+                m.c.id != memory_id,
+            )
+            asked = select(*READ).select_from(JOINED).where(near).order_by(m.c.position)
+            return connection.execute(asked).all()
+
+        return [memory_of(row) for row in await self.database.read(rows_of)]
+
+    async def used(self, tenant: Tenant, uses: Sequence[MemoryUse]) -> None:
+        await self.database.write(lambda c: self.record_uses(c, tenant, uses))
+
+    def record_uses(
+        self, connection: Connection, tenant: Tenant, uses: Sequence[MemoryUse]
+    ) -> None:
+        insert_new(connection, memory_uses, [{"tenant": tenant, **dict(use)} for use in uses])
+
+    async def used_by(self, tenant: Tenant, memory_id: str, *, limit: int = 100) -> list[MemoryUse]:
+        def rows_of(connection: Connection) -> Sequence[Row[Any]]:
+            _newest(connection, tenant, memory_id)
+            u = memory_uses
+            asked = select(u).where(u.c.memory_id == memory_id, u.c.tenant == tenant)
+            return connection.execute(asked.order_by(u.c.at.desc()).limit(limit)).all()
+
+        rows = await self.database.read(rows_of)
+        return [MemoryUse(**{n: getattr(row, n) for n in MemoryUse.model_fields}) for row in rows]
+
+    async def export(
+        self, tenant: Tenant, filter: MemoryFilter, *, batch: int = 500
+    ) -> AsyncIterator[Memory]:
+        everything = filter.model_copy(update={"parts": True})
+        last = 0
+        while True:
+
+            def rows_of(connection: Connection, last: int = last) -> Sequence[Row[Any]]:
+                condition = and_(self._condition(connection, tenant, everything), m.c.serial > last)
+                asked = select(*READ).select_from(JOINED).where(condition).order_by(m.c.serial)
+                return connection.execute(asked.limit(batch)).all()
+
+            rows = await self.database.read(rows_of)
+            for row in rows:
+                yield memory_of(row)
+            if len(rows) < batch:
+                return
+            last = rows[-1].serial
+
+    async def stats(self, tenant: Tenant) -> MemoryStats:
+        embedder, number = None, None
+        if self.describe_embedder is not None:
+            embedder, number = await self.describe_embedder()
+        counted = (
+            select(m.c.kind, memory_spaces.c.name, m.c.replaced_at.is_(None), func.count(),
+                   func.count(memory_vectors.c.serial),
+                   func.count().filter(m.c.searchable))
+            .select_from(JOINED.outerjoin(
+                memory_vectors,
+                and_(memory_vectors.c.serial == m.c.serial, memory_vectors.c.embedder == number),
+            ))
+            .where(m.c.tenant == tenant)
+            .group_by(m.c.kind, memory_spaces.c.name, m.c.replaced_at.is_(None))
+        )  # fmt: skip
+        by_kind: dict[str, int] = {}
+        by_namespace: dict[str, int] = {}
+        replaced = vectors = searchable = 0
+        rows = await self.database.read(lambda c: c.execute(counted).all())
+        for kind, name, holds, count, embedded, found in rows:
+            if not holds:
+                replaced += count
+                continue
+            by_kind[kind] = by_kind.get(kind, 0) + count
+            by_namespace[name] = by_namespace.get(name, 0) + count
+            vectors += embedded
+            searchable += found
+        return MemoryStats(
+            memories=sum(by_kind.values()),
+            by_kind=by_kind,
+            by_namespace=by_namespace,
+            replaced=replaced,
+            vectors=vectors,
+            waiting=searchable - vectors if embedder else 0,
+            embedder=embedder,
+        )
+
+
+def insert_new(connection: Connection, into: Table, rows: Sequence[JsonObject]) -> None:
+    """Insert those that break no uniqueness; the others are there already."""
+    make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    if rows:
+        connection.execute(make(into).on_conflict_do_nothing(), list(rows))
+
+
+class _AsRow:
+    """A row that was just written, as if it had been read."""
+
+    def __init__(self, row: JsonObject, namespace: str) -> None:
+        self.__dict__.update(row, namespace=namespace)
+
+
+def _newest(
+    connection: Connection, tenant: Tenant, memory_id: str, *, lock: bool = False
+) -> Row[Any]:
+    mine = (m.c.tenant == tenant, m.c.id == memory_id)
+    asked = select(*READ).select_from(JOINED).where(*mine).order_by(m.c.version.desc()).limit(1)
+    row = connection.execute(asked.with_for_update() if lock else asked).first()
+    if row is None:
+        raise _unknown(memory_id)
+    return row
+
+
+def _unknown(memory_id: str) -> NotFound:
+    return NotFound(
+        f"There is no memory {memory_id!r}.", hint="GET /api/v1/memories lists those there are."
+    )
+
+
+def _expect(row: Row[Any], version: int | None) -> None:
+    if version is not None and row.version != version:
+        raise PreconditionFailed(
+            f"Memory {row.id!r} is at version {row.version}, not {version}.",
+            hint="Read it again, and make the change to what it says now.",
+        )

@@ -1,0 +1,216 @@
+"""The text index of memories: FTS5 on SQLite, a ``tsvector`` with GIN on PostgreSQL.
+
+Leans on ``memory.words``: both are given finished words, each with the number of its namespace
+before it, so that a query can only ever meet words of that namespace and its cost does not grow
+with the others. Refuses to rank: it hands out candidates by a rough score, of which
+``memory.ranking`` makes the order, the same on both.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from sqlalchemy import (
+    TEXT,
+    ColumnElement,
+    Connection,
+    Integer,
+    case,
+    cast,
+    column,
+    func,
+    literal,
+    select,
+    table,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
+
+from agent_server.memory.words import FACET
+from agent_server.storage.sqlite_driver import SECURE_TEXT_INDEX
+from agent_server.storage.tables import memories
+
+K1, B = 1.2, 0.75
+"""The usual constants of BM25 (Robertson and Zaragoza, 2009)."""
+
+
+class TextIndex(Protocol):
+    """Two implementations: ``Fts5`` and ``Lexemes``."""
+
+    def create(self, connection: Connection) -> None:
+        """Make what the tables of the schema lack, once."""
+
+    def lexemes(self, space: int, words: str) -> str | None:
+        """The value of the column ``lexemes`` for a row with these ``words``."""
+
+    def add(self, connection: Connection, rows: Sequence[tuple[int, int, str]]) -> None:
+        """Index rows that are in the table: serial, namespace, words."""
+
+    def remove(self, connection: Connection, rows: Sequence[tuple[int, int, str]]) -> None:
+        """Take out rows, which must be as they were added, before the table loses them."""
+
+    def occurrences(
+        self, connection: Connection, space: int, words: Sequence[str]
+    ) -> dict[str, int]:
+        """How many rows of the namespace have each word; those of none are left out."""
+
+    def best(
+        self,
+        connection: Connection,
+        space: int,
+        weights: Mapping[str, float],
+        mean_length: float,
+        where: ColumnElement[bool],
+        limit: int,
+    ) -> list[int]:
+        """The serials with any of the words, roughly the best first."""
+
+    def having(self, space: int, words: Iterable[str]) -> ColumnElement[bool]:
+        """The condition that a row has every one of the words."""
+
+
+def placed(space: int, word: str) -> str:
+    """``word`` as it stands in the index."""
+    return f"{space}_{word}"
+
+
+def _placed_all(space: int, words: str) -> str:
+    prefix = f"{space}_"
+    return prefix + words.replace(" ", " " + prefix) if words else ""
+
+
+_fts = table("memory_words", column("rowid", Integer), column("memory_words"), column("rank"))
+_vocabulary = table("memory_words_vocabulary", column("term"), column("doc", Integer))
+
+
+class Fts5:
+    """Contentless: the words are in the row of the memory, and given again to take it out."""
+
+    def create(self, connection: Connection) -> None:
+        connection.exec_driver_sql(
+            "CREATE VIRTUAL TABLE IF NOT EXISTS memory_words USING fts5("
+            f"words, content='', tokenize=\"ascii tokenchars '_{FACET}'\")"
+        )
+        connection.exec_driver_sql(
+            "CREATE VIRTUAL TABLE IF NOT EXISTS memory_words_vocabulary "
+            "USING fts5vocab(memory_words, row)"
+        )
+        if SECURE_TEXT_INDEX:
+            connection.exec_driver_sql(
+                "INSERT INTO memory_words(memory_words, rank) VALUES ('secure-delete', 1)"
+            )
+
+    def lexemes(self, space: int, words: str) -> str | None:
+        return None
+
+    def add(self, connection: Connection, rows: Sequence[tuple[int, int, str]]) -> None:
+        if rows:
+            connection.exec_driver_sql(
+                "INSERT INTO memory_words(rowid, words) VALUES (?, ?)",
+                [(serial, _placed_all(space, words)) for serial, space, words in rows],
+            )
+
+    def remove(self, connection: Connection, rows: Sequence[tuple[int, int, str]]) -> None:
+        if not rows:
+            return
+        connection.exec_driver_sql(
+            "INSERT INTO memory_words(memory_words, rowid, words) VALUES ('delete', ?, ?)",
+            [(serial, _placed_all(space, words)) for serial, space, words in rows],
+        )
+        if not SECURE_TEXT_INDEX:  # Written anew, without what was marked as deleted.
+            connection.exec_driver_sql("INSERT INTO memory_words(memory_words) VALUES ('optimize')")
+
+    def occurrences(
+        self, connection: Connection, space: int, words: Sequence[str]
+    ) -> dict[str, int]:
+        asked = {placed(space, word): word for word in words}
+        rows = connection.execute(select(_vocabulary).where(_vocabulary.c.term.in_(asked)))
+        return {asked[row.term]: row.doc for row in rows}
+
+    def best(
+        self,
+        connection: Connection,
+        space: int,
+        weights: Mapping[str, float],
+        mean_length: float,
+        where: ColumnElement[bool],
+        limit: int,
+    ) -> list[int]:
+        query = " OR ".join(f'"{placed(space, word)}"' for word in weights)
+        found = (
+            select(memories.c.serial)
+            .select_from(_fts.join(memories, memories.c.serial == _fts.c.rowid))
+            .where(_fts.c.memory_words.op("MATCH")(query), memories.c.space == space, where)
+            .order_by(_fts.c.rank)
+            .limit(limit)
+        )
+        return list(connection.execute(found).scalars())
+
+    def having(self, space: int, words: Iterable[str]) -> ColumnElement[bool]:
+        query = " AND ".join(f'"{placed(space, word)}"' for word in words)
+        rows = select(_fts.c.rowid).where(_fts.c.memory_words.op("MATCH")(query))
+        return memories.c.serial.in_(rows)
+
+
+class Lexemes:
+    """A GIN index over the words. PostgreSQL's own ranking knows neither how rare a word is nor,
+    usefully, how long a text: the rough score is spelt out in SQL."""
+
+    def create(self, connection: Connection) -> None:
+        connection.execute(
+            text(
+                "CREATE INDEX IF NOT EXISTS ix_memories_lexemes ON memories "
+                "USING gin (lexemes) WITH (fastupdate = off)"
+            )
+        )
+
+    def lexemes(self, space: int, words: str) -> str | None:
+        return " ".join(f"'{placed(space, word)}'" for word in dict.fromkeys(words.split()))
+
+    def add(self, connection: Connection, rows: Sequence[tuple[int, int, str]]) -> None:
+        pass  # The column is the index.
+
+    def remove(self, connection: Connection, rows: Sequence[tuple[int, int, str]]) -> None:
+        pass
+
+    def occurrences(
+        self, connection: Connection, space: int, words: Sequence[str]
+    ) -> dict[str, int]:
+        asked = func.unnest(literal(list(words), ARRAY(TEXT))).column_valued("word")
+        query = func.concat("'", f"{space}_", asked, "'").cast(TSQUERY)
+        count = (
+            select(func.count())
+            .select_from(memories)
+            .where(memories.c.lexemes.op("@@")(query))
+            .scalar_subquery()
+        )
+        rows = connection.execute(select(asked.label("word"), count.label("rows")))
+        return {row.word: row.rows for row in rows if row.rows}
+
+    def best(
+        self,
+        connection: Connection,
+        space: int,
+        weights: Mapping[str, float],
+        mean_length: float,
+        where: ColumnElement[bool],
+        limit: int,
+    ) -> list[int]:
+        score: ColumnElement[float] = literal(0.0)
+        for word, weight in weights.items():
+            score = score + case((self._has(space, [word]), weight), else_=0.0)
+        score = score / (1 + K1 * (1 - B + B * memories.c.length / mean_length))
+        found = (
+            select(memories.c.serial)
+            .where(self._has(space, weights, " | "), memories.c.space == space, where)
+            .order_by(score.desc(), memories.c.serial)
+            .limit(limit)
+        )
+        return list(connection.execute(found).scalars())
+
+    def having(self, space: int, words: Iterable[str]) -> ColumnElement[bool]:
+        return self._has(space, words, " & ")
+
+    def _has(self, space: int, words: Iterable[str], joint: str = " ") -> ColumnElement[bool]:
+        query = joint.join(f"'{placed(space, word)}'" for word in words)
+        found: ColumnElement[bool] = memories.c.lexemes.op("@@")(cast(query, TSQUERY))
+        return found

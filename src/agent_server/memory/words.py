@@ -1,0 +1,131 @@
+"""Text as the index has it: words in one form, on both databases and in every ranking.
+
+Leans on snowballstemmer. Refuses to know databases: both are given these words and split nothing
+themselves, so that they find the same. Words are lower case, without accents, and stemmed by
+English rules; Chinese, Japanese, Korean and Thai, which write no spaces, are cut into characters
+and pairs of characters; a symbol such as an emoji is a word of its own.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+from snowballstemmer import stemmer  # type: ignore[import-untyped]  # ships no types
+
+MAX_WORD = 64
+MAX_QUERY_CHARS = 20_000
+"""Of a longer query the rest is passed over: by then it has more words than are looked for."""
+FACET = "="
+"""How a word begins that stands for one value of a memory's metadata."""
+
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_SYMBOLS = "\u2600-\u27bf\U0001f000-\U0001faff"
+_WORD = re.compile(f"[{_UNSPACED}]+|[{_SYMBOLS}]|[^\\W_{_UNSPACED}]+")
+_ASCII_WORD = re.compile("[a-z0-9]+")
+_UNSPACED_START = re.compile(f"[{_UNSPACED}]")
+_MARKS = re.compile("[\u0300-\u036f\ufe0f]+")
+
+STOP_WORDS = frozenset(
+    """a about above after again against all also am an and any are aren as at be because been
+    before being below between both but by can cannot could couldn d did didn do does doesn doing
+    don down during each ever few for from further had hadn has hasn have haven having he her here
+    hers herself him himself his how i if in into is isn it its itself just ll m me might more
+    most must mustn my myself no nor not now of off on once only or other our ours ourselves out
+    over own re s same shan she should shouldn so some such t than that the their theirs them
+    themselves then there these they this those through to too under until up ve very was wasn we
+    were weren what when where which while who whom whose why will with won would wouldn you your
+    yours yourself yourselves""".split()
+)
+
+
+def folded(text: str) -> str:
+    """Lower case and without accents, also of letters that Unicode composes."""
+    if text.isascii():
+        return text.lower()
+    return _MARKS.sub("", unicodedata.normalize("NFKD", text).casefold())
+
+
+def plain_words(text: str) -> list[str]:
+    """The words in their order, neither stemmed nor cut into pairs."""
+    found = folded(text)
+    if found.isascii():
+        return _ASCII_WORD.findall(found)
+    # Composed again: a Korean syllable is one letter, and marks that are left stay with theirs.
+    return _WORD.findall(unicodedata.normalize("NFC", found))
+
+
+_stem_word = stemmer("english").stemWord
+
+
+@lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """``word`` without its English ending; others, and long ones, nearly as they are."""
+    return word[:MAX_WORD] if len(word) > 32 or not word.isascii() else str(_stem_word(word))
+
+
+def index_words(text: str) -> list[str]:
+    """What the index holds of ``text``: every word, in order, as often as it occurs."""
+    words: list[str] = []
+    for word in plain_words(text):
+        if word.isascii() or not _UNSPACED_START.match(word):
+            words.append(stem(word))
+        else:
+            words.extend(word)
+            words.extend(_pairs(word))
+    return words
+
+
+def query_words(text: str) -> list[str]:
+    """What is looked for: each word once, in order, without those that say nothing.
+
+    A query of nothing but such words keeps them: somebody looks for "The Who".
+    """
+    found = plain_words(text[:MAX_QUERY_CHARS])
+    kept = [word for word in found if word not in STOP_WORDS] or found
+    words: dict[str, None] = {}
+    for word in kept:
+        if word.isascii() or not _UNSPACED_START.match(word):
+            words[stem(word)] = None
+        else:
+            words.update(dict.fromkeys(_pairs(word) if len(word) > 1 else word))
+    return list(words)
+
+
+def _pairs(word: str) -> Iterable[str]:
+    return (word[i : i + 2] for i in range(len(word) - 1))
+
+
+def text_of(content: Any) -> str:
+    """A memory's content as text: itself, or every key and value of the JSON."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Mapping):
+        return "\n".join(f"{key}: {text_of(value)}" for key, value in content.items())
+    if isinstance(content, list | tuple):
+        return "\n".join(text_of(value) for value in content)
+    return json.dumps(content)
+
+
+def facets_of(metadata: Mapping[str, Any]) -> list[str]:
+    """A word for each value in ``metadata``; for a list also one for each of its values."""
+    found: dict[str, None] = {}
+    for key, value in metadata.items():
+        found[facet(key, value)] = None
+        if isinstance(value, list):
+            found.update((facet(key, one), None) for one in value)
+    return list(found)
+
+
+def facet(key: str, value: Any) -> str:
+    """The word for ``value`` under ``key``. A digest: no key can mean anything to a database."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = json.dumps([key, value], sort_keys=True, separators=(",", ":"))
+    return FACET + blake2b(text.encode(), digest_size=10).hexdigest()

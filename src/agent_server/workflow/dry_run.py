@@ -1,0 +1,200 @@
+"""Which way would a workflow go? The interpreter's own walk, with outputs that somebody says.
+
+Leans on the interpreter, and on the demo model's way to fill a schema. Refuses to touch the world:
+no task is stored, nothing is called, no time passes.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Final
+
+from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.errors import ErrorInfo, FieldError, InvalidRequest, RunError, error_codes
+from agent_server.domain.ids import Tenant, new_run_id
+from agent_server.domain.runs import RunRequest
+from agent_server.domain.stored_workflows import DryRun, DryRunNode, DryRunRequest
+from agent_server.domain.workflows import Node, WorkflowDefinition, walk
+from agent_server.execution.ports import ApprovalAsk, RunSnapshot, TaskOutcome, TaskSpec
+from agent_server.inference.demo_fill import Filler
+from agent_server.workflow.interpreter import run_workflow
+from agent_server.workflow.leaves import PAUSE_KIND
+from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
+from agent_server.workflow.values import did_you_mean
+
+MAX_EXECUTIONS: Final = 2_000
+"""Nodes that one dry run may carry out."""
+_PATH = re.compile(r"[0-9]+(@[0-9]+)?(\.[0-9]+(@[0-9]+)?)*")
+_ATTEMPT = re.compile(r"@[0-9]+$")
+
+
+async def dry_run(tenant: Tenant, pinned: JsonObject, asked: DryRunRequest) -> DryRun:
+    """The way that ``pinned``, a valid definition with what it names, would go for ``asked``.
+
+    Raises ``InvalidRequest`` for inputs that do not fit and for stubs of nodes that are not there.
+    """
+    definition = validate(pinned)
+    inputs = check_inputs(definition, asked.variables)
+    held: JsonObject = pinned.get("workflows") or {}
+    _check_stubs(definition, held, asked)
+    ctx = _DryContext(tenant, held, asked)
+    try:
+        output = await ctx.walk(definition, inputs, "", ())
+    except RunError as error:
+        return DryRun(status="failed", error=error.info(), nodes=tuple(ctx.nodes))
+    return DryRun(status="succeeded", output=output, nodes=tuple(ctx.nodes))
+
+
+def _check_stubs(definition: WorkflowDefinition, held: JsonObject, asked: DryRunRequest) -> None:
+    known = {node.id for node in walk(definition.nodes)}
+    for inner in held.values():
+        known |= {node.id for node in walk(validate(inner).nodes)}
+    errors = [
+        FieldError(
+            path=f"{field}.{name}",
+            message=f"there is no node {name!r}",
+            hint=did_you_mean(name, known),
+        )
+        for field, names in (("outputs", asked.outputs), ("errors", asked.errors))
+        for name in names
+        if name not in known and not _PATH.fullmatch(name)
+    ]
+    codes = error_codes()
+    errors += [
+        FieldError(
+            path=f"errors.{name}",
+            message=f"there is no error {code!r}",
+            hint=did_you_mean(code, codes),
+        )
+        for name, code in asked.errors.items()
+        if code not in codes
+    ]
+    if errors:
+        raise InvalidRequest(
+            "The dry run is not valid: " + "; ".join(e.message for e in errors[:3]) + ".",
+            hint=errors[0].hint,
+            errors=errors,
+        )
+
+
+class _DryContext:
+    """See ``ports.TaskContext``: children end at once, with what was said of them. Also the
+    interpreter's observer."""
+
+    def __init__(self, tenant: Tenant, held: JsonObject, asked: DryRunRequest) -> None:
+        self.run = RunSnapshot(
+            id=new_run_id(),
+            tenant=tenant,
+            request=RunRequest(workflow="dry-run"),
+            created_at=utcnow(),
+        )
+        self.path = ""
+        self.node = ""
+        self.payload: JsonObject = {}
+        self.attempt = 1
+        self.nodes: list[DryRunNode] = []
+        self._held = held
+        self._asked = asked
+        self._told: dict[str, JsonObject] = {}
+        self._made_up: set[str] = set()
+
+    @property
+    def journal(self) -> Any:
+        raise AssertionError("the interpreter writes nothing itself")
+
+    async def walk(
+        self,
+        definition: WorkflowDefinition,
+        inputs: JsonObject,
+        prefix: str,
+        chain: tuple[str, ...],
+    ) -> Any:
+        return await run_workflow(
+            self,
+            definition,
+            inputs,
+            path_prefix=prefix,
+            observer=self,
+            max_executions=MAX_EXECUTIONS,
+            chain=chain,
+        )
+
+    async def child(self, spec: TaskSpec) -> TaskOutcome:
+        await asyncio.sleep(0)
+        if spec.kind == PAUSE_KIND:
+            return TaskOutcome("succeeded")
+        base = _ATTEMPT.sub("", spec.path)
+        self._told[base] = {k: v for k, v in spec.payload.items() if k != "chain"}
+        for key in (spec.path, base, spec.node):
+            if key in self._asked.errors:
+                message = "The dry run was told that it fails."
+                error = ErrorInfo(code=self._asked.errors[key], message=message)
+                return TaskOutcome("failed", error=error)
+            if key in self._asked.outputs:
+                return TaskOutcome("succeeded", output=self._asked.outputs[key])
+        if spec.kind == "workflow":
+            return await self._inner(spec)
+        self._made_up.add(base)
+        return TaskOutcome("succeeded", output=_stand_in(spec))
+
+    async def _inner(self, spec: TaskSpec) -> TaskOutcome:
+        told = spec.payload
+        found = told["workflow"]
+        if isinstance(found, str):
+            found = self._held[reference_to(*split_name(found, told.get("version")))]
+        try:
+            definition = validate(found)
+            inputs = check_inputs(definition, told.get("input"))
+            return TaskOutcome("succeeded", await self.walk(definition, inputs, spec.path, ()))
+        except (RunError, InvalidRequest) as error:
+            return TaskOutcome("failed", error=error.info())
+
+    async def skip(self, spec: TaskSpec, reason: str) -> None:
+        """The observer is told."""
+
+    async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+        return await make()
+
+    async def wait_signal(self, name: str, **how: Any) -> Any:
+        raise AssertionError("the interpreter never stands still itself")
+
+    async def sleep_until(self, moment: datetime, *, key: str) -> None:
+        raise AssertionError("the interpreter never stands still itself")
+
+    async def ask_approval(self, ask: ApprovalAsk, *, key: str) -> Any:
+        raise AssertionError("the interpreter never stands still itself")
+
+    async def node_completed(self, node: Node, path: str, output: Any) -> None:
+        self._add(node, path, "succeeded", output=output, made_up=path in self._made_up)
+
+    async def node_failed(self, node: Node, path: str, error: ErrorInfo) -> None:
+        self._add(node, path, "failed", error=error)
+
+    async def node_skipped(self, node: Node, path: str, reason: str) -> None:
+        self._add(node, path, "skipped", reason=reason)
+
+    def _add(self, node: Node, path: str, status: Any, **more: Any) -> None:
+        told = self._told.get(path)
+        self.nodes.append(
+            DryRunNode(path=path, node=node.id, type=node.type, status=status, input=told, **more)
+        )
+
+
+def _stand_in(spec: TaskSpec) -> Any:
+    """What a task gives of which nobody said it."""
+    schema = spec.payload.get("output_schema")
+    if schema is not None:
+        return Filler(f"what {spec.node} gives").value(schema)
+    if spec.kind == "approval":
+        given = spec.payload.get("input")
+        return {
+            "approved": True,
+            "decision": "approve",
+            "reason": None,
+            "by": "dry run",
+            "input": given,
+        }
+    if spec.kind == "wait":
+        return {} if spec.payload.get("signal") else utcnow().isoformat()
+    return f"[what {spec.node} gives]"

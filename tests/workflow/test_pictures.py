@@ -1,0 +1,242 @@
+"""Workflows seen before they run, and while they do: dry runs, graphs, states."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_server.domain.errors import InvalidRequest, InvalidWorkflow, NotFound
+from agent_server.domain.stored_workflows import DryRun, DryRunRequest, WorkflowGraph
+from agent_server.domain.workflows import WorkflowDefinition
+from agent_server.workflow.dry_run import dry_run
+from agent_server.workflow.picture import draw, node_at, states_of
+from agent_server.workflow.source import read_source
+from agent_server.workflow.validation import validate
+from tests.api import gates
+from tests.workflow.kit import serving
+
+EVERYTHING = """\
+name: everything
+inputs: {type: object, properties: {n: {type: integer, default: 3}}}
+nodes:
+  - id: ask
+    type: agent
+    agent: clerk
+    input: "How urgent?"
+    output_schema: {type: object, properties: {urgent: {type: boolean}}, required: [urgent]}
+  - id: route
+    type: branch
+    cases:
+      - when: nodes.ask.output.urgent
+        nodes:
+          - {id: sure, type: approval, subject: "Really <now>?"}
+          - {id: act, type: tool, tool: echo, arguments: {value: now}, on_error: rescue}
+          - {id: fine, type: set, variables: {done: true}}
+          - {id: rescue, type: set, variables: {done: false}}
+    else: [{id: later, type: wait, duration_s: 5}]
+  - id: side-by-side
+    type: parallel
+    branches:
+      - [{id: end, type: tool, tool: echo, arguments: {value: a}, retry: {max_attempts: 2}}]
+      - [{id: sub, type: workflow, workflow: {name: sub, nodes: [
+            {id: inner, type: set, variables: {x: 7}}], output: "{{ vars.x }}"}}]
+  - id: each
+    type: map
+    over: "[1, 2]"
+    nodes: [{id: plus, type: tool, tool: add, arguments: {a: "{{ item }}", b: 1}}]
+  - id: again
+    type: loop
+    until: iteration >= inputs.n
+    max_iterations: 9
+    nodes: [{id: step, type: set, variables: {i: "{{ iteration }}"}}]
+output: {i: "{{ vars.i }}", sub: "{{ nodes.sub.output }}", sums: "{{ nodes.each.output }}"}
+"""
+
+
+def definition(text: str) -> WorkflowDefinition:
+    return validate(read_source(text).data)
+
+
+async def dry(text: str, **asked: Any) -> DryRun:
+    data = read_source(text).data
+    return await dry_run("t", data, DryRunRequest(workflow=data, **asked))  # type: ignore[arg-type]
+
+
+def way(found: DryRun) -> list[str]:
+    return [f"{n.node}:{n.status}" for n in found.nodes]
+
+
+async def test_a_dry_run_tells_the_way_and_what_each_task_would_be_told() -> None:
+    found = await dry(EVERYTHING, outputs={"plus": 5, "4.2.1": 6})
+    assert found.status == "succeeded"
+    assert found.output == {"i": 3, "sub": 7, "sums": [5, 6]}
+    by_path = {n.path: n for n in found.nodes}
+    assert by_path["4.1.1"].input == {"tool": "add", "arguments": {"a": 1, "b": 1}}
+    assert by_path["1"].made_up and by_path["1"].output == {"urgent": True}
+    assert not by_path["4.2.1"].made_up
+    assert by_path["2.2.1"].status == "skipped" and "another way" in str(by_path["2.2.1"].reason)
+    assert way(found)[:4] == ["ask:succeeded", "later:skipped", "sure:succeeded", "act:succeeded"]
+
+
+async def test_a_dry_run_takes_the_way_that_the_given_outputs_and_errors_lead() -> None:
+    calm = await dry(EVERYTHING, outputs={"ask": {"urgent": False}, "plus": 1}, variables={"n": 1})
+    assert {"later:succeeded", "sure:skipped"} <= set(way(calm))
+    failing = await dry(EVERYTHING, errors={"act": "tool_error"}, outputs={"plus": 1})
+    assert {"act:failed", "fine:skipped", "rescue:succeeded"} <= set(way(failing))
+    fatal = await dry(EVERYTHING, errors={"4.2.1": "tool_error"}, outputs={"plus": 1})
+    assert (fatal.status, fatal.nodes[-1].node) == ("failed", "each")
+    assert fatal.error is not None and "plus" in fatal.error.message
+    retried = await dry(EVERYTHING, errors={"3.1.1": "tool_error"}, outputs={"plus": 1})
+    assert retried.status == "failed"
+
+
+async def test_a_dry_run_says_which_stubs_name_nothing() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await dry(EVERYTHING, outputs={"pluss": 1}, errors={"act": "tool_eror"})
+    assert {e.path: e.hint for e in refused.value.errors} == {
+        "outputs.pluss": "Did you mean 'plus'?",
+        "errors.act": "Did you mean 'tool_error'?",
+    }
+    with pytest.raises(InvalidRequest, match="/variables/n"):
+        await dry(EVERYTHING, variables={"n": "x"})
+
+
+async def test_a_dry_run_that_would_not_end_is_stopped() -> None:
+    text = (
+        "name: w\ninputs: {properties: {n: {type: integer}}}\nnodes:\n"
+        "  - {id: i, type: loop, while: '1 == inputs.n', max_iterations: 10000, nodes: [\n"
+        "      {id: a, type: set, variables: {x: 1}}]}"
+    )
+    found = await dry(text, variables={"n": 1})
+    assert found.error is not None and found.error.code == "workflow_limit"
+
+
+def edges(graph: WorkflowGraph) -> set[tuple[str, str, str]]:
+    return {(e.source, e.kind, e.target) for e in graph.edges}
+
+
+def test_a_graph_has_every_node_and_every_way_between_them() -> None:
+    graph = draw(definition(EVERYTHING))
+    assert {(n.id, n.inside, n.lane) for n in graph.nodes} >= {
+        ("ask", None, 0),
+        ("later", "route", 1),
+        ("sub", "side-by-side", 1),
+        ("step", "again", 0),
+    }
+    assert edges(graph) == {
+        ("ask", "then", "route"),
+        ("route", "then", "side-by-side"),
+        ("side-by-side", "then", "each"),
+        ("each", "then", "again"),
+        ("route", "case", "sure"),
+        ("route", "case", "later"),
+        ("sure", "then", "act"),
+        ("act", "then", "fine"),
+        ("act", "error", "rescue"),
+        ("step", "again", "step"),
+    }
+
+
+def test_a_graph_of_dependencies_draws_each_of_them() -> None:
+    text = (
+        "name: w\nnodes:\n"
+        "  - {id: c, type: set, variables: {x: 1}, depends_on: [a, b]}\n"
+        "  - {id: a, type: set, variables: {y: 1}, depends_on: []}\n"
+        "  - {id: b, type: set, variables: {z: 1}, compensate: [{id: u, type: set, variables: {q: 1}}]}\n"
+    )
+    graph = draw(definition(text))
+    assert edges(graph) == {("a", "then", "c"), ("b", "then", "c"), ("b", "undo", "u")}
+    assert [n.id for n in graph.nodes if n.inside is None] == ["a", "b", "c"]
+
+
+def test_the_mermaid_text_closes_what_it_opens_and_escapes_what_users_write() -> None:
+    text = draw(definition(EVERYTHING)).mermaid
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines[0] == "flowchart TD"
+    assert len([x for x in lines if x.startswith("subgraph ")]) == lines.count("end") == 4
+    assert 'sure{{"sure<br/>approval: Really #lt;now#gt;?"}}' in lines
+    assert 'end_["end<br/>tool echo"]' in lines
+    assert 'route_if -->|"nodes.ask.output.urgent"| sure' in lines
+    assert "act -. on error .-> rescue" in lines
+    for line in lines[1:]:
+        assert re.fullmatch(
+            r'subgraph \w+\[".*"\]|direction TB|end|\w+(\W+".*"\W+)|\w+ [-.=a-z >]+(\|".*"\|)? \w+',
+            line,
+        ), line
+
+
+def test_a_path_leads_to_the_node_whose_task_stands_there() -> None:
+    found = definition(EVERYTHING)
+    paths = {"1": "ask", "2.1.2": "act", "2.2.1": "later", "3.1.1@2": "end", "4.17.1": "plus"}
+    for path, name in (paths | {"5.3.1": "step", "2@2.1.1": "sure"}).items():
+        node = node_at(found, path)
+        assert node is not None and node.id == name
+    for path in ("9", "3.2.1.1", "3.9.1", "r2.1", "4.1.2", "0"):
+        assert node_at(found, path) is None
+
+
+def test_the_state_of_a_node_is_the_most_telling_of_its_items() -> None:
+    found = definition(EVERYTHING)
+    done = [("1", "succeeded"), ("2.1.1", "succeeded"), ("2.1.2", "failed"), ("2.2.1", "skipped")]
+    states = states_of(
+        found,
+        [*done, ("3.1.1", "failed"), ("3.1.1@2", "running")],  # type: ignore[list-item]
+        succeeded=False,
+    )
+    assert states["route"] == ("succeeded", 0)
+    assert (states["act"][0], states["later"][0]) == ("failed", "skipped")
+    assert states["end"] == ("running", 1)
+    assert states["side-by-side"][0] == "running"
+    assert states["each"][0] == states["plus"][0] == "pending"
+    items = [("4.1.1", "succeeded"), ("4.2.1", "running"), ("4.3.1", "failed")]
+    assert states_of(found, items, succeeded=False)["plus"] == ("running", 3)  # type: ignore[arg-type]
+
+
+async def test_graphs_and_dry_runs_over_the_api(tmp_path: Path) -> None:
+    gate = gates.Gate()
+    gates.current.append(gate)
+    nodes = [
+        {"id": "one", "type": "tool", "tool": "echo", "arguments": {"value": "x"}},
+        {"id": "two", "type": "tool", "tool": "hold"},
+        {"id": "three", "type": "set", "variables": {"z": 1}},
+    ]
+    try:
+        async with serving(tmp_path) as (client, _):
+            await client.workflows.create({"name": "w", "nodes": nodes})
+            graph = await client.workflows.graph("w")
+            assert [(n.id, n.status) for n in graph.nodes] == [
+                ("one", None),
+                ("two", None),
+                ("three", None),
+            ]
+            assert (graph.name, graph.version) == ("w", "1")
+            run = await client.runs.create(workflow="w")
+            await asyncio.wait_for(gate.reached.wait(), 10)
+            states = {n.id: n.status for n in (await client.runs.graph(run.id)).nodes}
+            assert states == {"one": "succeeded", "two": "running", "three": "pending"}
+            gate.open.set()
+            await client.runs.wait(run.id, timeout_s=20)
+            graph = await client.runs.graph(run.id)
+            assert {n.status for n in graph.nodes} == {"succeeded"}
+            assert "class one,two,three succeeded" in graph.mermaid
+            found = await client.workflows.dry_run("w", outputs={"two": "through"})
+            assert [n.output for n in found.nodes] == ["[what one gives]", "through", {"z": 1}]
+            with pytest.raises(InvalidWorkflow):
+                await client.workflows.dry_run({"name": "w", "nodes": []})
+            agent = await carried_out_agent(client)
+            with pytest.raises(NotFound, match="has no graph"):
+                await client.runs.graph(agent)
+            goal = await client.runs.create(goal="Compare tea, coffee or water")
+            await client.runs.wait(goal.id, timeout_s=30)
+            plan = await client.runs.graph(goal.id)
+            assert {n.status for n in plan.nodes} == {"succeeded"} and plan.edges
+    finally:
+        gates.current.pop()
+
+
+async def carried_out_agent(client: Any) -> str:
+    run = await client.runs.create(agent="clerk", input="hi")
+    await client.runs.wait(run.id, timeout_s=20)
+    return str(run.id)
