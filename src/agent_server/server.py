@@ -62,9 +62,10 @@ from agent_server.registry.connected import ConnectedLoop
 from agent_server.registry.registry import Registry
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
-from agent_server.storage.migrate import current_revision, head_revision, upgrade
+from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
+from agent_server.workflow.tasks import timed
 from agent_server.workflow.validation import check_inputs, split_name, validate
 
 FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
@@ -147,8 +148,11 @@ def _openai(parts: Parts) -> OpenAIDoor:
     )
 
 
-def build_parts(settings: Settings, providers: Providers) -> Parts:
-    """Join the parts. Opens nothing."""
+def build_parts(
+    settings: Settings, providers: Providers, *, sessions: SessionStore | None = None
+) -> Parts:
+    """Join the parts. Opens nothing. ``sessions`` replaces where conversations are kept, for
+    replays."""
     metrics = Metrics()
     hub = EventHub(settings.stream_queue_size)
     registry = Registry(settings)
@@ -170,7 +174,7 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    history = SessionStore(database)
+    history = sessions or SessionStore(database)
 
     async def summarise(ctx: TaskContext, text: str) -> str:
         return await thinking.summarise(ctx, text)
@@ -213,8 +217,10 @@ def build_parts(settings: Settings, providers: Providers) -> Parts:
             stored=checks.library,
         )
     )
+    goals = GoalRun(catalog, loop, actions, settings)
     handlers: dict[str, Handler] = {
-        "run.goal": GoalRun(catalog, loop, actions, settings),
+        "run.goal": goals,
+        "plan": timed(goals.node),
         "run.agent": AgentRun(solver, lambda tenant, run_id: runs.conversation(tenant, run_id)),
         "action": ActionTask(actions),
         **of_workflows,
@@ -296,14 +302,14 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
 
 
 async def _check_database(database: Database) -> None:
-    """Raises when the database does not answer or is not at this program's schema."""
+    """Raises when the database does not answer or its schema is not one for this program."""
 
     def revision(connection: Any) -> str | None:
         ping(connection)
         return current_revision(connection)
 
     found = await database.read(revision)
-    if found != head_revision():
+    if not serves(found):
         raise Unavailable(f"The database is at revision {found!r}, not {head_revision()!r}.")
 
 

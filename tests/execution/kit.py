@@ -44,7 +44,7 @@ async def running(
         database=database,
         hub=hub,
         settings=chosen,
-        handlers={**handlers, **{f"run.{k}": h for k, h in handlers.items()}},
+        handlers={**{f"run.{k}": h for k, h in handlers.items()}, **handlers},
         append_items=append_items,
         **watched,
     )

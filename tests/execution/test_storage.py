@@ -44,9 +44,9 @@ async def test_a_database_of_a_newer_program_is_refused(url: str) -> None:
     try:
         await database.write(upgrade)
         await database.write(
-            lambda c: c.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            lambda c: c.execute(text("UPDATE alembic_version SET version_num = '9999-9999'"))
         )
-        with pytest.raises(ConfigurationError, match="9999"):
+        with pytest.raises(ConfigurationError, match="9999-9999"):
             await database.write(upgrade)
     finally:
         await database.close()

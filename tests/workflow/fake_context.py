@@ -15,7 +15,7 @@ from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ErrorInfo, RunError, ToolError, error_info
 from agent_server.domain.ids import DEFAULT_TENANT, new_run_id
 from agent_server.domain.runs import RunRequest
-from agent_server.execution.ports import RunSnapshot, TaskOutcome, TaskSpec
+from agent_server.execution.ports import RunSnapshot, StepRecord, TaskOutcome, TaskSpec
 
 Work = Callable[[TaskSpec], Any]
 """What a child does: returns its output or raises ``RunError``."""
@@ -77,7 +77,14 @@ class FakeContext:
 
     @property
     def journal(self) -> Any:
-        raise AssertionError("the interpreter writes nothing itself")
+        return self
+
+    def recorded(self) -> Any:
+        """The interpreter looks at its own decisions alone, and writes nothing itself."""
+        return {
+            key: StepRecord(key=key, kind="value", name=key, output=value)
+            for key, value in self.world.values.items()
+        }
 
     async def child(self, spec: TaskSpec) -> TaskOutcome:
         known = self.world.specs.setdefault(spec.path, spec)

@@ -4,10 +4,24 @@ Leans on Typer alone, so that ``--help`` answers at once: each command imports i
 runs. Refuses logic: a command turns its options into one call.
 """
 
-from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
+
+from agent_server.cli.history_app import register
+from agent_server.cli.options import (
+    AgentsOption,
+    ApiKeyOption,
+    File,
+    JsonOption,
+    Number,
+    QuietOption,
+    ServerOption,
+    Text,
+    do,
+    leave,
+)
+from agent_server.cli.workflow_app import workflow_app
 
 app = typer.Typer(
     name="agent-server",
@@ -20,29 +34,9 @@ app = typer.Typer(
 runs_app = typer.Typer(help="Look at runs, follow and cancel them.", no_args_is_help=True)
 db_app = typer.Typer(help="The database: its schema, its move to another.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
+register(app, runs_app)
 app.add_typer(db_app, name="db")
-
-# Typer reads these at run time on every supported Python: `X | None` would not do on 3.10.
-Text = Optional[str]  # noqa: UP045
-File = Optional[Path]  # noqa: UP045
-Number = Optional[int]  # noqa: UP045
-
-ServerOption = Annotated[
-    Text,
-    typer.Option(
-        "--server",
-        help="Address of a server; default: AGENT_SERVER_URL, else one inside this process.",
-    ),
-]
-ApiKeyOption = Annotated[
-    Text, typer.Option("--api-key", help="Key of that server; default: AGENT_SERVER_API_KEY.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")]
-AgentsOption = Annotated[
-    Text,
-    typer.Option("--agents", help="Files, folders or modules with agents, comma-separated."),
-]
+app.add_typer(workflow_app, name="workflow")
 
 
 @app.callback(invoke_without_command=True)
@@ -121,7 +115,7 @@ def run(
     )
     overrides = {"agents": agents} if agents else {}
     show = work.Show(json=json, quiet=quiet)
-    _exit(work.run, target(server, api_key), fields, show, overrides)
+    leave(work.run, target(server, api_key), fields, show, overrides)
 
 
 @runs_app.command("list")
@@ -138,7 +132,7 @@ def runs_list(
     from agent_server.cli.runs import list_runs
 
     filters = {"status": status, "agent": agent}
-    _do(list_runs, target(server, api_key), limit=limit, as_json=json, filters=filters)
+    do(list_runs, target(server, api_key), limit=limit, as_json=json, filters=filters)
 
 
 @runs_app.command("show")
@@ -149,7 +143,7 @@ def runs_show(
     from agent_server.cli.connect import target
     from agent_server.cli.runs import show_run
 
-    _do(show_run, target(server, api_key), run_id, as_json=json)
+    do(show_run, target(server, api_key), run_id, as_json=json)
 
 
 @runs_app.command("cancel")
@@ -158,7 +152,7 @@ def runs_cancel(run_id: str, server: ServerOption = None, api_key: ApiKeyOption 
     from agent_server.cli.connect import target
     from agent_server.cli.runs import cancel_run
 
-    _do(cancel_run, target(server, api_key), run_id)
+    do(cancel_run, target(server, api_key), run_id)
 
 
 @runs_app.command("follow")
@@ -173,7 +167,7 @@ def runs_follow(
     from agent_server.cli.connect import target
     from agent_server.cli.run import Show, follow
 
-    _exit(follow, target(server, api_key), run_id, Show(json=json, quiet=quiet))
+    leave(follow, target(server, api_key), run_id, Show(json=json, quiet=quiet))
 
 
 @app.command("agents")
@@ -187,7 +181,7 @@ def agents_list(
     from agent_server.cli.connect import target
     from agent_server.cli.runs import list_agents
 
-    _do(list_agents, target(server, api_key), agents=agents, as_json=json)
+    do(list_agents, target(server, api_key), agents=agents, as_json=json)
 
 
 @app.command()
@@ -214,7 +208,7 @@ def db_upgrade() -> None:
     """Bring the database to the newest schema; the server does so at its start, too."""
     from agent_server.cli.database import upgrade_database
 
-    _do(upgrade_database)
+    do(upgrade_database)
 
 
 @db_app.command("copy")
@@ -228,18 +222,4 @@ def db_copy(
     """Copy everything from SQLite to PostgreSQL, or back; stop the servers first."""
     from agent_server.cli.database import copy_database
 
-    _do(copy_database, source, target, resume)
-
-
-def _do(work: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the coroutine function ``work`` to its end."""
-    from functools import partial
-
-    import anyio
-
-    return anyio.run(partial(work, *args, **kwargs))
-
-
-def _exit(work: Any, *args: Any) -> None:
-    """Run ``work`` and leave with the exit code it answers."""
-    raise typer.Exit(_do(work, *args))
+    do(copy_database, source, target, resume)

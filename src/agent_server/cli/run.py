@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from agent_server.cli import follow as following
 from agent_server.cli.connect import Target, connect
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import InvalidRequest
+from agent_server.domain.errors import InvalidRequest, InvalidWorkflow
 from agent_server.domain.runs import Run, RunStatus
+from agent_server.workflow.source import Source, read_source
 
 EXIT_OK, EXIT_FAILED, EXIT_DETACHED = 0, 1, 130
 
@@ -91,9 +91,9 @@ def request(
     """The fields of the run that the options describe. Raises ``InvalidRequest``."""
     fields: JsonObject = {name: value for name, value in common.items() if value is not None}
     if workflow is not None:
-        fields["workflow"] = read_workflow(workflow)
+        fields["workflow"] = read_workflow(workflow).data
         if variables is not None:
-            fields["variables"] = _json_object(variables, "--variables")
+            fields["variables"] = json_object(variables, "--variables")
     elif agent is not None:
         fields |= {"agent": agent, "input": _text(text)}
     else:
@@ -101,30 +101,33 @@ def request(
     return fields
 
 
-def read_workflow(path: Path) -> JsonObject:
-    """The workflow definition in a YAML or JSON file. Raises ``InvalidRequest`` with its line."""
+def read_text(path: Path) -> str:
+    """What the file holds. Raises ``InvalidRequest``."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InvalidRequest(
-            f"The workflow file {str(path)!r} cannot be read: {error.strerror}."
+            f"The workflow file {str(path)!r} cannot be read: {reason}."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise InvalidRequest(
-            f"The workflow file {str(path)!r}{line} is neither YAML nor JSON: {problem}."
-        ) from error
-    if not isinstance(content, dict):
-        raise InvalidRequest(
-            f"The workflow file {str(path)!r} holds {type(content).__name__}, not an object.",
-            hint="A workflow is an object with `nodes`, a list.",
-        )
-    return content
 
 
-def _json_object(text: str, option: str) -> JsonObject:
+def read_workflow(path: Path) -> Source:
+    """The definition in a YAML or JSON file. Raises ``InvalidRequest`` with its line."""
+    text = read_text(path)
+    try:
+        return read_source(text)
+    except InvalidWorkflow as error:
+        told = error.errors[0]
+        line = f", line {told.line}" if told.line else ""
+        raise InvalidRequest(
+            f"The workflow file {str(path)!r}{line} is not a workflow: {told.message}.",
+            hint=error.hint,
+        ) from error
+
+
+def json_object(text: str, option: str) -> JsonObject:
+    """The object that an option holds. Raises ``InvalidRequest``."""
     try:
         value = json.loads(text)
     except ValueError as error:

@@ -6,15 +6,13 @@ format for machines but by ``--json``, which is the API's own answer.
 
 import json
 import sys
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from agent_server.cli.connect import Target, connect
 from agent_server.cli.errors import print_error, printable
 from agent_server.cli.follow import print_answer
+from agent_server.cli.output import new_table, print_json, wide_console
 from agent_server.cli.tree import render, usage_line
 from agent_server.cli.view import view_of
 from agent_server.domain.errors import ErrorInfo
@@ -32,9 +30,9 @@ async def list_runs(
     async with connect(where, LOOKING) as client:
         page = await client.runs.list(limit=limit, **filters)
     if as_json:
-        _print_json([run.model_dump(mode="json") for run in page.data])
+        print_json([run.model_dump(mode="json") for run in page.data])
         return
-    table = _table("run", "status", "what", "created", "used")
+    table = new_table("run", "status", "what", "created", "used")
     for run in page.data:
         table.add_row(
             run.id,
@@ -43,7 +41,7 @@ async def list_runs(
             f"{run.created_at:%Y-%m-%d %H:%M:%S}",
             usage_line(run.usage),
         )
-    _console().print(table if page.data else "No runs.")
+    wide_console().print(table if page.data else "No runs.")
 
 
 async def show_run(where: Target, run_id: str, *, as_json: bool) -> None:
@@ -52,9 +50,9 @@ async def show_run(where: Target, run_id: str, *, as_json: bool) -> None:
         run = await client.runs.get(run_id)
         events = [] if as_json else await client.runs.stored_events(run_id)
     if as_json:
-        _print_json(run.model_dump(mode="json"))
+        print_json(run.model_dump(mode="json"))
         return
-    console = _console()
+    console = wide_console()
     console.print(render(view_of(events), width=console.width))
     if run.status.ended:
         print_answer(run, plain=False)
@@ -73,9 +71,9 @@ async def list_agents(where: Target, *, agents: str | None, as_json: bool) -> No
     async with connect(where, overrides) as client:
         served, errors = await client.agents_and_errors()
     if as_json:
-        _print_json([agent.model_dump(mode="json") for agent in served])
+        print_json([agent.model_dump(mode="json") for agent in served])
         return
-    table = _table("agent", "model", "tools", "hands off to", "from")
+    table = new_table("agent", "model", "tools", "hands off to", "from")
     for agent in served:
         table.add_row(
             agent.name,
@@ -84,7 +82,7 @@ async def list_agents(where: Target, *, agents: str | None, as_json: bool) -> No
             ", ".join(agent.handoffs),
             agent.source,
         )
-    _console().print(
+    wide_console().print(
         table if served else "No agents are served: write agents.py, or set AGENT_SERVER_AGENTS."
     )
     for error in errors:
@@ -103,20 +101,3 @@ def title(run: Run) -> str:
         said = run.input if isinstance(run.input, str) else json.dumps(run.input)
         return f"{run.agent}: {said}"
     return f"workflow {run.workflow or ''}".strip()
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        # Ids are for copying: never cut.
-        table.add_column(column, no_wrap=column in ("run", "status", "created", "agent"))
-    return table
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -54,6 +54,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         ├── ExpressionError            expression_error
         ├── BudgetExceeded             budget_exceeded
         ├── RunCancelled               cancelled
+        ├── ReplayDiffers              replay_differs
         ├── ApprovalUnsupported        approval_unsupported
         ├── ApprovalExpired            approval_expired
         ├── TooManyAttempts            too_many_attempts
@@ -391,6 +392,13 @@ class BudgetExceeded(RunError):
     def limit(self) -> str | None:
         """The field that was reached, where it is known."""
         return self.errors[0].path.rpartition("/")[2] if self.errors else None
+
+
+class ReplayDiffers(RunError):
+    """The present code does not do what a recorded run did."""
+
+    code = "replay_differs"
+    title = "The replay differs from the record"
 
 
 class RunCancelled(RunError):

@@ -26,6 +26,8 @@ from agent_server.execution.store import Whole
 
 ENDED = ("succeeded", "failed", "skipped")
 NEVER = float("inf")
+APPROVAL = "/approval"
+"""Ends the key of the step that holds the decision about a call."""
 _STOPPED = (BudgetExceeded.code, RunCancelled.code)
 """Errors that say nothing against the step before them."""
 
@@ -137,7 +139,7 @@ def fork_share(origin: Whole, start: str | None) -> Share:
                     share.steps.append(one)
             elif times.step(one.key).begin < here.end:
                 share.steps.append(one)
-    return share
+    return _without_spent_approvals(share)
 
 
 def retry_share(origin: Whole) -> Share:
@@ -177,6 +179,18 @@ def retry_share(origin: Whole) -> Share:
                 share.steps.append(step)
         elif step.kind == "value" or step.task_path or times.step(step.key).begin < failed_at:
             share.steps.append(step)
+    return _without_spent_approvals(share)
+
+
+def _without_spent_approvals(share: Share) -> Share:
+    """``share`` without the approvals of calls that are made again: an approval is for one call."""
+    kept = {row.key for row in share.steps}
+    share.steps = [
+        row
+        for row in share.steps
+        if not (row.key.endswith(APPROVAL) and "/tool/" in f"/{row.key}")
+        or row.key.removesuffix(APPROVAL) in kept
+    ]
     return share
 
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from agent_server.execution.ports import Journal, StepRecord
+from agent_server.inference.audit import AUDIT
 
 _log = structlog.get_logger(__name__)
 
@@ -73,6 +74,9 @@ class Scope:
         number = self._calls
         key = f"{self._start}model/{number}"
         step = earlier.get(key)
+        audit = AUDIT.get()
+        if audit is not None and audit.strict:
+            return self._claim(key)[0], None  # held against what is recorded there
         if step is not None and key not in self._claimed and step.agent == agent:
             _log.warning(
                 "replay.diverged",
@@ -98,6 +102,8 @@ class Scope:
             if key not in self._claimed:
                 if step is None or step.input_hash in (None, digest):
                     return self._claim(key)
+                if AUDIT.get() is not None:
+                    return self._claim(key)[0], None
                 _log.warning(
                     "replay.diverged",
                     step=key,

@@ -47,6 +47,7 @@ from agent_server.domain.events import MessageCompleted, ReasoningCompleted
 from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import Usage
 from agent_server.execution.ports import StepRecord
+from agent_server.inference.audit import AUDIT
 from agent_server.inference.durable_run import Place
 from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
@@ -215,6 +216,14 @@ class LedgeredModel(Model):
         asked, digest = self._question, self._digest
         key, earlier = self._place.scope.model_call(digest, agent)
         self._asked_key = key
+        audit = AUDIT.get()
+        if audit is not None:
+            now = StepRecord(key=key, kind="model", name="", agent=agent, input=asked)
+            offered = {tool.name for tool in request.tools}
+            offered |= {handoff.tool_name for handoff in request.handoffs}
+            recorded = self._place.scope.ledger.earlier.get(key)
+            audit.model(now, recorded, earlier is not None, offered)
+            earlier = recorded
         if earlier is not None and earlier.status == "done":
             return response_from_json(earlier.output)
         model, name = self._resolve()

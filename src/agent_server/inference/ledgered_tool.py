@@ -35,6 +35,7 @@ from agent_server.domain.errors import ErrorInfo, RunCancelled, ToolError
 from agent_server.domain.events import ApprovalRequested
 from agent_server.domain.runs import Usage, WaitingFor
 from agent_server.execution.ports import StepRecord, Suspend
+from agent_server.inference.audit import AUDIT
 from agent_server.inference.claims import Scope
 from agent_server.inference.durable_run import PLACE, DurableRun, Place, at
 from agent_server.inference.tool_output import output_from_json, output_to_json
@@ -130,6 +131,18 @@ async def call_tool(
     name = tool.qualified_name
     digest = sha256(f"{name}\0{arguments}".encode()).hexdigest()
     key, earlier = place.scope.tool_call(context.tool_call_id, digest)
+    audit = AUDIT.get()
+    if audit is not None:
+        recorded = place.scope.ledger.earlier.get(key)
+        now = StepRecord(key=key, kind="tool", name=name, input=_arguments(arguments))
+        audit.tool(now, recorded, earlier is not None)
+        earlier = recorded
+        if tool._is_agent_tool and recorded is not None and recorded.status == "done":
+            with at(Place(run, place.scope.ledger.scope(key))):
+                output = await invoke(context, arguments)
+            run.check()
+            audit.output(f"the agent {name!r}", output_to_json(tool, output), recorded.output, key)
+            return output
     if earlier is not None and earlier.status == "done":
         return output_from_json(tool, earlier.output)
     if earlier is not None and earlier.status == "failed":

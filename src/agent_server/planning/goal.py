@@ -1,4 +1,4 @@
-"""The root handler of a run that has a goal: plan, work off, revise what fails, answer.
+"""The handler of a goal, a run's or a workflow node's: plan, work off, revise what fails, answer.
 
 Leans on the planner, on the workflow's interpreter and on the actions' firing. Refuses to know
 how a task is solved and how a run is stored. Durable: called again from the start after a crash,
@@ -7,8 +7,11 @@ it finds the accepted plans and the finished tasks and goes on behind them.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import ValidationError
 
 from agent_server.actions.firing import ActionFiring
 from agent_server.actions.handler import Actions
@@ -18,6 +21,7 @@ from agent_server.domain.errors import (
     BudgetExceeded,
     ErrorInfo,
     InternalError,
+    InvalidRequest,
     ModelUnauthorized,
     OutputInvalid,
     PlanInvalid,
@@ -92,6 +96,34 @@ class GoalRun:
             return output
         return FinalOutput(output, request.session_id, _said(request.goal, output))
 
+    async def node(self, ctx: TaskContext) -> Any:
+        """The handler of a workflow's ``plan`` nodes: the same for a goal inside a run. The
+        payload: ``goal``, and optionally ``role``, ``input`` (any JSON), ``output_schema``,
+        ``agents``, ``tools``, ``approach`` and ``model``."""
+        told, outer = ctx.payload, ctx.run.request
+        given = told.get("input")
+        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        try:
+            request = RunRequest(
+                goal=told["goal"],
+                role=told.get("role"),
+                task=None if given is None else f"Given to work with:\n{text}",
+                expected_output=told.get("output_schema"),
+                agents=told.get("agents"),
+                tools=told.get("tools"),
+                approach=told.get("approach") or outer.approach,
+                model=told.get("model") or outer.model,
+                context=outer.context,
+            )
+        except ValidationError as error:
+            wrong = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
+            raise InvalidRequest(
+                f"The goal of the node {ctx.node!r} cannot be taken: {wrong}."
+            ) from error
+        inner = copy(ctx)
+        inner.run = replace(ctx.run, request=request)
+        return await self(inner)
+
     async def _reach(self, ctx: TaskContext, request: RunRequest, firing: ActionFiring) -> Any:
         schema = request.expected_output if isinstance(request.expected_output, dict) else None
         if schema is not None:
@@ -139,7 +171,7 @@ class GoalRun:
             {},
             max_parallel=limit,
             finished=work.finished,
-            path_prefix="" if revision == 1 else f"r{revision}",
+            path_prefix=ctx.path if revision == 1 else _inside(ctx, f"r{revision}"),
             drain=True,
             observer=firing,
         )
@@ -191,7 +223,7 @@ class GoalRun:
             name += "_"
         for attempt in range(1, self._settings.max_task_retries + 2):
             spec = TaskSpec(
-                path=name if attempt == 1 else f"{name}@{attempt}",
+                path=_inside(ctx, name if attempt == 1 else f"{name}@{attempt}"),
                 node=name,
                 kind=KIND,
                 description="Put the results together into the answer.",
@@ -212,6 +244,11 @@ class GoalRun:
             if error.code in LASTING or outcome.status == "cancelled":
                 break
         raise _task_failed(name, error, 0)
+
+
+def _inside(ctx: TaskContext, path: str) -> str:
+    """``path`` inside the task that plans, which is the run's root or a node of a workflow."""
+    return f"{ctx.path}.{path}" if ctx.path else path
 
 
 def offer_for(request: RunRequest, catalog: Catalog, actions: Actions) -> Offer:

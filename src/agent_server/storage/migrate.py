@@ -30,15 +30,33 @@ def current_revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
+def serves(found: str | None) -> bool:
+    """Whether this program may work on a database at revision ``found``.
+
+    A newer one will do while revisions only add (tables, columns with defaults, indexes): so that
+    old and new programs work side by side during an upgrade. A revision that takes something
+    away says in its id from which on programs can do without: ``0012-9``, and those after it
+    carry that on.
+    """
+    if found is None:
+        return False
+    number, _, oldest = found.partition("-")
+    ours = HEAD.partition("-")[0]
+    if not (number.isdigit() and (oldest or "0").isdigit()):
+        return False
+    return int(number) >= int(ours) and int(oldest or 0) <= int(ours)
+
+
 def upgrade(connection: Connection) -> bool:
     """Bring the database to ``head_revision``; True when that changed anything.
 
-    Raises ``ConfigurationError`` for a database of a newer program.
+    A newer database that this program may serve is left as it is. Raises ``ConfigurationError``
+    for any other.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": ADVISORY_LOCK})
     current = current_revision(connection)
-    if current == HEAD:
+    if serves(current):
         return False
     if current is None:
         metadata.create_all(connection)

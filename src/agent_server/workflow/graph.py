@@ -129,6 +129,16 @@ class Graph:
                 yield child.id
                 yield from self.inside(child)
 
+    def looked_at_by_undo(self, node: Node) -> set[tuple[str, str | None]]:
+        """What the nodes that compensate ``node`` look at: names, each with its first key."""
+        found: set[tuple[str, str | None]] = set()
+        ids = [inner for each in node.compensate for inner in (each.id, *self.inside(each))]
+        for place in (self.places[each] for each in ids):
+            for use in place.uses:
+                for root, keys, _ in use.expr.references:
+                    found.add((root, keys[0] if keys and isinstance(keys[0], str) else None))
+        return found
+
 
 def analyse(definition: WorkflowDefinition, known: Iterable[str] = ()) -> Graph:
     """The order of ``definition``. ``known`` are ids of nodes that ended in an earlier plan:

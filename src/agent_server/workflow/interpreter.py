@@ -64,6 +64,8 @@ from agent_server.workflow.values import Scope
 
 MAX_EXECUTIONS: Final = 10_000
 """Nodes one run may carry out, each iteration, item and attempt counted."""
+UNDO_KEY: Final = "undo"
+"""The end of the key under which the ledger holds how to undo a node."""
 BREATH: Final = 20
 """Nodes without an effect after which other work of the process gets its turn."""
 
@@ -148,6 +150,17 @@ async def run_workflow(
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where a walk begins that goes on from another one."""
+
+    names: JsonObject
+    """What the item of a map and the like are called there."""
+    results: Mapping[str, JsonObject]
+    values: JsonObject
+    """The variables."""
+
+
+@dataclass(frozen=True)
 class _Ended:
     """What a node, or a list of nodes, gave."""
 
@@ -179,11 +192,14 @@ class Interpreter:
         observer: Observer | None = None,
         max_executions: int = MAX_EXECUTIONS,
         chain: tuple[str, ...] = (),
+        start: Start | None = None,
     ) -> None:
         self._ctx = ctx
         self._definition = definition
         self._inputs = inputs
         self._done = dict(finished or {})
+        self._start = start
+        self._undos: int | None = None
         self._graph = analyse(definition, self._done)
         self._prefix = f"{path_prefix}." if path_prefix else ""
         self._drain = drain
@@ -198,10 +214,14 @@ class Interpreter:
 
     async def run(self) -> WorkflowResult:
         """See ``run_workflow``."""
-        frame = Frame({})
+        if self._start is not None:
+            frame = Frame(self._start.names, results=dict(self._start.results))
+            first = self._start.values
+        else:
+            frame = Frame({})
+            first = render(self._definition.variables, {"inputs": self._inputs})
         for node_id, output in self._done.items():
             frame.results[node_id] = result_of("succeeded", output)
-        first = render(self._definition.variables, {"inputs": self._inputs})
         try:
             ended = await self._lane("", 0, self._prefix, frame, first)
         except Failed as failed:
@@ -351,7 +371,14 @@ class Interpreter:
                 if attempt == 1 and node.when is not None:
                     if not expression(node.when).evaluate(scope):
                         return await self._skipped(node, path, frame, f"{node.when} is false")
-                ended = await self._carry_out(node, here, frame, values, scope)
+                if node.compensate:
+                    # Once begun it is not broken off: it must be known whether it has happened.
+                    with anyio.CancelScope(shield=True):
+                        ended = await self._carry_out(node, here, frame, values, scope)
+                        if ended is not None:
+                            await self._remember(node, path, frame, values, ended)
+                else:
+                    ended = await self._carry_out(node, here, frame, values, scope)
                 if ended is None:
                     return await self._skipped(node, path, frame, "the task was skipped")
                 break
@@ -374,6 +401,43 @@ class Interpreter:
         if self._observer is not None:
             await self._observer.node_completed(node, path, ended.output)
         return ended
+
+    async def _remember(
+        self, node: Node, path: str, frame: Frame, values: JsonObject, ended: _Ended
+    ) -> None:
+        """Write down that the node can be undone, and what its undoing will look at."""
+        if self._undos is None:
+            steps = self._ctx.journal.recorded().values()
+            self._undos = sum(step.name.endswith(f"/{UNDO_KEY}") for step in steps)
+        number, self._undos = self._undos, self._undos + 1
+        if node.output is not None:
+            ended = replace(ended, writes={**ended.writes, node.output: ended.output})
+        now = {**values, **ended.writes}
+        inside = Frame(frame.names, frame, results={node.id: result_of("succeeded", ended.output)})
+        results = Results(self._graph, inside, ())
+        record: JsonObject = {
+            "number": number,
+            "node": node.id,
+            "path": path,
+            "nodes": [each.model_dump(mode="json") for each in node.compensate],
+            "names": {},
+            "inputs": {},
+            "vars": {},
+            "results": {},
+        }
+        for root, key in self._graph.looked_at_by_undo(node):
+            if root == "nodes" and key is not None:
+                record["results"][key] = results.find(key)
+            elif root in ("inputs", "vars"):
+                source = self._inputs if root == "inputs" else now
+                record[root] |= source if key is None else {key: source.get(key)}
+            elif root in frame.names:
+                record["names"][root] = frame.names[root]
+
+        async def make() -> JsonObject:
+            return record
+
+        await self._ctx.value(f"{path}/{UNDO_KEY}", make)
 
     def _count(self) -> None:
         self._left -= 1

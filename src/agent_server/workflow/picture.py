@@ -123,11 +123,13 @@ def label_of(node: Node) -> str:
     elif isinstance(node, ApprovalNode):
         words = f"approval: {node.subject}"
     elif isinstance(node, WaitNode):
-        words = (
-            f"wait for {node.signal}"
-            if node.signal is not None
-            else f"wait until {node.until}" if node.until else f"wait {node.duration_s} s"
-        )
+        seconds = node.duration_s
+        if node.signal is not None:
+            words = f"wait for {node.signal}"
+        elif node.until is not None:
+            words = f"wait until {node.until}"
+        else:
+            words = f"wait {seconds:g} s" if isinstance(seconds, float) else f"wait {seconds} s"
     elif isinstance(node, SetNode):
         words = f"set {', '.join(node.variables)}"
     elif isinstance(node, ParallelNode):

@@ -27,6 +27,7 @@ from agent_server.workflow.expressions import render
 from agent_server.workflow.interpreter import run_workflow, timed_out
 from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
 from agent_server.workflow.ports import MAX_CHAIN, NoStoredWorkflows, StoredWorkflows
+from agent_server.workflow.undo import told, undo
 from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
 
 
@@ -87,9 +88,10 @@ class WorkflowRun:
                     observer=firing,
                     chain=chain,
                 )
-            except (BudgetExceeded, RunCancelled):
-                raise
             except RunError as error:
+                told(error, await undo(ctx, max_parallel=self._max_parallel))
+                if isinstance(error, (BudgetExceeded, RunCancelled)):
+                    raise
                 firing.fire("run.failed", error=error.info().model_dump(mode="json"))
                 raise
             firing.fire("run.succeeded", output=output)

@@ -1,0 +1,95 @@
+"""What has been done is undone when the rest fails, the last first, whatever comes in between."""
+
+from typing import Any
+
+from agent_server.domain.base import JsonObject
+from agent_server.domain.runs import RunStatus
+from tests.execution.kit import finished
+
+from .workbench import bench, note
+
+
+def booking(id: str, **fields: Any) -> JsonObject:
+    return note(id, compensate=[note(f"undo_{id}", f"undo {{{{ nodes.{id}.output }}}}")], **fields)
+
+
+def fail(id: str = "boom", **fields: Any) -> JsonObject:
+    return {"id": id, "type": "tool", "tool": "fail", **fields}
+
+
+async def test_what_succeeded_is_undone_the_last_first_when_the_run_fails(url: str) -> None:
+    async with bench(url) as made:
+        run = await made.run(booking("car"), booking("hotel"), note("x"), fail())
+        assert run.status is RunStatus.FAILED
+        assert made.calls == ["car", "hotel", "x", "undo hotel", "undo car"]
+        tasks = await made.tasks(run)
+        assert tasks["1!.1"] == tasks["2!.1"] == "succeeded"
+
+
+async def test_nothing_is_undone_when_the_run_succeeds(url: str) -> None:
+    async with bench(url) as made:
+        run = await made.run(booking("car"), fail(on_error="continue"))
+        assert run.status is RunStatus.SUCCEEDED and made.calls == ["car"]
+
+
+async def test_an_undoing_that_fails_is_told_and_keeps_no_other_from_being_undone(url: str) -> None:
+    async with bench(url) as made:
+        broken = note("b", compensate=[fail("undo_b", timeout_s=5)])
+        run = await made.run(booking("a"), broken, booking("c"), fail())
+        assert run.status is RunStatus.FAILED and run.error is not None
+        assert made.calls == ["a", "b", "c", "undo c", "undo a"]
+        assert [error.path for error in run.error.errors] == ["2"]
+        assert "'b' could not be undone" in run.error.errors[0].message
+        assert "Undo it by hand" in (run.error.hint or "")
+
+
+async def test_a_timeout_while_undoing_is_recorded_and_its_policy_applied(url: str) -> None:
+    async with bench(url) as made:
+        slow = {"id": "slow", "type": "tool", "tool": "hold", "timeout_s": 0.05}
+        tolerant = {**slow, "id": "slow2", "on_error": "continue"}
+        run = await made.run(
+            note("a", compensate=[slow]), note("b", compensate=[tolerant, note("then")]), fail()
+        )
+        assert run.error is not None and "then" in made.calls
+        assert ["was not done after" in error.message for error in run.error.errors] == [True]
+        tasks = await made.tasks(run)
+        assert tasks["1!.1"] == tasks["2!.1"] == "failed"
+
+
+async def test_undoing_sees_what_the_node_saw_and_what_it_gave(url: str) -> None:
+    undo = note("u", "{{ [item, index, inputs.n, vars.x, nodes.first.output, nodes.b.status] }}")
+    body = [note("b", output="x", compensate=[undo])]
+    each = {"id": "m", "type": "map", "over": "['p', 'q']", "max_parallel": 1, "nodes": body}
+    async with bench(url) as made:
+        await made.run(
+            note("first"), each, fail(), inputs={"properties": {"n": {}}}, given={"n": 7}
+        )
+        assert made.calls[3:] == [
+            ["q", 1, 7, "b", "first", "succeeded"],
+            ["p", 0, 7, "b", "first", "succeeded"],
+        ]
+
+
+async def test_a_node_that_can_be_undone_is_not_broken_off_once_it_has_begun(url: str) -> None:
+    async with bench(url) as made:
+        hold = {"id": "h", "type": "tool", "tool": "hold", "arguments": {"value": "h"}}
+        hold["compensate"] = [note("undo_h")]
+        branches = [[fail()], [hold, note("next")]]
+        run = await made.submit({"id": "p", "type": "parallel", "branches": branches})
+        await made.reached.wait()
+        await made.failed.wait()
+        made.gate.set()
+        assert (await finished(made.runs, run)).status is RunStatus.FAILED
+        assert made.calls[0] == "h" and made.calls[-1] == "undo_h"
+
+
+async def test_text_that_looks_like_a_template_is_undone_as_it_is(url: str) -> None:
+    async with bench(url) as made:
+        evil = "{{ 1 / 0 }}"
+        await made.run(
+            booking("a", output="x"),
+            note("b", "{{ inputs.t }}", compensate=[note("u", "{{ [vars.x, inputs.t] }}")]),
+            fail(),
+            given={"t": evil},
+        )
+        assert made.calls == ["a", evil, ["a", evil], "undo a"]
