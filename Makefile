@@ -13,8 +13,8 @@ format: ## Rewrite the code in the project's style
 test: ## The fast tests
 	uv run pytest
 
-chaos: ## Everything, the long crash loops and load tests too
-	uv run pytest --slow
+chaos: ## Every fault of the matrix, the long crash loops too; the report is chaos-report.md
+	uv run python -m tests.durability.matrix
 
 bench: ## CPU and memory against a bare app, as ratios
 	uv run python -m benchmarks

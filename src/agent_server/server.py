@@ -22,6 +22,7 @@ from agent_server.api.app import build_app
 from agent_server.api.control import ControlRoutes
 from agent_server.api.deps import ApiDeps
 from agent_server.api.history import HistoryRoutes
+from agent_server.api.memories import MemoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
 from agent_server.api.sessions import SessionRoutes
 from agent_server.api.sse import Streams
@@ -42,14 +43,23 @@ from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
 from agent_server.inference.budgets import BudgetRules
+from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.providers import Providers
+from agent_server.memory.consolidator import Consolidator
+from agent_server.memory.desk import MemoryDesk
+from agent_server.memory.documents import Documents
+from agent_server.memory.erasure import Erasure
+from agent_server.memory.experience import Experience, story_of
+from agent_server.memory.recall import Recall
 from agent_server.memory.session_store import (
     SessionStore,
     append_items,
     branch_session,
     items_before,
 )
+from agent_server.memory.store import MemoryStore
 from agent_server.memory.trimming import Trimming, Window
+from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
 from agent_server.planning.goal import GoalRun
 from agent_server.protocols.openai.deps import OpenAIDeps
@@ -68,7 +78,7 @@ from agent_server.workflow.tasks import handlers as workflow_handlers
 from agent_server.workflow.tasks import timed
 from agent_server.workflow.validation import check_inputs, split_name, validate
 
-FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "events")
+FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "memories", "events")
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,10 @@ class Parts:
     actions: Actions
     library: Library
     sessions: SessionStore
+    memories: MemoryStore
+    memory: MemoryDesk
+    erasure: Erasure
+    consolidator: Consolidator | None
     history: History
 
     def drain(self) -> None:
@@ -122,6 +136,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
         lambda app: _lifespan(parts),
         [
             *SessionRoutes(parts.sessions).routes(),
+            *MemoryRoutes(parts.memory, parts.erasure, settings).routes(),
             *ControlRoutes(parts.control, settings).routes(),
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
@@ -170,11 +185,22 @@ def build_parts(
         for event in events:
             metrics.observe(event)
             log_end(event)
+        if consolidator is not None:
+            consolidator.notice(events)
 
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    history = sessions or SessionStore(database)
+    store = MemoryStore(database)
+    Recall(store)
+    documents = Documents(
+        size=settings.memory_chunk_characters, overlap=settings.memory_chunk_overlap
+    )
+    desk = MemoryDesk(database, store, documents)
+    experience = (
+        Experience(store, lambda ctx: story_of(runs, ctx)) if settings.memory_experience else None
+    )
+    history = sessions or SessionStore(database, store)
 
     async def summarise(ctx: TaskContext, text: str) -> str:
         return await thinking.summarise(ctx, text)
@@ -188,6 +214,7 @@ def build_parts(
         settings,
         policies=registry,
         open_session=trimming.opener(history),
+        services={MemoryDesk: desk},
     )
     loop = ConnectedLoop(bare_loop, registry)
     thinking = Thinking(loop)
@@ -210,14 +237,14 @@ def build_parts(
     checks = _Checks(registry, providers, approaches, actions, database)
     of_workflows = dict(
         workflow_handlers(
-            agent=AgentTask(solver),
+            agent=AgentTask(solver, experience),
             call_tool=call_tool,
             actions=actions,
             max_parallel=settings.max_parallel_tasks,
             stored=checks.library,
         )
     )
-    goals = GoalRun(catalog, loop, actions, settings)
+    goals = GoalRun(catalog, loop, actions, settings, experience)
     handlers: dict[str, Handler] = {
         "run.goal": goals,
         "plan": timed(goals.node),
@@ -230,7 +257,7 @@ def build_parts(
         hub=hub,
         settings=settings,
         handlers=handlers,
-        append_items=append_items,
+        append_items=Turns(store).append if settings.memory_sessions else append_items,
         observe=observe,
     )
     runs = Runs(
@@ -245,6 +272,11 @@ def build_parts(
         ).apply,
         prepare=checks,
         observe=observe,
+    )
+    consolidator = (
+        Consolidator(database, runs.submit, max_tokens=settings.memory_consolidation_tokens)
+        if settings.memory_consolidation and settings.effective_model != DEMO
+        else None
     )
     streams = Streams(
         limit=settings.max_streams,
@@ -267,6 +299,10 @@ def build_parts(
         library=checks.library,
         control=Control(database=database, engine=engine),
         sessions=history,
+        memories=store,
+        memory=desk,
+        erasure=Erasure(database, store, runs.cancel),
+        consolidator=consolidator,
         history=History(
             runs,
             effect_of=registry.effect,
@@ -285,13 +321,18 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     await parts.database.open()
     try:
         await parts.database.write(upgrade)
+        await parts.memories.open()
         await parts.registry.load()
         try:
             await parts.registry.start()
             await parts.engine.start()
+            if parts.consolidator is not None:
+                await parts.consolidator.start()
             try:
                 yield
             finally:
+                if parts.consolidator is not None:
+                    await parts.consolidator.stop()
                 parts.drain()
                 await parts.engine.stop()
         finally:

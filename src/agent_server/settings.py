@@ -90,6 +90,31 @@ class Settings(BaseSettings):
         description="The provider's address; any OpenAI-compatible server works.",
     )
 
+    # How memories are found
+    embedder: Literal["none", "openai", "minilm"] = Field(
+        default="none",
+        description="What makes vectors of memories: `openai` is any compatible `/embeddings`, "
+        "`minilm` runs in the process (extra `minilm`).",
+    )
+    embedder_model: str | None = Field(
+        default=None, description="With `openai`: its model; default text-embedding-3-small."
+    )
+    embedder_base_url: str | None = Field(
+        default=None, description="With `openai`: its address; default OPENAI_BASE_URL."
+    )
+    embedder_api_key: SecretStr | None = Field(
+        default=None, description="With `openai`: its key; default OPENAI_API_KEY."
+    )
+    embedder_dimension: int | None = Field(
+        default=None,
+        ge=1,
+        le=16_000,
+        description="With `openai`: numbers in a vector, if asked for.",
+    )
+    embedder_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds the embedder may take to answer."
+    )
+
     # How it works
     role: Literal["all", "api", "worker"] = Field(
         default="all", description="Answer calls, carry out runs, or both."
@@ -190,14 +215,39 @@ class Settings(BaseSettings):
         description="Tell in short, by a model call, what a model is not shown of a session.",
     )
 
+    memory_sessions: bool = Field(
+        default=True, description="Remember what is said in sessions, turn by turn."
+    )
+    memory_experience: bool = Field(
+        default=True,
+        description="Remember how goals went, and show planners and their tasks what is like them.",
+    )
+    memory_consolidation: bool = Field(
+        default=False,
+        description="Look through what each run said for facts worth keeping, by a run of its own "
+        "that costs a model call; never with the demo model.",
+    )
+    memory_consolidation_tokens: int = Field(
+        default=20_000, ge=1_000, description="Tokens that one consolidation may use."
+    )
+    memory_chunk_characters: int = Field(
+        default=1_200, ge=100, le=20_000, description="Length of a piece of a document."
+    )
+    memory_chunk_overlap: int = Field(
+        default=150,
+        ge=0,
+        le=2_000,
+        description="Characters that a piece repeats of the one before.",
+    )
+
     # What it accepts
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Size of a request body.")
+    max_document_bytes: int = Field(
+        default=16_777_216, ge=1024, description="Size of a body that writes memories."
+    )
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
     body_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a request body may take to arrive."
-    )
-    max_file_bytes: int = Field(
-        default=20_971_520, ge=1024, description="Size of a file sent to `/v1/files`."
     )
     openai_approaches: bool = Field(
         default=False,

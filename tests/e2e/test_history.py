@@ -193,3 +193,52 @@ def test_an_export_is_the_whole_run_and_can_be_redacted(api: Api, models: ModelT
     content = json.dumps(api.get(f"{RUNS}/{run['id']}/export", redact="content"))
     assert "secret" not in content and '"model_calls": 2' in content
     problem(api.http.get(f"{RUNS}/{run['id']}/export?redact=all"), 422, "invalid_request")
+
+
+WORKFLOW = {
+    "name": "chain",
+    "nodes": [
+        {"id": "one", "type": "tool", "tool": "add", "arguments": {"a": 1, "b": 2}},
+        {"id": "ask", "type": "agent", "agent": "talker", "input": "say {{ nodes.one.output }}"},
+        {
+            "id": "each",
+            "type": "map",
+            "over": "[1, 2]",
+            "as": "n",
+            "nodes": [
+                {
+                    "id": "plus",
+                    "type": "tool",
+                    "tool": "add",
+                    "arguments": {"a": "{{ n }}", "b": 10},
+                }
+            ],
+        },
+        {"id": "end", "type": "agent", "agent": "talker", "input": "end {{ nodes.each.output }}"},
+    ],
+}
+
+
+def test_a_workflow_is_retried_and_forked_from_its_nodes(api: Api, models: ModelThread) -> None:
+    no_key = {"status": 401, "error": {"message": "no key"}}
+    models.script(rule("say", {"text": "said"}), rule("end", no_key))
+    failed = api.carry_out(workflow=WORKFLOW)
+    assert failed["status"] == "failed", failed
+    models.script(rule("say", {"text": "said"}), rule("end", {"text": "the end"}))
+    new = made(api, failed["id"], "retry")
+    run = api.ended(new["id"])
+    assert (run["status"], run["output"]) == ("succeeded", "the end"), run["error"]
+    assert len(models.calls) == 1 and run["usage"]["tool_calls"] == 0 and not new["will_repeat"]
+    check_totals(api, run)
+    tasks = {one["path"]: one for one in api.listed(f"{RUNS}/{run['id']}/tasks")}
+    inner = next(one for one in tasks.values() if one["node"] == "plus" and one["path"] == "3.2.1")
+    new = made(api, run["id"], "fork", {"from": inner["id"], "input": {"a": 5, "b": 10}})
+    models.script(rule("end", {"text": "another end"}))
+    fork = api.ended(new["id"])
+    assert (fork["status"], fork["output"]) == ("succeeded", "another end"), fork["error"]
+    assert "end [11.0, 15.0]" in json.dumps(models.calls[0]), "the map goes on with the new result"
+    check_totals(api, fork)
+    answer = api.http.post(
+        f"{RUNS}/{run['id']}/fork", json={"from": inner["path"], "model": "other"}
+    )
+    assert answer.status_code == 422 and "'model' cannot be changed" in answer.text

@@ -21,7 +21,7 @@ from agent_server.execution.ports import (
     TaskSpec,
 )
 from agent_server.execution.runs import Idempotency, Runs
-from agent_server.memory.session_store import SessionStore
+from agent_server.memory.session_store import TenantSessions
 
 from .kit import event_types, finished, running, submit
 
@@ -299,7 +299,7 @@ async def test_runs_of_one_session_go_one_after_another_in_the_order_they_came(u
         made = [await submit(runs, agent="a", input=str(i), session_id="s") for i in range(6)]
         for run in made:
             await finished(runs, run)
-        items = await SessionStore(runs.database).of(DEFAULT_TENANT).items("s")
+        items = await TenantSessions(runs.database, DEFAULT_TENANT).items("s")
     assert order == [str(i) for i in range(6)]
     assert [item["content"] for item in items] == order
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from agents import Agent, FunctionTool, Runner, ToolOutputImage, ToolOutputText, function_tool
 
-from agent_server.domain.agents import ToolEffect
+from agent_server.domain.agents import ApprovalTerms, ToolEffect
 from agent_server.domain.errors import (
     BudgetExceeded,
     MaxTurnsExceeded,
@@ -39,8 +39,8 @@ class Policies(HintedPolicies):
     def timeout_s(self, tool: str) -> float | None:
         return self._timeout_s
 
-    def approval(self, tool: str) -> bool:
-        return self._approve
+    def approval(self, tool: str) -> ApprovalTerms | None:
+        return ApprovalTerms() if self._approve else None
 
 
 def once(*names: str) -> Any:

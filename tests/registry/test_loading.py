@@ -8,6 +8,7 @@ import pytest
 from agents import Agent
 
 from agent_server.domain.errors import UnknownAgent, UnknownTool
+from agent_server.registry.catalog import SERVED_TOOLS
 from agent_server.registry.slugs import slug
 
 from .conftest import MakeRegistry, Write
@@ -41,7 +42,7 @@ async def test_an_unchanged_file_named_agents_py_is_served_and_does_not_shadow_t
 async def test_nothing_to_load_is_no_error(make: MakeRegistry) -> None:
     catalog = await make().load()
     assert (dict(catalog.agents), catalog.errors, catalog.version) == ({}, (), 1)
-    assert {"calculator", "current_time", "text_statistics"} == set(catalog.tools)
+    assert set(catalog.tools) == {tool.name for tool in SERVED_TOOLS}
 
 
 async def test_a_file_imports_its_siblings_as_it_would_as_a_script(

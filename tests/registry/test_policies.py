@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent_server.domain.agents import ToolEffect
+from agent_server.domain.agents import ApprovalTerms, ToolEffect
 from agent_server.domain.errors import AgentsFileError
 
 from .conftest import MakeRegistry, Write
@@ -46,7 +46,7 @@ async def test_a_policy_beside_the_file_sets_tools_and_agents(
     catalog = await make("bots/agents.py").load()
     assert catalog.errors == ()
     assert catalog.effect("pay") is ToolEffect.IDEMPOTENT
-    assert (catalog.timeout_s("pay"), catalog.approval("pay")) == (2.5, True)
+    assert (catalog.timeout_s("pay"), catalog.approval("pay")) == (2.5, ApprovalTerms())
     listed = {info.name: info for info in catalog.describe_tools()}
     assert listed["pay"].approval and listed["look"].approval
     assert listed["calculator"].source == "builtin" and listed["pay"].source == "file"
@@ -62,7 +62,7 @@ async def test_without_a_policy_a_tool_runs_once_and_decides_itself_on_approval(
     write("agents.py", FILE)
     catalog = await make().load()
     assert catalog.effect("pay") is ToolEffect.ONCE
-    assert (catalog.timeout_s("pay"), catalog.approval("pay")) == (None, False)
+    assert (catalog.timeout_s("pay"), catalog.approval("pay")) == (None, None)
     assert {i.name: i.approval for i in catalog.describe_tools()}["look"]
 
 
@@ -109,10 +109,10 @@ async def test_a_policy_broken_by_an_edit_keeps_the_last_good_one_and_says_so(
     catalog = await registry.reload([policy])
     (error,) = catalog.errors
     assert error.serving_last_good and "'approval'" in error.message
-    assert catalog.approval("pay") is True
+    assert catalog.approval("pay") is not None
     policy.write_text("[tools.pay]\napproval = false\n")
     catalog = await registry.reload([policy])
-    assert catalog.errors == () and registry.approval("pay") is False
+    assert catalog.errors == () and registry.approval("pay") is None
 
 
 async def test_names_that_nothing_has_are_warned_about(make: MakeRegistry, write: Write) -> None:

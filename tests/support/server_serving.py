@@ -1,9 +1,12 @@
 """What a forked process does: the real application on a socket it is given, or a command."""
 
+import os
 import socket
 import sys
+import time
 import traceback
 
+import time_machine
 import uvicorn
 from gunicorn.app.wsgiapp import run as run_gunicorn
 
@@ -17,6 +20,8 @@ from agent_server.settings import load_settings
 def serve_on(listener: socket.socket, crash_at: str) -> int:
     """Serve until told to stop, or until the crash point is reached."""
     crash.arm(crash_at)
+    if shift_s := os.environ.get("TEST_CLOCK_SHIFT_S"):
+        time_machine.travel(time.time() + float(shift_s), tick=True).start()
     settings = load_settings(env_file=None)
     configure_logs(settings)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))

@@ -105,8 +105,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exports(folder: Path) -> list[RunExport]:
-    """25 runs of the demo and 25 of agents with many tools."""
+    """Runs of the demo, of agents with many tools, and of workflows of both: 50."""
     return asyncio.run(recorded(folder))
+
+
+WORKFLOW: dict[str, Any] = {
+    "name": "chain",
+    "nodes": [
+        {"id": "one", "type": "tool", "tool": "add", "arguments": {"a": 1, "b": 2}},
+        {"id": "ask", "type": "agent", "agent": "heavy", "input": "{{ nodes.one.output }}"},
+        {
+            "id": "each",
+            "type": "map",
+            "over": "[1, 2, 3]",
+            "as": "n",
+            "nodes": [
+                {"id": "plus", "type": "tool", "tool": "add", "arguments": {"a": "{{ n }}", "b": 1}}
+            ],
+        },
+        {
+            "id": "no",
+            "type": "tool",
+            "tool": "broken",
+            "arguments": {"why": "x"},
+            "on_error": "continue",
+        },
+    ],
+    "actions": [{"trigger": "task.completed:one", "action": "emit", "parameters": {"name": "x"}}],
+    "output": "{{ nodes.each.output }}",
+}
+FAILING = {
+    "name": "failing",
+    "nodes": [{"id": "no", "type": "tool", "tool": "broken", "arguments": {"why": "x"}}],
+}
 
 
 async def recorded(folder: Path) -> list[RunExport]:
@@ -126,10 +157,14 @@ async def recorded(folder: Path) -> list[RunExport]:
                 asked.append(
                     {"agent": agent, "input": "x" * (number + 1), "model": "rule", **session}
                 )
+            asked[-2:] = [
+                {"workflow": WORKFLOW, "model": "rule"},
+                {"workflow": FAILING, "model": "rule"},
+            ]
             runs = [await client.runs.create(**one) for one in asked]
-            for run in runs:
+            for one, run in zip(asked, runs, strict=True):
                 ended = await client.runs.wait(run.id, timeout_s=60)
-                assert ended.status.value == "succeeded", ended.error
+                assert ended.status.value == ("failed" if one == asked[-1] else "succeeded")
                 found.append(await client.runs.export(run.id))
     return found
 
@@ -235,6 +270,23 @@ async def test_a_goal_whose_plan_is_asked_for_otherwise_differs(
     code = AGENTS.replace('name="closer"', 'name="another-closer"')
     report = await replayed(folder, export, code)
     assert report.difference is not None and "another-closer" in report.difference
+
+
+async def test_a_workflow_whose_definition_or_tool_changed_differs(
+    folder: Path, exports: list[RunExport]
+) -> None:
+    export = exports[-2]
+    assert export.run.kind == "workflow" and export.run.output == [2, 3, 4]
+    nodes = [dict(node) for node in WORKFLOW["nodes"]]
+    nodes[0] = {**nodes[0], "arguments": {"a": 1, "b": 3}}
+    changed = {**export.request, "workflow": {**WORKFLOW, "nodes": nodes}}
+    report = await replayed(folder, export.model_copy(update={"request": changed}))
+    assert report.difference is not None and "task 1 (one)" in report.difference
+    gone = (
+        AGENTS.replace("def add(", "def plus(").replace("add,", "plus,").replace("[add]", "[plus]")
+    )
+    report = await replayed(folder, export, gone)
+    assert report.difference is not None and "'add'" in report.difference
 
 
 async def test_checks_ask_for_less_than_everything_and_say_what_fails(

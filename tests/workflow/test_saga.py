@@ -1,8 +1,10 @@
 """What has been done is undone when the rest fails, the last first, whatever comes in between."""
 
+import asyncio
 from typing import Any
 
 from agent_server.domain.base import JsonObject
+from agent_server.domain.ids import DEFAULT_TENANT
 from agent_server.domain.runs import RunStatus
 from tests.execution.kit import finished
 
@@ -26,14 +28,16 @@ async def test_what_succeeded_is_undone_the_last_first_when_the_run_fails(url: s
         assert tasks["1!.1"] == tasks["2!.1"] == "succeeded"
 
 
-async def test_nothing_is_undone_when_the_run_succeeds(url: str) -> None:
-    async with bench(url) as made:
+async def test_nothing_is_undone_when_the_run_succeeds(sqlite_url: str) -> None:
+    async with bench(sqlite_url) as made:
         run = await made.run(booking("car"), fail(on_error="continue"))
         assert run.status is RunStatus.SUCCEEDED and made.calls == ["car"]
 
 
-async def test_an_undoing_that_fails_is_told_and_keeps_no_other_from_being_undone(url: str) -> None:
-    async with bench(url) as made:
+async def test_an_undoing_that_fails_is_told_and_keeps_no_other_from_being_undone(
+    sqlite_url: str,
+) -> None:
+    async with bench(sqlite_url) as made:
         broken = note("b", compensate=[fail("undo_b", timeout_s=5)])
         run = await made.run(booking("a"), broken, booking("c"), fail())
         assert run.status is RunStatus.FAILED and run.error is not None
@@ -56,11 +60,11 @@ async def test_a_timeout_while_undoing_is_recorded_and_its_policy_applied(url: s
         assert tasks["1!.1"] == tasks["2!.1"] == "failed"
 
 
-async def test_undoing_sees_what_the_node_saw_and_what_it_gave(url: str) -> None:
+async def test_undoing_sees_what_the_node_saw_and_what_it_gave(sqlite_url: str) -> None:
     undo = note("u", "{{ [item, index, inputs.n, vars.x, nodes.first.output, nodes.b.status] }}")
     body = [note("b", output="x", compensate=[undo])]
     each = {"id": "m", "type": "map", "over": "['p', 'q']", "max_parallel": 1, "nodes": body}
-    async with bench(url) as made:
+    async with bench(sqlite_url) as made:
         await made.run(
             note("first"), each, fail(), inputs={"properties": {"n": {}}}, given={"n": 7}
         )
@@ -70,8 +74,10 @@ async def test_undoing_sees_what_the_node_saw_and_what_it_gave(url: str) -> None
         ]
 
 
-async def test_a_node_that_can_be_undone_is_not_broken_off_once_it_has_begun(url: str) -> None:
-    async with bench(url) as made:
+async def test_a_node_that_can_be_undone_is_not_broken_off_once_it_has_begun(
+    sqlite_url: str,
+) -> None:
+    async with bench(sqlite_url) as made:
         hold = {"id": "h", "type": "tool", "tool": "hold", "arguments": {"value": "h"}}
         hold["compensate"] = [note("undo_h")]
         branches = [[fail()], [hold, note("next")]]
@@ -83,8 +89,8 @@ async def test_a_node_that_can_be_undone_is_not_broken_off_once_it_has_begun(url
         assert made.calls[0] == "h" and made.calls[-1] == "undo_h"
 
 
-async def test_text_that_looks_like_a_template_is_undone_as_it_is(url: str) -> None:
-    async with bench(url) as made:
+async def test_text_that_looks_like_a_template_is_undone_as_it_is(sqlite_url: str) -> None:
+    async with bench(sqlite_url) as made:
         evil = "{{ 1 / 0 }}"
         await made.run(
             booking("a", output="x"),
@@ -93,3 +99,59 @@ async def test_text_that_looks_like_a_template_is_undone_as_it_is(url: str) -> N
             given={"t": evil},
         )
         assert made.calls == ["a", evil, ["a", evil], "undo a"]
+
+
+HOLD: JsonObject = {"id": "h", "type": "tool", "tool": "hold"}
+
+
+async def test_what_succeeded_is_undone_when_the_run_is_cancelled(url: str) -> None:
+    inner = {"name": "inner", "nodes": [booking("room"), HOLD]}
+    async with bench(url) as made:
+        run = await made.submit(
+            booking("car"), {"id": "sub", "type": "workflow", "workflow": inner}
+        )
+        await made.reached.wait()
+        await made.runs.cancel(DEFAULT_TENANT, run.id, "enough")
+        assert (await finished(made.runs, run)).status is RunStatus.CANCELLED
+        assert made.calls == ["car", "room", "undo room", "undo car"]
+        assert not set((await made.tasks(run)).values()) & {"running", "queued", "waiting"}
+
+
+async def test_an_undoing_that_a_stop_breaks_off_goes_on_where_it_was(sqlite_url: str) -> None:
+    slow = {**HOLD, "id": "slow", "arguments": {"value": "undo b"}}
+    nodes = [booking("a"), note("b", compensate=[slow]), booking("c"), {**HOLD, "id": "h2"}]
+    async with bench(sqlite_url) as made:
+        run = await made.submit(*nodes)
+        await made.reached.wait()
+        made.reached.clear()
+        cancelling = asyncio.ensure_future(made.runs.cancel(DEFAULT_TENANT, run.id))
+        await made.reached.wait()
+        assert made.calls == ["a", "b", "c", "undo c"]
+    await asyncio.gather(cancelling, return_exceptions=True)
+    async with bench(sqlite_url) as again:
+        await again.reached.wait()
+        again.gate.set()
+        assert (await finished(again.runs, run)).status is RunStatus.CANCELLED
+        assert again.calls == ["undo b", "undo a"]
+
+
+async def test_a_run_that_nobody_carries_out_is_undone_when_it_is_cancelled(
+    sqlite_url: str,
+) -> None:
+    async with bench(sqlite_url) as made:
+        run = await made.submit(booking("a"), {**HOLD, "id": "h2"})
+        await made.reached.wait()
+    async with bench(sqlite_url, role="api") as idle:
+        await idle.runs.cancel(DEFAULT_TENANT, run.id)
+    async with bench(sqlite_url) as again:
+        assert (await finished(again.runs, run)).status is RunStatus.CANCELLED
+        assert again.calls == ["undo a"]
+
+
+async def test_what_a_node_that_ran_out_of_time_had_done_is_undone(sqlite_url: str) -> None:
+    inner = {"name": "inner", "nodes": [booking("room"), HOLD]}
+    sub = {"id": "sub", "type": "workflow", "workflow": inner, "timeout_s": 0.3}
+    async with bench(sqlite_url) as made:
+        run = await made.run({**sub, "on_error": "continue"})
+        assert run.status is RunStatus.SUCCEEDED
+        assert made.calls == ["room", "undo room"]

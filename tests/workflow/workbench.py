@@ -1,12 +1,14 @@
 """Workflows on the real engine: their handlers, with tools that the test can hold and count."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from agent_server.actions.handler import Actions, ActionServices
 from agent_server.actions.ssrf import GuardedHttp
+from agent_server.domain.approvals import Decide
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ToolError, UnknownWorkflow
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
@@ -14,7 +16,7 @@ from agent_server.domain.runs import Run
 from agent_server.execution.ports import TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.workflow.tasks import handlers
-from tests.execution.kit import finished, running, submit
+from tests.execution.kit import control, finished, running, submit
 
 
 class Bench:
@@ -57,6 +59,23 @@ class Bench:
         variables = fields.pop("given", None)
         workflow = {"name": "w", "nodes": list(nodes), **fields}
         return await submit(self.runs, workflow=workflow, variables=variables)
+
+    async def signal(self, run: Run, name: str, payload: Any) -> None:
+        await control(self.runs).signal(DEFAULT_TENANT, run.id, name, payload, by="test")
+
+    async def decide(self, run: Run, decision: Any, reason: str) -> None:
+        """Decide about the one approval that the run waits for."""
+        door = control(self.runs)
+        page = await door.approvals(DEFAULT_TENANT, status="pending", run_id=run.id, limit=2)
+        (asked,) = page.data
+        decide = Decide(decision=decision, reason=reason)
+        await door.decide(DEFAULT_TENANT, asked.id, decide, by="test")
+
+    async def codes(self, run: Run) -> list[str]:
+        """The codes of the errors with which the run's tasks and the run itself failed."""
+        events = await self.runs.events(DEFAULT_TENANT, run.id, 0, 10_000)
+        told = [json.loads(event.data) for event in events]
+        return [event["error"]["code"] for event in told if "error" in event]
 
     async def tasks(self, run: Run) -> dict[str, str]:
         return {t.path: t.status for t in await self.runs.tasks(DEFAULT_TENANT, run.id)}

@@ -32,7 +32,7 @@ def build_app(
     manners: Mapping[str, Manners] | None = None,
 ) -> FastAPI:
     """The application over ``deps``. ``routes`` are those of other doors, mounted behind ours;
-    ``manners`` is how they render errors and what bodies they take, by the first part of a path.
+    ``manners`` is how they render errors, by the first part of a path.
     """
     app = FastAPI(
         title="Agent Server",

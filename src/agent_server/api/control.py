@@ -21,7 +21,7 @@ from agent_server.domain.approvals import Approval, ApprovalStatus, Decide
 from agent_server.domain.base import Frozen
 from agent_server.domain.errors import InvalidRequest
 from agent_server.domain.ids import Tenant
-from agent_server.domain.runs import SignalSent
+from agent_server.domain.runs import Reconcile, Run, SignalSent
 from agent_server.execution.paging import Page
 from agent_server.settings import Settings
 
@@ -35,6 +35,8 @@ class ControlPort(Protocol):
     async def signal(
         self, tenant: Tenant, run_id: str, name: str, payload: Any, *, by: str
     ) -> SignalSent: ...
+
+    async def reconcile(self, tenant: Tenant, run_id: str, said: Reconcile, *, by: str) -> Run: ...
 
     async def approvals(
         self,
@@ -93,6 +95,19 @@ class ControlRoutes:
                 errors=(400, 404, 409, 413, 415, 422),
             ),
             Route(
+                "POST",
+                RUNS + "/{run_id}/reconcile",
+                self.reconcile,
+                summary="Say how a call in doubt went",
+                description="For a run that waits for `reconciliation`: the call happened, with its "
+                "`result`; it did not, and is made now; or what needed it fails. Once.",
+                tag="runs",
+                name="reconcile_run",
+                body=Reconcile,
+                answers={200: Run},
+                errors=(400, 404, 409, 413, 415, 422),
+            ),
+            Route(
                 "GET",
                 PREFIX,
                 self.list,
@@ -147,6 +162,14 @@ class ControlRoutes:
             payload = asked.root
         sent = await self._control.signal(tenant, run_id, name, payload, by=_name(request))
         return Json(dump(sent), 202)
+
+    async def reconcile(self, request: Request) -> Response:
+        inputs.query(request, inputs.NoQuery)
+        raw = await request.body()
+        said = inputs.parse(raw, Reconcile, max_depth=self._settings.max_json_depth)
+        inputs.refuse_nul(said, raw)
+        run = await self._control.reconcile(*run_target(request), said, by=_name(request))
+        return Json(dump(run))
 
     async def list(self, request: Request) -> Response:
         wanted = inputs.query(request, ApprovalsQuery)

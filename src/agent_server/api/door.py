@@ -52,6 +52,8 @@ YAML: Final = frozenset({b"application/yaml", b"application/x-yaml", b"text/yaml
 YAML_UNDER: Final = "/api/v1/workflows"
 PROBES: Final = frozenset({"/livez", "/readyz"})
 """Open to everybody: they say nothing but whether the server is up."""
+DOCUMENTS: Final = "/api/v1/memories"
+"""Where a body may be as large as a document."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 CORS_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, "
@@ -79,9 +81,6 @@ class Manners(Protocol):
     def render(self, error: AgentServerError, request_id: str) -> Rendered:
         """``error`` in the form that the standard's clients read."""
 
-    def upload_bytes(self, method: str, path: str) -> int | None:
-        """The largest ``multipart/form-data`` body read there; None where none is."""
-
 
 class Call(NamedTuple):
     """What the door found out about a call."""
@@ -107,6 +106,7 @@ class Door:
         self._observe = observe
         self._manners = manners
         self._max_body = settings.max_body_bytes
+        self._max_document = max(settings.max_document_bytes, settings.max_body_bytes)
         self._body_timeout_s = settings.body_timeout_s
         self._access_log = settings.access_log
 
@@ -167,9 +167,8 @@ class Door:
                 scope[CALL] = Call(principal, request_id)
             if scope["method"] not in READING:
                 yaml = scope["path"].startswith(YAML_UNDER)
-                own = self._manners_at(scope["path"])
-                upload = own.upload_bytes(scope["method"], scope["path"]) if own else None
-                receive = self._limited(headers, receive, yaml, upload)
+                most = self._max_document if scope["path"] == DOCUMENTS else self._max_body
+                receive = self._limited(headers, receive, most, yaml)
             await self._app(scope, receive, answer)
             if later and headed:
                 raise MethodNotAllowed("HEAD is not allowed for an event stream.", hint="Use GET.")
@@ -205,32 +204,19 @@ class Door:
         return principal
 
     def _limited(
-        self,
-        headers: Mapping[bytes, bytes],
-        receive: Receive,
-        yaml: bool,
-        upload: int | None = None,
+        self, headers: Mapping[bytes, bytes], receive: Receive, most: int, yaml: bool
     ) -> Receive:
         """``receive`` that holds the body to its size, its type and its time."""
-        maximum = self._max_body
-        if upload is not None and _media(headers) == b"multipart/form-data":
-            maximum = upload
-
-            def check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
-                return None
-
-        else:
-            check_type = _check_type
         length = headers.get(b"content-length")
         if length == b"0" or (length is None and b"transfer-encoding" not in headers):
             expected = 0
         else:
-            expected = maximum if length is None else int(length)
-            check_type(headers, yaml)
+            expected = most if length is None else int(length)
+            _check_type(headers, yaml)
         if headers.get(b"content-type") and expected == 0:
-            check_type(headers, yaml)
-        if expected > maximum:
-            raise self._too_large(f"of {expected:,} bytes ", maximum)
+            _check_type(headers, yaml)
+        if expected > most:
+            raise self._too_large(f"of {expected:,} bytes ", most)
         taken = 0
         complete = False
 
@@ -249,8 +235,8 @@ class Door:
                 ) from error
             taken += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if taken > maximum:
-                raise self._too_large("", maximum)
+            if taken > most:
+                raise self._too_large("", most)
             return message
 
         return limited
@@ -269,10 +255,11 @@ class Door:
             rendered = Rendered(error.status, problems.MEDIA_TYPE, body)
         await _send(rendered, error.headers, send)
 
-    def _too_large(self, size: str, maximum: int) -> BodyTooLarge:
+    def _too_large(self, size: str, most: int) -> BodyTooLarge:
+        knob = "MAX_BODY_BYTES" if most == self._max_body else "MAX_DOCUMENT_BYTES"
         return BodyTooLarge(
-            f"The body {size}is larger than {maximum:,} bytes.",
-            hint="Send less, or raise AGENT_SERVER_MAX_BODY_BYTES.",
+            f"The body {size}is larger than {most:,} bytes.",
+            hint=f"Send less, or raise AGENT_SERVER_{knob}.",
             headers={"Connection": "close"},
         )
 
@@ -281,7 +268,7 @@ def _check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
     """Raise unless the body says that it is JSON (or YAML, where that is read too): a form of
     another site's page never does."""
     raw = headers.get(b"content-type", b"")
-    media = _media(headers)
+    media = raw.partition(b";")[0].strip().lower()
     if media == b"application/json" or (
         media.startswith(b"application/") and media.endswith(b"+json")
     ):
@@ -294,10 +281,6 @@ def _check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
         hint="Send `Content-Type: application/json`.",
         headers={"Accept": "application/json"},
     )
-
-
-def _media(headers: Mapping[bytes, bytes]) -> bytes:
-    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 async def _send(rendered: Rendered, more: Mapping[str, str], send: Send) -> None:

@@ -46,6 +46,7 @@ TAGS = [
     {"name": "workflows", "description": "Graphs that are kept, in versions that never change."},
     {"name": "catalogue", "description": "What this server can do: agents, tools, models."},
     {"name": "sessions", "description": "Conversations that runs share, word for word."},
+    {"name": "memories", "description": "What is known: written, found, edited, forgotten."},
     {"name": "operations", "description": "Probes, metrics and the documentation."},
 ]
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from agent_server.cli.history_app import register
+from agent_server.cli.memory_app import memory_app
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
@@ -36,6 +37,7 @@ db_app = typer.Typer(help="The database: its schema, its move to another.", no_a
 app.add_typer(runs_app, name="runs")
 register(app, runs_app)
 app.add_typer(db_app, name="db")
+app.add_typer(memory_app, name="memory")
 app.add_typer(workflow_app, name="workflow")
 
 

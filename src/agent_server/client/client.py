@@ -11,6 +11,7 @@ import httpx2
 from typing_extensions import Self
 
 from agent_server.client.http import exchange
+from agent_server.client.memories import MemoriesClient, SessionsClient
 from agent_server.client.runs import RunsClient
 from agent_server.client.workflows import WorkflowsClient
 from agent_server.domain.agents import AgentInfo, LoadError, ToolInfo
@@ -45,6 +46,8 @@ class AgentServerClient:
             transport=transport,
         )
         self.runs = RunsClient(self._http)
+        self.memories = MemoriesClient(self._http)
+        self.sessions = SessionsClient(self._http)
         self.workflows = WorkflowsClient(self._http)
 
     async def __aenter__(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from agent_server.domain.approvals import OnExpiry
 from agent_server.domain.base import Frozen, JsonObject
 
 
@@ -26,12 +27,24 @@ class ToolEffect(str, Enum):
         return self is not ToolEffect.ONCE
 
 
+class ApprovalTerms(Frozen):
+    """How a person's consent to a tool's calls is asked for."""
+
+    expires_s: float | None = Field(default=None, gt=0, le=10 * 365 * 86_400)
+    """Seconds until nobody can decide any more; None: no end."""
+    on_expiry: OnExpiry = "reject"
+    approvers: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The names of those who may decide; None: whoever may see the run."""
+
+
 class ToolPolicy(Frozen):
     """One tool's entry in ``agent-server.toml``."""
 
     effect: ToolEffect | None = None
-    approval: bool | None = None
+    approval: bool | ApprovalTerms | None = None
     timeout_s: float | None = Field(default=None, gt=0)
+    reconcile: str | None = Field(default=None, min_length=1)
+    """The name of a served tool that says how a call in doubt went."""
 
 
 class AgentPolicy(Frozen):

@@ -57,6 +57,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         ├── ReplayDiffers              replay_differs
         ├── ApprovalUnsupported        approval_unsupported
         ├── ApprovalExpired            approval_expired
+        ├── ApprovalRejected           approval_rejected
         ├── TooManyAttempts            too_many_attempts
         └── InternalError              internal
 """
@@ -415,6 +416,12 @@ class ApprovalExpired(RunError):
     code = "approval_expired"
 
 
+class ApprovalRejected(RunError):
+    """Somebody said no to an approval node of a workflow, which was to fail then."""
+
+    code = "approval_rejected"
+
+
 class TooManyAttempts(RunError):
     code = "too_many_attempts"
 
@@ -427,6 +434,7 @@ LASTING = frozenset(
     error.code
     for error in (
         ApprovalExpired,
+        ApprovalRejected,
         ApprovalUnsupported,
         ExpressionError,
         InvalidWorkflow,

@@ -26,13 +26,20 @@ def new_run_id() -> RunId:
 
 
 def task_id(run_id: str, path: str) -> TaskId:
-    """The id of the task at ``path``: a UUIDv7 too, but derived from the run's moment and the
-    path, so that a replay names the same task."""
-    moment = UUID(run_id.removeprefix("run_")).int >> 80
-    chance = int.from_bytes(sha256(f"{run_id}/{path}".encode()).digest()[:10], "big")
+    """The id of the task at ``path``: derived, so that a replay names the same task."""
+    return TaskId(derived_id("task", run_id, path))
+
+
+def derived_id(prefix: str, owner: str, name: str) -> str:
+    """A UUIDv7 too, but always the same for the same ``name``: of the moment at which the id
+    ``owner`` was made, and of what is theirs alone."""
+    moment = UUID(owner.rpartition("_")[2]).int >> 80
+    chance = int.from_bytes(
+        sha256(f"{owner}/{name}".encode("utf-8", "surrogatepass")).digest()[:10], "big"
+    )
     version, variant = 0x7 << 76, 0b10 << 62
     fields = (chance & ~(0xF << 76) & ~(0b11 << 62)) | version | variant
-    return TaskId(f"task_{UUID(int=moment << 80 | fields).hex}")
+    return f"{prefix}_{UUID(int=moment << 80 | fields).hex}"
 
 
 def task_path(run_id: str, task: str, step: str) -> str:

@@ -199,6 +199,27 @@ class WaitingFor(Frozen):
     until: datetime | None = None
 
 
+class Reconciled(Frozen):
+    """How a call that was in doubt went."""
+
+    outcome: Literal["happened", "did_not_happen", "fail"]
+    result: Any = None
+    reason: str = ""
+    by: str = ""
+
+
+class Reconcile(Frozen):
+    """The body of ``POST /api/v1/runs/{run_id}/reconcile``."""
+
+    step: str = Field(min_length=1, max_length=2000, description="The step in doubt, by its key.")
+    outcome: Literal["happened", "did_not_happen", "fail"] = Field(
+        description="`happened` takes `result` for what the call gave; `did_not_happen` calls it "
+        "now; `fail` fails what needed it."
+    )
+    result: Any = Field(default=None, description="With `happened`: what the call gave.")
+    reason: str = Field(default="", max_length=10_000)
+
+
 class SignalSent(Frozen):
     """A signal that was taken in for a run."""
 

@@ -25,7 +25,7 @@ class SessionItem(Frozen):
     """One item of a conversation: a message, a tool call, its output, …"""
 
     position: int
-    """From 0, without gaps."""
+    """From 0; what was erased leaves a gap."""
     run_id: str
     """The run that said it."""
     item: JsonObject

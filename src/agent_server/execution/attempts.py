@@ -16,7 +16,7 @@ from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.budget import Meter
 from agent_server.execution.journal import DurableJournal
-from agent_server.execution.ports import RunSnapshot, TaskOutcome
+from agent_server.execution.ports import UNDO_MARK, RunSnapshot, TaskOutcome
 
 
 @dataclass
@@ -62,6 +62,8 @@ class Attempt:
     """Children it awaits just now; while there are any, it takes no slot."""
     outcome: TaskOutcome | None = None
     had_children: bool = False
+    undoes: bool = False
+    """It has stopped, and what it has done is being undone."""
     begun: bool = False
     task: "asyncio.Task[None] | None" = None
     journal: DurableJournal | None = None
@@ -69,10 +71,17 @@ class Attempt:
     @property
     def ordered(self) -> bool:
         """Whether it was told to stop for good."""
-        return self.cancelled or self.local.stops
+        return self.cancelled or (self.local.stops and not self.undoing)
+
+    @property
+    def undoing(self) -> bool:
+        """Whether it undoes something, which a run that is being stopped still does."""
+        return UNDO_MARK in self.path
 
     def interrupt(self) -> None:
         """Make it see an order; one that has not begun sees it by itself when it does."""
+        if self.undoing and not self.ordered:
+            return
         if self.task is not None and (self.begun or not self.ordered):
             self.task.cancel()
 

@@ -31,17 +31,18 @@ def approval_id(run_id: str, key: str) -> str:
     return f"appr_{sha256(f'{run_id}{chr(0)}{key}'.encode()).hexdigest()[:32]}"
 
 
-def waiting(ask: ApprovalAsk, key: str) -> WaitingFor:
+def waiting(ask: ApprovalAsk, key: str, until: datetime | None) -> WaitingFor:
     """What a run says of itself meanwhile."""
     shown = json.dumps(ask.arguments)[:SHOWN_ARGUMENTS]
     detail = ask.detail or f"{ask.subject!r} needs approval to be called with {shown}."
-    return WaitingFor(kind="approval", detail=detail, step=_step(key), until=ask.expires_at)
+    return WaitingFor(kind="approval", detail=detail, step=_step(key), until=until)
 
 
 def ask_once(
     connection: Connection, attempt: Attempt, ask: ApprovalAsk, key: str, now: datetime
-) -> tuple[Any, Told]:
-    """The decision as the ledger holds it, None while there is none; and what is to be told."""
+) -> tuple[Any, datetime | None, Told]:
+    """The decision as the ledger holds it, None while there is none; until when there may be
+    one; and what is to be told."""
     run = attempt.local.snapshot
     identity = approval_id(run.id, key)
     row = store.approval_row(connection, identity)
@@ -75,17 +76,17 @@ def ask_once(
             tool=ask.subject,
             arguments=ask.arguments,
         )
-        return None, store.tell(connection, run.tenant, run.id, [event])
+        return None, ask.expires_at, store.tell(connection, run.tenant, run.id, [event])
     if row.status == "pending":
         if row.expires_at is None or row.expires_at > now:
-            return None, []
+            return None, row.expires_at, []
         decision: Literal["approve", "expired"] = "expired"
         if row.on_expiry == "approve":
             decision = "approve"
         _, told = settle(connection, row, decision, CLOCK, "Nobody decided in time.", now)
-        return _output(row, decision, CLOCK, "Nobody decided in time."), told
+        return _output(row, decision, CLOCK, "Nobody decided in time."), None, told
     record = {step.key: step for step in store.task_steps(connection, run.id, attempt.path)}[key]
-    return record.output, []
+    return record.output, None, []
 
 
 def settle(

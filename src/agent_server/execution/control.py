@@ -20,11 +20,12 @@ from agent_server.domain.errors import (
 )
 from agent_server.domain.ids import Tenant, new_id
 from agent_server.domain.json_schema import faults_in
-from agent_server.domain.runs import RunStatus, SignalSent
+from agent_server.domain.runs import Reconcile, Reconciled, Run, RunStatus, SignalSent
 from agent_server.execution import consent, store
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import Told
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
+from agent_server.execution.ports import StepRecord, reconciled_key
 from agent_server.execution.waits import signal_awaited
 from agent_server.storage.database import Database
 
@@ -70,6 +71,47 @@ class Control:
             await self._database.write(nudge)
         self._engine.wake()
         return sent
+
+    async def reconcile(self, tenant: Tenant, run_id: str, said: Reconcile, *, by: str) -> Run:
+        """Say how a call that is in doubt went; its task goes on with that.
+
+        Raises ``NotFound``, ``RunEnded``, and ``AlreadyDecided`` where the step is in no doubt.
+        """
+        now = utcnow()
+        if said.outcome != "happened" and said.result is not None:
+            raise InvalidRequest(
+                f"'result' goes with the outcome 'happened', not with {said.outcome!r}.",
+                hint="Leave out `result`.",
+            )
+
+        def transaction(connection: Connection) -> Run:
+            found = store.step_in(connection, tenant, run_id, said.step)
+            if found is not None:
+                store.nudge_task(connection, run_id, found[0], now)
+            row = _open_run(connection, tenant, run_id)
+            if found is None:
+                raise NotFound(
+                    f"The run {run_id!r} has no step {said.step[:200]!r}.",
+                    hint="`waiting_for.step` names the one in doubt.",
+                )
+            path, doubted = found
+            output = Reconciled(outcome=said.outcome, result=said.result, reason=said.reason, by=by)
+            record = StepRecord(key=reconciled_key(doubted), kind="value", name="reconciled").done(
+                output.model_dump(mode="json")
+            )
+            known = store.step_in(connection, tenant, run_id, record.key) is not None
+            if doubted.status != "in_doubt" or known:
+                raise AlreadyDecided(
+                    f"The step {said.step!r} is not in doubt: "
+                    + ("somebody said how it went." if known else f"it is {doubted.status}."),
+                    hint="GET /api/v1/runs/{run_id}/steps shows it.",
+                )
+            store.upsert_steps(connection, tenant, run_id, path, [record])
+            return store.run_of(row)
+
+        run = await self._database.write(transaction)
+        self._engine.wake()
+        return run
 
     async def approvals(
         self,

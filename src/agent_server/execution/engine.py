@@ -523,7 +523,6 @@ class Engine:
     async def _end_failed(
         self, attempt: Attempt, journal: DurableJournal, error: Exception
     ) -> None:
-        info = error_info(error)
         partial = None
         if not attempt.path:
             run = attempt.local.snapshot
@@ -533,12 +532,19 @@ class Engine:
                 partial = await self.database.read(
                     lambda c: endings.partial_result(c, run, error.limit)
                 )
+        await self._undo(attempt, journal)
+        info = error_info(error)
         ending = endings.failed(attempt, error, info, utcnow(), partial)
         await self._end(attempt, journal, ending, TaskOutcome("failed", error=info))
 
     async def _end_cancelled(self, attempt: Attempt, journal: DurableJournal) -> None:
         if not attempt.path:
             await self._stop_children(attempt.local.snapshot.id)
+        faults = await self._undo(attempt, journal)
+        if faults and not attempt.path:
+            said = "; ".join(fault.message for fault in faults)
+            reason = attempt.local.cancel_reason
+            attempt.local.cancel_reason = f"{reason}: {said}" if reason else said
         ending = endings.cancelled(attempt, utcnow())
         await self._end(attempt, journal, ending, TaskOutcome("cancelled"))
 
@@ -554,6 +560,28 @@ class Engine:
         await journal.end(ending)
         crash_point(f"{point}.after_end")
         attempt.outcome = outcome
+
+    async def _undo(self, attempt: Attempt, journal: DurableJournal) -> list[FieldError]:
+        """Let the handler undo what the task has done; see ``ports.Handler``."""
+        undo = getattr(self.handlers.get(attempt.kind), "undo", None)
+        if undo is None:
+            return []
+        others = [a.task for p, a in attempt.local.attempts.items() if p and a.undoes and a.task]
+        if others and not attempt.path:
+            await asyncio.wait(others)
+        attempt.undoes = True
+        try:
+            faults: list[FieldError] = await undo(
+                EngineContext(self._children, self._waits, attempt, journal)
+            )
+            return faults
+        except (LostLease, *PASSING):
+            raise
+        except Exception as error:
+            log.exception("what a task has done was not undone", path=attempt.path)
+            return [FieldError(path=attempt.path, message=f"it was not undone: {error}")]
+        finally:
+            attempt.undoes = False
 
     async def _stop_children(self, run_id: str) -> None:
         """Stop the run's tasks in this process, without touching its root."""

@@ -15,6 +15,7 @@ from typing import Any
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import InternalError, error_info
 from agent_server.domain.events import (
+    ApprovalRequested,
     BudgetWarning,
     EventBase,
     MessageDelta,
@@ -26,7 +27,7 @@ from agent_server.domain.events import (
 )
 from agent_server.domain.ids import RunId, TaskId, task_id
 from agent_server.domain.runs import Budget, StepKind, Usage, WaitingFor
-from agent_server.execution import store
+from agent_server.execution import consent, store
 from agent_server.execution.budget import WARN_SHARE, Reserved, limited, refusal, warnings
 from agent_server.execution.ports import (
     ApprovalAsk,
@@ -102,6 +103,8 @@ class EphemeralJournal:
     the ``account`` is the whole run's.
     """
 
+    stores = False
+
     def __init__(
         self,
         run_id: RunId,
@@ -122,6 +125,7 @@ class EphemeralJournal:
         self._deltas = deltas
         self._steps = {step.key: step for step in recorded}
         self.account = account or Account(budget)
+        self._along: dict[str, tuple[EventBase, ...]] = {}
         self._seq = 0
 
     def key(self, *parts: str) -> str:
@@ -166,6 +170,8 @@ class EphemeralJournal:
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         self._steps[step.key] = step
         self.usage = add_usage(self.usage, step.usage)
+        for event in self._along.pop(step.key, ()) if step.status == "done" else ():
+            self.emit(event)
         for warning in self.account.settle(step.key, step.usage):
             self.emit(warning)
         if step.kind == "value":
@@ -197,6 +203,9 @@ class EphemeralJournal:
                 reasoning_tokens=step.reasoning_tokens,
             )
         )
+
+    def along(self, key: str, write: Callable[[Any], object], *events: EventBase) -> None:
+        self._along[key] = events
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
         self.emit(StepInDoubt(step=step.key, kind=step.kind, name=step.name, detail=detail))
@@ -293,7 +302,20 @@ class EphemeralContext:
         await asyncio.sleep(max(0.0, (moment - utcnow()).total_seconds()))
 
     async def ask_approval(self, ask: ApprovalAsk, *, key: str) -> ApprovalDecision:
-        raise Suspend(WaitingFor(kind="approval", detail=f"{ask.subject!r} needs approval."))
+        whole = self.journal.key(key)
+        found = self.journal.recorded(whole).get(whole)
+        if found is not None and found.status == "done":
+            return ApprovalDecision(**found.output)
+        if found is None:
+            await self.journal.begin(StepRecord(whole, "value", "approval"), commit=True)
+            asked = ApprovalRequested(
+                approval_id=consent.approval_id(self.run.id, whole),
+                step=whole.removesuffix("/approval"),
+                tool=ask.subject,
+                arguments=ask.arguments,
+            )
+            self.journal.emit(asked)
+        raise Suspend(consent.waiting(ask, whole, ask.expires_at))
 
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         whole = self.journal.key(key)

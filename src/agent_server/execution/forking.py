@@ -113,6 +113,7 @@ def fork_share(origin: Whole, start: str | None) -> Share:
     ancestors = {row.path for row in origin.tasks if around(row.path, task.path)}
     if whole_task:
         ancestors.discard(task.path)
+    kept: set[str] = set()
     for row in origin.tasks:
         if row.path in ancestors or (whole_task and around(task.path, row.path)):
             continue
@@ -121,9 +122,10 @@ def fork_share(origin: Whole, start: str | None) -> Share:
         else:
             before = times.task(row.path).begin < here.end
         inside = any(around(other.path, row.path) for other in share.tasks)
-        if row.status in ENDED and (before or inside):
-            share.tasks.append(row)
-    kept = {row.path for row in share.tasks}
+        if before or inside:
+            kept.add(row.path)
+            if row.status in ENDED:
+                share.tasks.append(row)  # one that goes on is shared as far as it is
     for one in origin.steps:
         if one.task_path in kept:
             share.steps.append(one)

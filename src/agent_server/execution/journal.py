@@ -56,6 +56,7 @@ class _Batch:
     used: list[Usage] = field(default_factory=list)
     settled: list[str] = field(default_factory=list)
     cut_off: list[str] = field(default_factory=list)
+    writes: list[Callable[[Connection], object]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.events or self.steps or self.cut_off)
@@ -86,6 +87,8 @@ _Stored = tuple[list[StoredEvent] | None, Row[Any], list[EventBase]]
 
 class DurableJournal:
     """See ``ports.Journal``; one per attempt at a task."""
+
+    stores = True
 
     def __init__(
         self,
@@ -125,6 +128,7 @@ class DurableJournal:
         self._holder = Holder(run_id, path, owner, epoch)
         self._lost_calls: dict[str, int] = {}
         self._halted = False
+        self._along: dict[str, tuple[Callable[[Connection], object], tuple[EventBase, ...]]] = {}
         self._delta_of: tuple[str, str | None] | None = None
         self._delta_head = ""
 
@@ -206,6 +210,11 @@ class DurableJournal:
         pending.steps[step.key] = step
         pending.used.append(step.usage)
         pending.settled.append(step.key)
+        along = self._along.pop(step.key, None)
+        if along is not None and step.status == "done":
+            pending.writes.append(along[0])
+            for event in along[1]:
+                self._take(event)
         if step.kind != "value":
             self._take(_ended(step))
         if not commit:
@@ -214,6 +223,9 @@ class DurableJournal:
         crash_point("step.before_finish")
         await self.flush()
         crash_point("step.after_finish")
+
+    def along(self, key: str, write: Callable[[Connection], object], *events: EventBase) -> None:
+        self._along[key] = (write, events)
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
         self._check()
@@ -387,6 +399,8 @@ class DurableJournal:
         events = list(batch.events)
         observed = list(batch.observed)
         closing = last.count if last is not None else 0
+        for write in batch.writes:
+            write(connection)
         if last is not None and last.also is not None:
             # Before the run's row is locked: tasks first, then their run, by everybody.
             last.also(connection)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import ErrorInfo
@@ -91,6 +91,11 @@ class Estimate:
         return (self.input_cost_usd or Decimal(0)) + (self.output_cost_usd or Decimal(0))
 
 
+def reconciled_key(doubted: StepRecord) -> str:
+    """Where the ledger holds how the call ``doubted`` went, if somebody said."""
+    return f"{doubted.key}/reconciled/{doubted.attempts}"
+
+
 class Journal(Protocol):
     """The ledger and the event log, as one task of one run may write them.
 
@@ -100,6 +105,8 @@ class Journal(Protocol):
 
     run_id: RunId
     task_id: TaskId | None
+    stores: bool
+    """False in a run of which nothing is kept."""
     scope: str
     """The prefix of this task's step keys: ``""`` for a run's root, else the task's path."""
 
@@ -142,6 +149,14 @@ class Journal(Protocol):
         With ``commit`` it is stored when this returns. ``commit=False`` lets it join the next
         commit (at most a few milliseconds later): for a model call, whose result is not acted
         upon before the next ``begin(commit=True)`` or the end of the task, both of which wait.
+        """
+
+    def along(self, key: str, write: Callable[[Any], object], *events: EventBase) -> None:
+        """Store what ``write`` writes, and ``events``, by the commit that stores the step ``key``
+        as done: both or neither. A step that fails or never ends stores nothing of it.
+
+        ``write`` is given the database's transaction, may be called again when that is rolled
+        back, and must not raise. Where ``stores`` is false it is never called.
         """
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
@@ -307,7 +322,14 @@ class FinalOutput:
 
 Handler = Callable[[TaskContext], Awaitable[Any]]
 """Carries a task out and returns its JSON output (a root handler may return ``FinalOutput``). Raises ``RunError`` to fail it,
-``Suspend`` to stand still, and lets cancellation pass."""
+``Suspend`` to stand still, and lets cancellation pass.
+
+A handler with a method ``undo(ctx)`` is asked to undo what the task has done when it is cancelled
+or fails: after its children have stopped, and again after a crash in between. It answers what could
+not be undone (``FieldError``). Children whose path holds ``UNDO_MARK`` are carried out although
+their run is being stopped.
+"""
+UNDO_MARK: Final = "!"
 
 
 class Suspend(Exception):

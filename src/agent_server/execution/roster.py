@@ -140,7 +140,7 @@ class Roster:
 def order_stop(local: LocalRun) -> None:
     """Let nothing more begin in the run here."""
     for attempt in local.attempts.values():
-        if attempt.journal is not None:
+        if attempt.journal is not None and not attempt.undoing:
             attempt.journal.halt()
 
 

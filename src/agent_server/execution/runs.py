@@ -481,6 +481,9 @@ class Runs:
             carried_out = root == "running"
             store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now)
             store.order_cancel(connection, run_id, reason)
+            if not carried_out and store.can_undo(connection, run_id):
+                store.take_up_root(connection, run_id)
+                carried_out = True
             if carried_out:
                 return []  # Whoever carries the root out ends the run.
             event = RunCancelled(run_id=run_id, reason=reason, usage=store.usage_of(row))

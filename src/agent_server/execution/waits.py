@@ -94,14 +94,14 @@ class Waits:
             await journal.flush()
             run_id = attempt.local.snapshot.id
 
-            def ask_once(connection: Connection) -> tuple[Any, Told]:
+            def ask_once(connection: Connection) -> tuple[Any, datetime | None, Told]:
                 self._roster.fence(connection, attempt)
                 return consent.ask_once(connection, attempt, ask, whole, utcnow())
 
-            decision, told = await self._roster.database.write(ask_once)
+            decision, until, told = await self._roster.database.write(ask_once)
             self._roster.tell(run_id, told)
             if decision is None:
-                raise Suspend(consent.waiting(ask, whole), wake_at=ask.expires_at)
+                raise Suspend(consent.waiting(ask, whole, until), wake_at=until)
             found = StepRecord(key=whole, kind="value", name="approval").done(decision)
             await journal.finish(found)
         given = ApprovalDecision(**found.output)

@@ -6,7 +6,7 @@ come from, how runs are stored, and what becomes of the result.
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any, Protocol
@@ -17,12 +17,12 @@ from agents.tool import invoke_function_tool
 from agents.tool_context import ToolContext
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import ToolError
-from agent_server.execution.ports import TaskContext
+from agent_server.domain.errors import ApprovalExpired, ToolError
+from agent_server.execution.ports import Suspend, TaskContext
+from agent_server.inference.approvals import SeenCall, ask, ask_for_all, needs_consent
 from agent_server.inference.durable_run import (
     DurableRun,
     HintedPolicies,
-    Place,
     ToolPolicies,
     at,
     enter,
@@ -30,7 +30,7 @@ from agent_server.inference.durable_run import (
 from agent_server.inference.failures import SEE_LOG, as_run_error
 from agent_server.inference.hosting import install, run_at
 from agent_server.inference.ledgered_model import History
-from agent_server.inference.ledgered_tool import ask_approval, instrument
+from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.prices import Prices
 from agent_server.inference.tailored import calls_among, client_tools
 from agent_server.inference.tool_output import json_value
@@ -88,9 +88,11 @@ class AgentLoop:
         policies: ToolPolicies | None = None,
         open_session: OpenSession | None = None,
         tracing: bool = False,
+        services: Mapping[type[Any], Any] | None = None,
     ) -> None:
         """``tracing`` lets the SDK make spans for processors that this process has set; without
-        it a run makes none."""
+        it a run makes none. ``services`` is what the server lends to its own tools."""
+        self._services = services or {}
         self._provider = provider
         self._settings = settings
         self._policies = policies or HintedPolicies()
@@ -166,7 +168,8 @@ class AgentLoop:
             raise failure from error
         run.check()
         theirs = client_tools(agent)
-        await self._ask_approvals(place, result, theirs)
+        ours = [one for one in result.interruptions if one.name not in theirs]
+        await ask_for_all(place, ours)
         return await self._result(result, session, given, theirs)
 
     async def call_tool(
@@ -180,13 +183,16 @@ class AgentLoop:
         run = self._durable_run(ctx, None)
         above, _, call_id = key.rpartition("/")
         place = enter(run, above.removesuffix("tool").rstrip("/"))
-        instrument([tool])
+        instrument(run, [tool])
         text = json.dumps(arguments)
         tool_context: ToolContext[Any] = ToolContext(
             context=None, tool_name=tool.name, tool_call_id=call_id, tool_arguments=text
         )
         try:
             with at(place):
+                if await needs_consent(run, tool, tool_context, arguments, call_id):
+                    whole = place.scope.tool_key(call_id)
+                    await ask(run, SeenCall(None, whole, tool.qualified_name, arguments, tool))
                 output = await invoke_function_tool(
                     function_tool=tool, context=tool_context, arguments=text
                 )
@@ -196,7 +202,7 @@ class AgentLoop:
             raise
         except Exception as error:
             run.check()
-            if isinstance(error, ToolError):
+            if isinstance(error, (ToolError, Suspend, ApprovalExpired)):
                 raise
             raise ToolError(
                 f"Tool {tool.name!r} failed: {type(error).__name__}: {error}"
@@ -221,19 +227,8 @@ class AgentLoop:
             prices=self._prices,
             assumed_output_tokens=self._settings.budget_output_tokens,
             tracing_disabled=not self._tracing,
+            services=self._services,
         )
-
-    async def _ask_approvals(self, place: Place, result: RunResult, theirs: frozenset[str]) -> None:
-        for pending in result.interruptions:
-            if pending.name in theirs:
-                continue
-            arguments = pending.arguments
-            await ask_approval(
-                place.run,
-                place.scope.tool_key(pending.call_id or pending.name or "call"),
-                pending.name or "",
-                json.loads(arguments) if isinstance(arguments, str) and arguments else arguments,
-            )
 
     async def _result(
         self,

@@ -95,15 +95,21 @@ class Scope:
 
         A call id that comes again is another call: models served locally reuse theirs.
         """
+        key, step = self._claim(self.next_tool_key(call_id, digest))
+        same = step is None or step.input_hash in (None, digest)
+        return key, step if same else None
+
+    def next_tool_key(self, call_id: str, digest: str) -> str:
+        """The key that ``tool_call`` would give."""
         base = self.tool_key(call_id)
         key, number = base, 1
         while True:
             step = self.ledger.earlier.get(key)
             if key not in self._claimed:
                 if step is None or step.input_hash in (None, digest):
-                    return self._claim(key)
+                    return key
                 if AUDIT.get() is not None:
-                    return self._claim(key)[0], None
+                    return key
                 _log.warning(
                     "replay.diverged",
                     step=key,

@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from agents import ModelProvider
+from agents import FunctionTool, ModelProvider
 
-from agent_server.domain.agents import ToolEffect
+from agent_server.domain.agents import ApprovalTerms, ToolEffect
 from agent_server.execution.ports import Journal, Suspend, TaskContext
 from agent_server.inference.claims import Ledger, Scope
 from agent_server.inference.prices import Prices
@@ -32,8 +32,11 @@ class ToolPolicies(Protocol):
     def timeout_s(self, tool: str) -> float | None:
         """Seconds a call may take; None leaves it to the settings."""
 
-    def approval(self, tool: str) -> bool:
-        """Whether each call needs a person's consent."""
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        """What can say how a call of ``tool`` went that is in doubt; None: a person must."""
+
+    def approval(self, tool: str) -> ApprovalTerms | None:
+        """How a person's consent to each call is asked for; None where none is needed."""
 
 
 class HintedPolicies:
@@ -45,8 +48,11 @@ class HintedPolicies:
     def timeout_s(self, tool: str) -> float | None:
         return None
 
-    def approval(self, tool: str) -> bool:
-        return False
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        return None
+
+    def approval(self, tool: str) -> ApprovalTerms | None:
+        return None
 
 
 def effect_of_hints(annotations: Mapping[str, Any] | None) -> ToolEffect:
@@ -72,8 +78,12 @@ class DurableRun:
     prices: Prices
     assumed_output_tokens: int
     tracing_disabled: bool = True
+    services: Mapping[type[Any], Any] = field(default_factory=dict)
+    """What the server lends to its own tools, by what it is."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     stopped: BaseException | None = None
+    seen: dict[int, Any] = field(default_factory=dict)
+    """The calls that models wished for (``approvals.SeenCall``), by the identity of the wish."""
     _acting: set[str] = field(default_factory=set)
     _quiet: "asyncio.Event" = field(default_factory=asyncio.Event)
 

@@ -127,7 +127,7 @@ class _Hooks(RunHooks[Any]):
     async def on_llm_start(
         self, context: Any, agent: Agent[Any], system_prompt: str | None, input_items: list[Any]
     ) -> None:
-        self._model.agent = agent
+        self._model.agent, self._model.context = agent, context
 
 
 class _ForwardingHooks(_Hooks):
@@ -140,7 +140,7 @@ class _ForwardingHooks(_Hooks):
     async def on_llm_start(
         self, context: Any, agent: Agent[Any], system_prompt: str | None, input_items: list[Any]
     ) -> None:
-        self._model.agent = agent
+        self._model.agent, self._model.context = agent, context
         await self._hooks.on_llm_start(context, agent, system_prompt, input_items)
 
     async def on_llm_end(self, context: Any, agent: Agent[Any], response: ModelResponse) -> None:

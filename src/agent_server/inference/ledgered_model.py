@@ -19,6 +19,7 @@ from agents import (
     ModelResponse,
     ModelSettings,
     ModelTracing,
+    RunContextWrapper,
     Tool,
 )
 from agents.agent import Agent as SdkAgent
@@ -47,6 +48,7 @@ from agent_server.domain.events import MessageCompleted, ReasoningCompleted
 from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import Usage
 from agent_server.execution.ports import StepRecord
+from agent_server.inference.approvals import foresee
 from agent_server.inference.audit import AUDIT
 from agent_server.inference.durable_run import Place
 from agent_server.inference.estimate import estimate
@@ -68,7 +70,7 @@ class LedgeredModel(Model):
     """Stands in for every model of one ``Runner.run`` inside a durable run.
 
     It is the run configuration's model, so it answers for each agent that becomes active;
-    ``agent`` is set before each call by the run's hooks. ``override`` is a model that the run's
+    ``agent`` and ``context`` are set before each call by the run's hooks. ``override`` is a model that the run's
     own configuration named for all agents. One instance is never used by two calls at once.
     """
 
@@ -80,10 +82,12 @@ class LedgeredModel(Model):
         history: History | None = None,
     ) -> None:
         self.agent: SdkAgent[Any] | None = None
+        self.context: RunContextWrapper[Any] | None = None
         self.override = override
         self.provider = provider
         self._place = place
         self._history = history
+        self._call_ids: dict[str, int] = {}
         self._asked: Items = []
         self._asker = ""
         self._asked_hash = sha256()
@@ -206,7 +210,7 @@ class LedgeredModel(Model):
     async def _answer(self, request: ModelRequest) -> ModelResponse:
         run = self._place.run
         run.check()
-        instrument(request.tools)
+        instrument(run, request.tools)
         agent = self.agent.name if self.agent is not None else ""
         items = request.input
         if isinstance(items, str):
@@ -225,7 +229,7 @@ class LedgeredModel(Model):
             audit.model(now, recorded, earlier is not None, offered)
             earlier = recorded
         if earlier is not None and earlier.status == "done":
-            return response_from_json(earlier.output)
+            return await self._foreseen(request, response_from_json(earlier.output))
         model, name = self._resolve()
         settings = self._settings(request.model_settings, name)
         if settings is not request.model_settings:
@@ -239,7 +243,23 @@ class LedgeredModel(Model):
             input_hash=digest,
             attempts=earlier.attempts + 1 if earlier is not None else 1,
         )
-        return await run.at_home(self._ask(model, request, step))
+        return await self._foreseen(request, await run.at_home(self._ask(model, request, step)))
+
+    async def _foreseen(self, request: ModelRequest, response: ModelResponse) -> ModelResponse:
+        """``response``, after the SDK was told what was decided about the calls in it.
+
+        A call id that comes again gets a number: to the SDK it would be the call that was decided.
+        """
+        output = list(response.output)
+        for place, item in enumerate(output):
+            if not isinstance(item, ResponseFunctionToolCall):
+                continue
+            again = self._call_ids[item.call_id] = self._call_ids.get(item.call_id, 0) + 1
+            if again > 1:
+                output[place] = item.model_copy(update={"call_id": f"{item.call_id}~{again}"})
+        response = replace(response, output=output)
+        await foresee(self._place, self.agent, self.context, request.tools, response)
+        return response
 
     async def _ask(self, model: Model, request: ModelRequest, step: StepRecord) -> ModelResponse:
         run, agent = self._place.run, step.agent

@@ -12,9 +12,8 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,12 +31,20 @@ from agents.tool_context import ToolContext
 from agent_server.domain.agents import ToolEffect
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo, RunCancelled, ToolError
-from agent_server.domain.events import ApprovalRequested
-from agent_server.domain.runs import Usage, WaitingFor
-from agent_server.execution.ports import StepRecord, Suspend
+from agent_server.domain.runs import Usage
+from agent_server.execution.ports import ApprovalDecision, StepRecord, Suspend
+from agent_server.inference.approvals import (
+    SeenCall,
+    ask,
+    call_digest,
+    decided,
+    hold_by_policy,
+    parsed,
+)
 from agent_server.inference.audit import AUDIT
 from agent_server.inference.claims import Scope
 from agent_server.inference.durable_run import PLACE, DurableRun, Place, at
+from agent_server.inference.reconcile import reconciled
 from agent_server.inference.tool_output import output_from_json, output_to_json
 
 Invoke = Callable[[Any, str], Awaitable[Any]]
@@ -47,11 +54,13 @@ _OURS = "__agent_server_ledgered__"
 _CANCELLED = ErrorInfo(code=RunCancelled.code, message="The tool cancelled itself.")
 
 
-def instrument(tools: Iterable[Tool]) -> None:
-    """Make the calls of ``tools`` steps of whichever durable run they happen in."""
+def instrument(run: DurableRun, tools: Iterable[Tool]) -> None:
+    """Make the calls of ``tools`` steps of whichever durable run they happen in, and held where
+    the policy says so."""
     for tool in tools:
         if not isinstance(tool, FunctionTool):
             continue
+        hold_by_policy(run, tool)
         invoke = tool.on_invoke_tool
         if isinstance(invoke, _LedgeredInvoker) or hasattr(invoke, _OURS):
             continue
@@ -129,12 +138,15 @@ async def call_tool(
     run = place.run
     run.check()
     name = tool.qualified_name
-    digest = sha256(f"{name}\0{arguments}".encode()).hexdigest()
+    digest = call_digest(name, arguments)
     key, earlier = place.scope.tool_call(context.tool_call_id, digest)
+    wish = SeenCall(None, key, name, parsed(arguments), tool)
     audit = AUDIT.get()
     if audit is not None:
         recorded = place.scope.ledger.earlier.get(key)
-        now = StepRecord(key=key, kind="tool", name=name, input=_arguments(arguments))
+        edited = await decided(run, wish)
+        given = wish.arguments if edited is None else edited.arguments
+        now = StepRecord(key=key, kind="tool", name=name, input=given)
         audit.tool(now, recorded, earlier is not None)
         earlier = recorded
         if tool._is_agent_tool and recorded is not None and recorded.status == "done":
@@ -155,16 +167,28 @@ async def call_tool(
         kind="tool",
         name=name,
         agent=agent,
-        input=_arguments(arguments),
+        input=wish.arguments,
         input_hash=digest,
         attempts=earlier.attempts + 1 if earlier is not None else 1,
     )
     container = tool._is_agent_tool
     effect = ToolEffect.IDEMPOTENT if container else run.policies.effect(name, _hints(tool))
     if earlier is not None and not effect.repeatable:
-        await _stop_in_doubt(run, earlier)
-    if run.policies.approval(name):
-        await ask_approval(run, key, name, step.input)
+        said = await reconciled(place, tool, earlier)
+        if said.outcome == "happened":
+            output = output_to_json(tool, said.result)
+            await run.write(run.journal.finish(earlier.done(output, _CALLED)))
+            return output_from_json(tool, output)
+        if said.outcome == "fail":
+            error = ToolError(f"The call of {name!r} was in doubt. {said.reason}".strip())
+            await run.write(run.journal.finish(earlier.failed(error.info(), _CALLED)))
+            run.stop(error)
+            raise error
+    decision = await _consent(run, wish, agent)
+    if decision is not None and decision.arguments != step.input:
+        arguments = context.tool_arguments = json.dumps(decision.arguments)
+        context._function_tool_arguments = None  # those that the SDK prepared
+        step = replace(step, input=decision.arguments)
     inside = place.scope.ledger.scope(key)
     call = _Call(run, tool, effect, step, inside, entered_s)
     try:
@@ -288,35 +312,20 @@ class _Call:
         await self.run.write(self.run.journal.finish(failed, commit=self._commits()))
 
 
-async def _stop_in_doubt(run: DurableRun, earlier: StepRecord) -> None:
-    detail = (
-        f"Tool {earlier.name!r} was called and the process died before it ended: "
-        "it may or may not have taken effect."
-    )
-    await run.write(run.journal.in_doubt(earlier, detail))
-    task = run.journal.task_id
-    waiting = WaitingFor(kind="reconciliation", detail=detail, step=earlier.key, task_id=task)
-    await run.suspend(earlier.key, Suspend(waiting))
-
-
-async def ask_approval(run: DurableRun, key: str, tool: str, arguments: Any) -> None:
-    """Ask, once, for consent to the call at ``key``, and stop the run to wait for it."""
-    journal = run.journal
-    asked = f"{key}/approval"
-    if asked not in journal.recorded(asked):
-        identity = sha256(f"{journal.run_id}\0{key}".encode()).hexdigest()[:32]
-        step = StepRecord(key=asked, kind="value", name="approval", input=arguments)
-        await run.write(journal.begin(step, commit=False))
-        run.on_loop(
-            journal.emit,
-            ApprovalRequested(
-                approval_id=f"appr_{identity}", step=key, tool=tool, arguments=arguments
-            ),
-        )
-        await run.write(journal.finish(step.done(identity)))
-    detail = f"Tool {tool!r} needs approval to be called with {json.dumps(arguments)[:1000]}."
-    waiting = WaitingFor(kind="approval", detail=detail, step=key, task_id=journal.task_id)
-    await run.suspend(key, Suspend(waiting))
+async def _consent(run: DurableRun, call: SeenCall, agent: str | None) -> ApprovalDecision | None:
+    """The consent to ``call``; None where none is needed. The SDK stops at such a call before it
+    comes here; one that came by another way stops the run."""
+    try:
+        if run.policies.approval(call.name) is None:
+            decision = await decided(run, call)
+        else:
+            decision = await ask(run, call, agent)
+    except Suspend as suspend:
+        await run.suspend(call.key, suspend)
+        raise
+    if decision is not None and decision.decision != "approve":
+        raise ToolError(f"The call of {call.name!r} was not approved. {decision.reason}".strip())
+    return decision
 
 
 def _again(earlier: StepRecord) -> BaseException:
@@ -327,14 +336,6 @@ def _again(earlier: StepRecord) -> BaseException:
     if error.code == _CANCELLED.code:
         return asyncio.CancelledError()
     return ToolError(error.message, hint=error.hint)
-
-
-def _arguments(arguments: str) -> Any:
-    """The arguments as JSON; as text where they do not parse."""
-    try:
-        return json.loads(arguments) if arguments else {}
-    except ValueError:
-        return arguments
 
 
 def _hints(tool: FunctionTool) -> JsonObject | None:

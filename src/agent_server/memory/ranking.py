@@ -5,7 +5,7 @@ Leans on nothing but numbers that were read for it; refuses to read any itself.
 Every candidate gets these scores, of which ``matched`` tells what each added:
 
 - *text*: BM25 of its words, with the statistics of its namespace.
-- *vector*: its cosine, from the weakest candidate (0) to the best (1).
+- *vector*: its cosine, from the weakest candidate, or half the best (0), to the best (1).
 - *neighbours*: words of the query that stand not in it but one or two turns before or after it in
   its conversation, and its neighbours' vectors. Who asks is found by the question's words; the
   answer stands next to it.
@@ -153,7 +153,7 @@ def _text(sought: Sought, candidates: Sequence[Candidate]) -> None:
 
 def _vectors(candidates: Sequence[Candidate]) -> None:
     known = [c.cosine for c in candidates if c.cosine is not None]
-    low = min(known, default=0.0)
+    low = min([*known, max(known, default=0.0) / 2])
     _set(candidates, "vector", (0.0 if c.cosine is None else c.cosine - low for c in candidates))
 
 

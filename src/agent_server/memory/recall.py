@@ -195,10 +195,11 @@ class Recall:
         if index is None:
             return found
         for one in vectors:
-            narrow = where if narrows(query) else None
-            near = index.nearest(
-                connection, one.embedder, space, one.vector, VECTOR_CANDIDATES, narrow
-            )
+            asked = (connection, one.embedder, space, one.vector, VECTOR_CANDIDATES)
+            near = index.nearest(*asked, where if narrows(query) else None)
+            live = select(m.c.serial).where(m.c.serial.in_([serial for serial, _ in near]), where)
+            if len(connection.execute(live).all()) < len(near):  # Some have expired.
+                near = index.nearest(*asked, where)
             for serial, cosine in near:
                 found.setdefault(serial, cosine)
         return found

@@ -4,7 +4,7 @@ Leans on storage, and on execution for whether a run works on a session. Refuses
 an item is a JSON object.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,9 +25,11 @@ from sqlalchemy import (
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import Conflict, NotFound
 from agent_server.domain.ids import Tenant
+from agent_server.domain.memories import MemoryFilter
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
 from agent_server.execution import store
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
+from agent_server.memory.ports import Memories
 from agent_server.storage.database import Database
 from agent_server.storage.tables import session_items, sessions
 
@@ -52,8 +54,10 @@ class Summary:
 class SessionStore:
     """The sessions of all tenants; each call is for one of them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, memories: Memories) -> None:
+        """``memories`` is where what was said is remembered."""
         self._database = database
+        self._memories = memories
 
     def of(self, tenant: Tenant) -> "TenantSessions":
         """The sessions of one tenant, as its runs see them."""
@@ -103,17 +107,25 @@ class SessionStore:
         """Delete the conversation. Raises ``Conflict`` while a run works on it: its end would
         bring a part of it back."""
 
-        def transaction(connection: Connection) -> SessionDeleted:
-            busy = store.lane_busy(connection, f"{tenant}:{session_id}")
+        def check(connection: Connection) -> None:
             _row(connection, tenant, session_id)
-            if busy:
+            if store.lane_busy(connection, f"{tenant}:{session_id}"):
                 raise Conflict(
                     f"A run works on the session {session_id!r}, and would add to it at its end.",
                     hint="Wait for the run's end or cancel it, then delete the session.",
                 )
+
+        def transaction(connection: Connection) -> SessionDeleted:
+            check(connection)
             return delete_session(connection, tenant, session_id)
 
-        return await self._database.write(transaction)
+        # The memories first: what a crash leaves over can still be deleted by the same call.
+        await self._database.write(check)
+        filter = MemoryFilter(session_id=session_id, replaced=True)
+        memories = await self._memories.delete_where(tenant, filter)
+        gone = await self._database.write(transaction)
+        await self._database.scrub()
+        return gone.model_copy(update={"memories": memories})
 
     async def branch(
         self, tenant: Tenant, session_id: str, new_id: str, *, before_run: str | None = None
@@ -174,9 +186,15 @@ def append_items(
     One run at a time writes to a session (its lane), so positions cannot collide.
     """
     key = (sessions.c.tenant == tenant, sessions.c.id == session_id)
-    count = connection.execute(select(sessions.c.item_count).where(*key)).scalar()
-    if count is None:
-        count = 0
+    # Not their number: some of them may have been erased.
+    last = select(func.max(session_items.c.position)).where(*_of(session_items, tenant, session_id))
+    found = connection.execute(
+        select(sessions.c.item_count, last.scalar_subquery().label("last")).where(*key)
+    ).one_or_none()
+    count, first = 0, 0
+    if found is not None:
+        count, first = found.item_count, 0 if found.last is None else found.last + 1
+    else:
         connection.execute(
             insert(sessions).values(
                 tenant=tenant, id=session_id, item_count=0, created_at=now, updated_at=now
@@ -189,7 +207,7 @@ def append_items(
                 {
                     "tenant": tenant,
                     "session_id": session_id,
-                    "position": count + i,
+                    "position": first + i,
                     "run_id": run_id,
                     "data": item,
                     "created_at": now,
@@ -277,6 +295,37 @@ def delete_session(connection: Connection, tenant: Tenant, session_id: str) -> S
     ).rowcount
     connection.execute(delete(sessions).where(*_one(tenant, session_id)))
     return SessionDeleted(id=session_id, items=items, memories=0)
+
+
+def forget_runs(
+    connection: Connection, tenant: Tenant, run_ids: Collection[str], session_ids: Collection[str]
+) -> dict[str, int]:
+    """Delete the sessions ``session_ids`` and, of other sessions, what ``run_ids`` said in them,
+    inside the caller's transaction. A summary that told of it goes, and a session left empty."""
+    counted = {"sessions": 0, "session_items": 0}
+    touched: set[str] = set()
+    for part in store.parts(run_ids):
+        said = (session_items.c.tenant == tenant, session_items.c.run_id.in_(part))
+        touched |= set(
+            connection.execute(select(session_items.c.session_id).where(*said).distinct()).scalars()
+        )
+        counted["session_items"] += connection.execute(delete(session_items).where(*said)).rowcount
+    for session_id in {*session_ids, *touched}:
+        items = _of(session_items, tenant, session_id)
+        left = connection.execute(
+            select(func.count()).select_from(session_items).where(*items)
+        ).scalar_one()
+        if session_id in session_ids or not left:
+            gone = delete_session(connection, tenant, session_id)
+            counted["session_items"] += gone.items
+            counted["sessions"] += 1
+        else:
+            connection.execute(
+                update(sessions)
+                .where(*_one(tenant, session_id))
+                .values(item_count=left, summary=None)
+            )
+    return counted
 
 
 def _of(table: Any, tenant: Tenant, session_id: str) -> tuple[Any, ...]:

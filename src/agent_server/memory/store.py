@@ -137,6 +137,9 @@ class MemoryStore:
                 change = {"replaced_at": row["updated_at"], "superseded_by": row["id"]}
                 if "serial" in holder:
                     closed[holder["serial"]] = change
+                    pieces = (m.c.parent_id == holder["id"], m.c.replaced_at.is_(None))
+                    found = connection.execute(select(m.c.serial).where(*pieces)).scalars()
+                    closed |= dict.fromkeys(found, change)
                 else:
                     holder.update(change)
             if row["key"] is not None:

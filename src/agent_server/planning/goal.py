@@ -34,6 +34,7 @@ from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.plans import Plan
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.ports import FinalOutput, LostLease, Suspend, TaskContext, TaskSpec
+from agent_server.memory.experience import Experience
 from agent_server.planning.check import Offer
 from agent_server.planning.graph import sinks, workflow_of
 from agent_server.planning.planner import Planner
@@ -69,13 +70,19 @@ class GoalRun:
         loop: AgentRunner,
         actions: Actions,
         settings: Settings,
+        experience: Experience | None = None,
     ) -> None:
-        """``catalog`` answers what is served now: it changes when a file is edited."""
+        """``catalog`` answers what is served now: it changes when a file is edited. Without
+        ``experience`` nothing is remembered of a goal, nor recalled for it."""
+        self._experience = experience
         self._catalog = catalog
         self._actions = actions
         self._settings = settings
         self._planner = Planner(
-            loop, max_tasks=settings.max_plan_tasks, max_repairs=settings.max_plan_repairs
+            loop,
+            max_tasks=settings.max_plan_tasks,
+            max_repairs=settings.max_plan_repairs,
+            experience=experience,
         )
 
     async def __call__(self, ctx: TaskContext) -> Any:
@@ -85,10 +92,14 @@ class GoalRun:
         async with ActionFiring(ctx, render) as firing:
             try:
                 output = await self._reach(ctx, request, firing)
+                if self._experience is not None:
+                    await self._experience.record(ctx, output=output)
             except (Suspend, LostLease, BudgetExceeded, RunCancelled):
                 raise
             except Exception as error:
                 info = error_info(error)
+                if self._experience is not None:
+                    await self._experience.record(ctx, error=info)
                 firing.fire("run.failed", error=info.model_dump(mode="json"), output=None)
                 raise
             firing.fire("run.succeeded", output=output, error=None)

@@ -13,6 +13,7 @@ from agent_server.domain.errors import ErrorInfo, PlanInvalid
 from agent_server.domain.events import EventBase, PlanCreated, PlanRevised
 from agent_server.domain.plans import Plan, PlanTask
 from agent_server.execution.ports import TaskContext
+from agent_server.memory.experience import Experience
 from agent_server.planning.check import Offer, plan_faults
 from agent_server.planning.draft import PlanOutput, read_plan
 from agent_server.planning.prompt import complaint, instructions, opening, revision
@@ -28,18 +29,30 @@ class Planner:
     the same plan and says ``plan.created`` once.
     """
 
-    def __init__(self, loop: AgentRunner, *, max_tasks: int, max_repairs: int) -> None:
+    def __init__(
+        self,
+        loop: AgentRunner,
+        *,
+        max_tasks: int,
+        max_repairs: int,
+        experience: Experience | None = None,
+    ) -> None:
+        self._experience = experience
         self._loop = loop
         self._max_tasks = max_tasks
         self._max_repairs = max_repairs
 
     async def plan(self, ctx: TaskContext, offer: Offer) -> Plan:
         """The first plan for the run's goal; ``plan.created``."""
+        told = opening(ctx.run.request, offer)
+        if self._experience is not None:
+            went = await self._experience.of_goal(ctx, ctx.run.request.goal or "")
+            told += f"\n\nHow earlier goals like this one went:\n{went}" if went else ""
         return await self._accepted(
             ctx,
             offer,
             number=1,
-            told=opening(ctx.run.request, offer),
+            told=told,
             kept=(),
             event=lambda plan: PlanCreated(plan=plan),
         )

@@ -13,6 +13,7 @@ from agent_server.domain.events import ToolRequested
 from agent_server.domain.ids import Tenant
 from agent_server.execution.ports import FinalOutput, StepRecord, TaskContext
 from agent_server.execution.store.conversations import SAID
+from agent_server.memory.experience import Experience
 from agent_server.reasoning.approach import AgentInput, AgentResult, as_items
 from agent_server.reasoning.solver import Assignment, Solver
 
@@ -35,13 +36,18 @@ class AgentTask:
     ``output_schema``, ``context``, ``instructions`` (instead of the agent's own).
     """
 
-    def __init__(self, solver: Solver) -> None:
+    def __init__(self, solver: Solver, experience: Experience | None = None) -> None:
+        """With ``experience``, a task of a goal is shown what was learnt that it may need."""
         self._solver = solver
+        self._experience = experience
 
     async def __call__(self, ctx: TaskContext) -> Any:
         payload = ctx.payload
         schema: JsonObject | None = payload.get("output_schema")
         asked = told(payload.get("input"), schema)
+        if self._experience is not None and ctx.run.request.goal and isinstance(asked, str):
+            learnt = await self._experience.of_task(ctx, asked)
+            asked = f"{learnt}\n\n{asked}" if learnt else asked
         output, _ = await self._solver.solve(
             ctx,
             Assignment(

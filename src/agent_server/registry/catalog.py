@@ -16,6 +16,7 @@ from agents import Agent, AgentOutputSchema, AgentOutputSchemaBase, FunctionTool
 from agent_server.domain.agents import (
     AgentInfo,
     AgentPolicy,
+    ApprovalTerms,
     LoadError,
     ToolEffect,
     ToolInfo,
@@ -25,7 +26,9 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import UnknownAgent, UnknownTool
 from agent_server.domain.runs import Budget, RunRequest
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
+from agent_server.registry.consolidation_tools import CONSOLIDATION_TOOLS
 from agent_server.registry.mcp_servers import effect_of_annotations, reachable_agents
+from agent_server.registry.memory_tools import MEMORY_TOOLS, WRITING
 from agent_server.registry.policies import Policies
 from agent_server.registry.slugs import slug
 
@@ -33,7 +36,10 @@ log = structlog.get_logger("agent_server.registry")
 
 _NO_TOOL_POLICY = ToolPolicy()
 _NO_AGENT_POLICY = AgentPolicy()
-_BUILTIN_IDS = frozenset(id(tool) for tool in BUILTIN_TOOLS)
+SERVED_TOOLS = (*BUILTIN_TOOLS, *MEMORY_TOOLS, *CONSOLIDATION_TOOLS)
+"""What the server itself brings."""
+_UNLISTED = frozenset(tool.name for tool in CONSOLIDATION_TOOLS)
+_BUILTIN_IDS = frozenset(id(tool) for tool in SERVED_TOOLS)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ class Catalog:
 
     def effect(self, tool: str, annotations: Mapping[str, Any] | None = None) -> ToolEffect:
         """What calling the tool of this name twice would do: by policy, else by the hints that an
-        MCP server gave (``read_only``, ``idempotent``), else ``once``; a built-in one only reads.
+        MCP server gave (``read_only``, ``idempotent``), else ``once``; a built-in one only reads,
+        or may be repeated.
         """
         policy = self.tool_policy(tool)
         if policy.effect is not None:
@@ -83,16 +90,23 @@ class Catalog:
             return effect_of_annotations(SimpleNamespace(**_hints(annotations))) or ToolEffect.ONCE
         served = self.tools.get(tool)
         builtin = id(served) in _BUILTIN_IDS and tool not in self.foreign
-        return ToolEffect.NONE if builtin else ToolEffect.ONCE
+        return WRITING.get(tool, ToolEffect.NONE) if builtin else ToolEffect.ONCE
 
     def timeout_s(self, tool: str) -> float | None:
         """Seconds by policy; None where it says nothing."""
         return self.tool_policy(tool).timeout_s
 
-    def approval(self, tool: str) -> bool:
-        """Whether the policy asks for approval. It adds to a tool's own ``needs_approval`` and
-        cannot lift it: what the author held back stays held."""
-        return bool(self.tool_policy(tool).approval)
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        """The served tool that the policy names to say how a call of ``tool`` in doubt went."""
+        return self.tools.get(self.tool_policy(tool).reconcile or "")
+
+    def approval(self, tool: str) -> ApprovalTerms | None:
+        """How the policy asks for approval, if it does. It adds to a tool's own
+        ``needs_approval`` and cannot lift it: what the author held back stays held."""
+        said = self.tool_policy(tool).approval
+        if isinstance(said, ApprovalTerms):
+            return said
+        return ApprovalTerms() if said else None
 
     def tool_policy(self, name: str) -> ToolPolicy:
         return self.policies.tools.get(name, _NO_TOOL_POLICY)
@@ -152,8 +166,10 @@ class Catalog:
         return found
 
     def describe_tools(self) -> list[ToolInfo]:
-        """Every tool that plans and workflows may call, by name."""
-        return [self._describe(self.tools[name]) for name in sorted(self.tools)]
+        """Every tool that plans and workflows may call, by name; not those of the server's own
+        workflows."""
+        listed = sorted(set(self.tools) - _UNLISTED)
+        return [self._describe(self.tools[name]) for name in listed]
 
     def _describe(self, tool: FunctionTool) -> ToolInfo:
         return ToolInfo(
@@ -161,7 +177,7 @@ class Catalog:
             description=tool.description,
             parameters=tool.params_json_schema,
             effect=self.effect(tool.name),
-            approval=bool(tool.needs_approval) or self.approval(tool.name),
+            approval=bool(tool.needs_approval) or self.approval(tool.name) is not None,
             timeout_s=self.timeout_s(tool.name),
             source="builtin" if id(tool) in _BUILTIN_IDS else "file",
         )

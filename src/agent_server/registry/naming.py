@@ -105,6 +105,11 @@ def unknown_names(catalog: Catalog) -> list[LoadError]:
             message = f"[agents.{name}] names no agent that is served ({listed})."
             source = catalog.policies.places[f"agents.{name}"]
             errors.append(LoadError(source=source, message=message))
+    for name, policy in catalog.policies.tools.items():
+        if policy.reconcile is not None and policy.reconcile not in catalog.tools:
+            message = f"[tools.{name}] reconcile = {policy.reconcile!r} names no tool of a file."
+            source = catalog.policies.places[f"tools.{name}"]
+            errors.append(LoadError(source=source, message=message))
     if any(agent.mcp_servers for agent in everyone):
         return errors
     for name in catalog.policies.tools:

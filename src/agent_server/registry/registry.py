@@ -19,14 +19,13 @@ from typing import Any
 
 import anyio
 import structlog
-from agents import Agent
+from agents import Agent, FunctionTool
 from agents.mcp import MCPServer
 from watchfiles import Change, awatch
 
-from agent_server.domain.agents import AgentInfo, LoadError, ToolEffect, ToolInfo
+from agent_server.domain.agents import AgentInfo, ApprovalTerms, LoadError, ToolEffect, ToolInfo
 from agent_server.domain.errors import AgentsFileError, FieldError
-from agent_server.registry.builtin_tools import BUILTIN_TOOLS
-from agent_server.registry.catalog import Catalog, foreign_names
+from agent_server.registry.catalog import SERVED_TOOLS, Catalog, foreign_names
 from agent_server.registry.importer import FINDER, module_files, take_modules
 from agent_server.registry.mcp_servers import McpConnections, servers_of
 from agent_server.registry.naming import Loaded, Names, collected, unknown_names
@@ -46,7 +45,7 @@ log = structlog.get_logger("agent_server.registry")
 
 _IMPORTING = threading.Lock()
 """``sys.modules`` is the process's, so one registry loads at a time."""
-_BUILTIN_NAMES = frozenset(tool.name for tool in BUILTIN_TOOLS)
+_BUILTIN_NAMES = frozenset(tool.name for tool in SERVED_TOOLS)
 _DEBOUNCE_MS = 500
 _STEP_MS = 100
 _NOTHING = Sources((), (), (), ())
@@ -169,7 +168,10 @@ class Registry:
     def timeout_s(self, tool: str) -> float | None:
         return self._catalog.timeout_s(tool)
 
-    def approval(self, tool: str) -> bool:
+    def reconciler(self, tool: str) -> FunctionTool | None:
+        return self._catalog.reconciler(tool)
+
+    def approval(self, tool: str) -> ApprovalTerms | None:
         return self._catalog.approval(tool)
 
     async def watch(self, watching: "asyncio.Future[None] | None" = None) -> None:
@@ -335,7 +337,7 @@ class Registry:
             names.take(one)
         catalog = Catalog(
             agents=MappingProxyType(names.agents),
-            tools=MappingProxyType({**{t.name: t for t in BUILTIN_TOOLS}, **names.tools}),
+            tools=MappingProxyType({**{t.name: t for t in SERVED_TOOLS}, **names.tools}),
             places=MappingProxyType({key: at.unit.place for key, at in names.agent_units.items()}),
             foreign=foreign_names(names.agents.values()),
             policies=policies,

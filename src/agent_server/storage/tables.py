@@ -92,6 +92,7 @@ runs = Table(
     Column("agent", Text),
     Column("workflow", Text),
     Column("session_id", Text),
+    Column("subject", Text),
     Column("parent_id", Text),
     Column("forked_from", Text),
     Column("principal", Text, nullable=False),
@@ -103,6 +104,7 @@ runs = Table(
     *_usage(),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "tenant", "session_id"),
+    Index(None, "tenant", "subject"),
 )
 
 tasks = Table(

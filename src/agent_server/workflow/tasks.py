@@ -4,7 +4,7 @@ Leans on the interpreter, on the handlers of agents and actions, and on the dura
 it is lent. Refuses to know where agents and tools come from and how a task is stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from agent_server.workflow.expressions import render
 from agent_server.workflow.interpreter import run_workflow, timed_out
 from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
 from agent_server.workflow.ports import MAX_CHAIN, NoStoredWorkflows, StoredWorkflows
+from agent_server.workflow.standing import approval, pause, wait
 from agent_server.workflow.undo import told, undo
 from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
 
@@ -56,6 +57,10 @@ class WorkflowRun:
         told = ctx.payload
         chain = tuple(told.get("chain") or ())
         return await self._run(ctx, told["workflow"], told.get("version"), told.get("input"), chain)
+
+    async def undo(self, ctx: TaskContext) -> list[FieldError]:
+        """Undo what the task's nodes have done: see ``ports.Handler``."""
+        return await undo(ctx, max_parallel=self._max_parallel)
 
     async def _run(
         self,
@@ -168,11 +173,6 @@ class ActionNodeTask:
         return await self._actions.get(name).handle(ctx, parameters, event)
 
 
-async def pause(ctx: TaskContext) -> None:
-    """The handler of the wait before another attempt. The payload: ``delay_s``."""
-    await anyio.sleep(float(ctx.payload["delay_s"]))
-
-
 def timed(handler: Handler) -> Handler:
     """``handler`` that keeps the ``timeout_s`` of its payload, if there is one. After a crash the
     time begins again."""
@@ -188,6 +188,19 @@ def timed(handler: Handler) -> Handler:
     return within
 
 
+class Undoable:
+    """A handler, and how what it has done is undone."""
+
+    def __init__(
+        self, handler: Handler, undo: Callable[[TaskContext], Awaitable[list[FieldError]]]
+    ) -> None:
+        self._handler = handler
+        self.undo = undo
+
+    async def __call__(self, ctx: TaskContext) -> Any:
+        return await self._handler(ctx)
+
+
 def handlers(
     *,
     agent: Handler,
@@ -199,10 +212,12 @@ def handlers(
     """Every kind of task that workflows need, by name. ``agent`` is the handler of agent tasks."""
     workflows = WorkflowRun(max_parallel=max_parallel, stored=stored or NoStoredWorkflows())
     return {
-        "run.workflow": workflows.root,
-        "workflow": timed(workflows.inner),
+        "run.workflow": Undoable(workflows.root, workflows.undo),
+        "workflow": Undoable(timed(workflows.inner), workflows.undo),
         "agent": timed(agent),
         "tool": timed(ToolTask(call_tool)),
         ACTION_KIND: timed(ActionNodeTask(actions)),
         PAUSE_KIND: pause,
+        "wait": wait,
+        "approval": approval,
     }

@@ -5,10 +5,12 @@ Every function that answers a caller takes the tenant; the engine's own work goe
 """
 
 from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
+from agent_server.execution.store.erasure import erase_runs, parts, runs_about, runs_of_sessions
 from agent_server.execution.store.events import (
     encode_event,
     event_rows,
     event_stored,
+    events_of,
     insert_events,
     last_event,
     stamped,
@@ -37,8 +39,9 @@ from agent_server.execution.store.runs import (
     run_row,
     set_run,
 )
-from agent_server.execution.store.steps import step_of, step_rows, task_steps, upsert_steps
+from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
+    can_undo,
     cancel_task,
     cancel_tasks,
     claim,
@@ -57,6 +60,7 @@ from agent_server.execution.store.tasks import (
     release_task,
     release_tasks,
     root_status,
+    take_up_root,
     task_of,
     task_row,
     task_rows,
@@ -97,14 +101,17 @@ __all__ = [
     "beats",
     "begin_run",
     "cancel_task",
+    "can_undo",
     "cancel_tasks",
     "claim",
     "encode_event",
     "end_task",
     "ended_tasks",
     "engine_run_row",
+    "erase_runs",
     "event_rows",
     "event_stored",
+    "events_of",
     "has_ended",
     "heads",
     "held_tasks",
@@ -122,6 +129,7 @@ __all__ = [
     "nudge_task",
     "order_cancel",
     "orders",
+    "parts",
     "park_task",
     "queue_depth",
     "reap",
@@ -132,9 +140,12 @@ __all__ = [
     "root_status",
     "run_of",
     "run_row",
+    "runs_about",
+    "runs_of_sessions",
     "set_approval",
     "set_run",
     "stamped",
+    "step_in",
     "step_of",
     "step_rows",
     "stored_key",
@@ -142,6 +153,7 @@ __all__ = [
     "take_signal",
     "task_of",
     "task_row",
+    "take_up_root",
     "task_rows",
     "task_steps",
     "tell",

@@ -103,3 +103,15 @@ def last_event(
         .limit(1)
     ).scalar()
     return None if data is None else dict(json.loads(data))
+
+
+def events_of(
+    connection: Connection, tenant: str, run_id: str, types: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The run's events of these types, in order."""
+    rows = connection.execute(
+        select(events.c.data)
+        .where(events.c.run_id == run_id, events.c.tenant == tenant, events.c.type.in_(types))
+        .order_by(events.c.seq)
+    ).scalars()
+    return [json.loads(data) for data in rows]

@@ -21,7 +21,8 @@ _INSERT_RUN = insert(runs)
 
 
 def insert_run(connection: Connection, values: dict[str, Any]) -> None:
-    connection.execute(_INSERT_RUN, values)
+    """``request`` is the run's own; whom it is about is taken from there."""
+    connection.execute(_INSERT_RUN, values | {"subject": values["request"].get("subject")})
 
 
 _RUN = select(runs).where(runs.c.id == bindparam("run"), runs.c.tenant == bindparam("tenant"))

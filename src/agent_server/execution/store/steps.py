@@ -62,24 +62,35 @@ def task_steps(connection: Connection, run_id: str, task_path: str) -> list[Step
         .where(steps.c.run_id == run_id, steps.c.task_path == task_path)
         .order_by(steps.c.started_at, steps.c.key)
     )
-    return [
-        StepRecord(
-            key=row.key,
-            kind=row.kind,
-            name=row.name,
-            status=row.status,
-            agent=row.agent,
-            input=row.input,
-            input_hash=row.input_hash,
-            output=row.output,
-            error=ErrorInfo.model_validate(row.error) if row.error else None,
-            usage=usage_of(row),
-            attempts=row.attempts,
-            started_at=row.started_at,
-            ended_at=row.ended_at,
-        )
-        for row in rows
-    ]
+    return [_record(row) for row in rows]
+
+
+def step_in(
+    connection: Connection, tenant: str, run_id: str, key: str
+) -> tuple[str, StepRecord] | None:
+    """The path of the task that the step belongs to, and the step."""
+    row = connection.execute(
+        select(steps).where(steps.c.run_id == run_id, steps.c.tenant == tenant, steps.c.key == key)
+    ).one_or_none()
+    return None if row is None else (row.task_path, _record(row))
+
+
+def _record(row: Row[Any]) -> StepRecord:
+    return StepRecord(
+        key=row.key,
+        kind=row.kind,
+        name=row.name,
+        status=row.status,
+        agent=row.agent,
+        input=row.input,
+        input_hash=row.input_hash,
+        output=row.output,
+        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        usage=usage_of(row),
+        attempts=row.attempts,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )
 
 
 def step_rows(

@@ -30,7 +30,7 @@ from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Task
 from agent_server.execution.store.columns import INSERTS, LIVE
 from agent_server.execution.store.waits import withdraw_approvals
-from agent_server.storage.tables import nodes, runs, tasks
+from agent_server.storage.tables import nodes, runs, steps, tasks
 
 _SIBLING = tasks.alias("sibling")
 _BLOCKED = exists(
@@ -332,6 +332,23 @@ def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: d
         .values(status="cancelled", owner=None, ended_at=now)
     )
     withdraw_approvals(connection, run_id, now)
+
+
+def can_undo(connection: Connection, run_id: str) -> bool:
+    """Whether the run's root has done something that it can undo."""
+    query = select(literal(1)).where(
+        steps.c.run_id == run_id, steps.c.task_path == "", steps.c.name.like("%/undo")
+    )
+    return connection.execute(query.limit(1)).scalar() is not None
+
+
+def take_up_root(connection: Connection, run_id: str) -> None:
+    """Queue the run's root task, which nobody carries out, so that somebody ends it in order."""
+    connection.execute(
+        update(tasks)
+        .where(tasks.c.run_id == run_id, tasks.c.path == "")
+        .values(status="queued", owner=None, ended_at=None, wake_at=None)
+    )
 
 
 def cancel_task(connection: Connection, run_id: str, path: str, now: datetime) -> None:

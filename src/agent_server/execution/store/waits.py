@@ -115,7 +115,7 @@ def approval_of(row: Row[Any], now: datetime) -> Approval:
         id=row.id,
         run_id=row.run_id,
         task_id=task_id(row.run_id, row.task_path) if row.task_path else None,
-        step=row.step,
+        step=row.step.removesuffix("/approval"),
         status="expired" if late else row.status,
         subject=row.subject,
         agent=row.agent,

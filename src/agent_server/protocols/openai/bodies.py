@@ -122,26 +122,3 @@ class CreateChat(Frozen):
     user: str | None = Field(default=None, max_length=200)
     verbosity: Literal["low", "medium", "high"] | None = None
     web_search_options: Any = None
-
-
-class CreateEmbedding(Frozen):
-    """The body of ``POST /v1/embeddings``."""
-
-    model: str = Field(min_length=1, max_length=300)
-    input: str | list[str] | list[int] | list[list[int]]
-    dimensions: int | None = Field(default=None, ge=1)
-    encoding_format: Literal["float", "base64"] | None = None
-    user: str | None = None
-
-
-class ConversationBody(Frozen):
-    """The body of ``POST /v1/conversations``, and of its change."""
-
-    items: list[JsonObject] | None = Field(default=None, max_length=20)
-    metadata: Metadata | None = None
-
-
-class ItemsBody(Frozen):
-    """The body of ``POST /v1/conversations/{id}/items``."""
-
-    items: list[JsonObject] = Field(min_length=1, max_length=20)

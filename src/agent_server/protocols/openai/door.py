@@ -16,7 +16,7 @@ class OpenAIDoor:
 
     def __init__(self, deps: OpenAIDeps) -> None:
         self._deps = deps
-        self.manners = OpenAIManners(deps.settings.max_file_bytes)
+        self.manners = OpenAIManners()
 
     def routes(self) -> list[Route]:
         rooms = (ModelRoutes, ResponseRoutes, ChatRoutes)

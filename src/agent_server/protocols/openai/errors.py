@@ -63,12 +63,6 @@ def error_object(error: AgentServerError) -> tuple[int, JsonObject]:
 class OpenAIManners:
     """See ``api.door.Manners``."""
 
-    def __init__(self, max_file_bytes: int) -> None:
-        self._max_file_bytes = max_file_bytes
-
     def render(self, error: AgentServerError, request_id: str) -> Rendered:
         status, body = error_object(error)
         return Rendered(status, "application/json", json.dumps({"error": body}).encode())
-
-    def upload_bytes(self, method: str, path: str) -> int | None:
-        return self._max_file_bytes if path == "/v1/files" else None

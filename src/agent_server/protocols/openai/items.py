@@ -90,13 +90,15 @@ def _content(part: Any, place: str) -> JsonObject:
         return {"type": "input_text", "text": _text(part, "text", place)}
     if kind == "refusal":
         return {"type": "refusal", "refusal": _text(part, "refusal", place)}
+    if kind in ("input_image", "input_file") and part.get("file_id"):
+        raise unsupported(f"{place}.file_id", "a file by its id", "Send its data or its address.")
     if kind == "input_image":
-        if not (part.get("image_url") or part.get("file_id")):
-            raise refuse(place, f"'{place}' needs 'image_url' or 'file_id'.")
+        if not part.get("image_url"):
+            raise refuse(place, f"'{place}' needs 'image_url'.")
         return {"detail": "auto", **{k: v for k, v in part.items() if v is not None}}
     if kind == "input_file":
-        if not (part.get("file_id") or part.get("file_url") or part.get("file_data")):
-            raise refuse(place, f"'{place}' needs 'file_id', 'file_url' or 'file_data'.")
+        if not (part.get("file_url") or part.get("file_data")):
+            raise refuse(place, f"'{place}' needs 'file_url' or 'file_data'.")
         return {name: value for name, value in part.items() if value is not None}
     raise unsupported(f"{place}.type", f"content of type {kind!r}")
 

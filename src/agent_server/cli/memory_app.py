@@ -1,0 +1,157 @@
+"""``agent-server memory …``: the commands and their options, and nothing behind them.
+
+Leans on Typer and on the options that all commands share. Refuses logic, as ``cli.app`` does.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent_server.cli.options import ApiKeyOption, File, JsonOption, ServerOption, Text, do
+
+memory_app = typer.Typer(
+    help="What is remembered: find, add, import, forget.", no_args_is_help=True
+)
+
+NamespaceOption = Annotated[Text, typer.Option("--namespace", "-n", help="Only in this one.")]
+KindOption = Annotated[Text, typer.Option("--kind", "-k", help="Only of this kind.")]
+SubjectOption = Annotated[Text, typer.Option("--subject", help="Only about this person.")]
+
+
+@memory_app.command("search")
+def search(
+    query: str,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many.")] = 10,
+    namespace: NamespaceOption = None,
+    kind: KindOption = None,
+    session: Annotated[Text, typer.Option("--session", help="Only of this session.")] = None,
+    as_of: Annotated[Text, typer.Option(help="As it was known at this moment (RFC 3339).")] = None,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Find memories, as an agent would, and say why each was found."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.memory import search as work
+
+    kinds = [kind] if kind else None
+    fields = dict(namespace=namespace, kinds=kinds, session_id=session, as_of=as_of, limit=limit)
+    do(work, target(server, api_key), query, fields, as_json=json)
+
+
+@memory_app.command("show")
+def show(
+    memory_id: Annotated[
+        Text, typer.Argument(help="One memory; else the newest are listed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many to list.")] = 20,
+    namespace: NamespaceOption = None,
+    kind: KindOption = None,
+    subject: SubjectOption = None,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show one memory with its source, history and uses; or list the newest."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.memory import show as work
+
+    filters = {"namespace": namespace, "kind": kind, "subject": subject, "limit": limit}
+    do(work, target(server, api_key), memory_id, filters, as_json=json)
+
+
+@memory_app.command("add")
+def add(
+    content: Annotated[str, typer.Argument(help="What to keep; `-` reads stdin.")],
+    kind: Annotated[str, typer.Option("--kind", "-k", help="What it is.")] = "knowledge",
+    key: Annotated[Text, typer.Option(help="Supersedes what has this key.")] = None,
+    namespace: Annotated[Text, typer.Option("--namespace", "-n", help="Where to keep it.")] = None,
+    subject: Annotated[Text, typer.Option(help="The person it is about.")] = None,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Keep one memory and print its id."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.memory import add as work
+
+    fields = {"kind": kind, "key": key, "namespace": namespace, "subject": subject}
+    do(work, target(server, api_key), content, fields)
+
+
+@memory_app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of documents, a document, or .jsonl or .json memories.")
+    ],
+    namespace: Annotated[
+        Text, typer.Option("--namespace", "-n", help="Where to keep them.")
+    ] = None,
+    subject: Annotated[Text, typer.Option(help="The person they are about.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=1000, help="Memories in one call.")] = 200,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Import documents or memories. Safe to repeat: what is there already is left as it is."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.memory_import import run_import
+
+    fields = {"namespace": namespace, "subject": subject}
+    if not do(run_import, target(server, api_key), source, fields, batch=batch):
+        raise typer.Exit(1)
+
+
+@memory_app.command("export")
+def export(
+    file: Annotated[
+        File,
+        typer.Argument(help="`.json`: one readable file; else JSONL. Default: JSONL to stdout."),
+    ] = None,
+    namespace: NamespaceOption = None,
+    kind: KindOption = None,
+    subject: SubjectOption = None,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Export memories, oldest first, in a form that `import` reads."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.memory_import import run_export
+
+    filters = {"namespace": namespace, "kind": kind, "subject": subject}
+    do(run_export, target(server, api_key), file, filters)
+
+
+@memory_app.command("forget")
+def forget(memory_id: str, server: ServerOption = None, api_key: ApiKeyOption = None) -> None:
+    """Delete one memory with every version of it."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.memory import forget as work
+
+    do(work, target(server, api_key), memory_id)
+
+
+@memory_app.command("erase")
+def erase(
+    subject: str,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    server: ServerOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Erase one person: memories, sessions and runs about them. Cannot be undone."""
+    if not yes:
+        typer.confirm(f"Erase everything about {subject!r}?", abort=True)
+    from agent_server.cli.connect import target
+    from agent_server.cli.memory import erase as work
+
+    do(work, target(server, api_key), subject)
+
+
+@memory_app.command("stats")
+def stats(
+    server: ServerOption = None, api_key: ApiKeyOption = None, json: JsonOption = False
+) -> None:
+    """Count what is remembered."""
+    from agent_server.cli.connect import target
+    from agent_server.cli.memory import stats as work
+
+    do(work, target(server, api_key), as_json=json)

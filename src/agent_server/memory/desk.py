@@ -1,0 +1,166 @@
+"""The one place where memories are written by callers, agents and the server itself.
+
+Leans on the store's port and on the documents' readers. Gives each memory an id that a repeated
+write finds again, and cuts documents. Refuses to rank and to know HTTP.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.errors import IdempotencyMismatch, InvalidDocument, NotFound
+from agent_server.domain.ids import Tenant, derived_id, new_id
+from agent_server.domain.memories import Memory, MemoryDraft, MemoryPart, MemorySource, NewMemory
+from agent_server.domain.memory_api import MemoryInput
+from agent_server.execution import store as execution
+from agent_server.execution.runs import Idempotency
+from agent_server.memory.documents import PLAIN, Chunk, Documents
+from agent_server.memory.ports import Memories
+from agent_server.storage.database import Database
+
+_BINARY = "application/pdf"
+
+
+class MemoryDesk:
+    """Writes memories. ``store`` is where they lie, for everything else that can be asked."""
+
+    def __init__(self, database: Database, store: Memories, documents: Documents) -> None:
+        self.database = database
+        self.store = store
+        self.documents = documents
+
+    async def write(
+        self,
+        tenant: Tenant,
+        inputs: Sequence[MemoryInput],
+        *,
+        source: MemorySource,
+        idempotency: Idempotency | None = None,
+    ) -> tuple[list[Memory], bool]:
+        """Write all or none: the memories as they are now, and whether an earlier equal call
+        had written them.
+
+        Raises ``InvalidDocument``, and ``IdempotencyMismatch`` for a key that came with another
+        body. Of any number of equal calls at once, one writes.
+        """
+        if idempotency is not None:
+            known = await self._replayed(tenant, idempotency)
+            if known is not None:
+                return known, True
+        rows = await asyncio.to_thread(lambda: [self._rows(draft, source) for draft in inputs])
+        wholes, pieces = await asyncio.to_thread(
+            lambda: (
+                self.store.prepare([whole for whole, _ in rows]),
+                [self.store.prepare(parts) if parts else None for _, parts in rows],
+            )
+        )
+
+        def transaction(connection: Connection) -> list[Memory] | None:
+            if idempotency is not None:
+                values = {
+                    "tenant": tenant,
+                    "key": idempotency.key,
+                    "fingerprint": idempotency.fingerprint,
+                    "run_id": "",
+                    "response": [whole.id for whole, _ in rows],
+                    "created_at": utcnow(),
+                }
+                if not execution.take_key(connection, values):
+                    return None
+            added = self.store.insert(connection, tenant, wholes)
+            for one, parts in zip(added, pieces, strict=True):
+                if one.new and parts is not None and one.memory.replaced_at is None:
+                    self.store.insert(connection, tenant, parts)
+            return [one.memory for one in added]
+
+        written = await self.database.write(transaction)
+        if written is None:
+            assert idempotency is not None
+            known = await self._replayed(tenant, idempotency)
+            assert known is not None
+            return known, True
+        return written, False
+
+    def _document(
+        self, draft: MemoryInput, memory_id: str, source: MemorySource
+    ) -> tuple[NewMemory, list[NewMemory]]:
+        """A document as it is stored: itself where it is one piece, else the whole and its
+        pieces, which are what is found. Blocking. Raises ``InvalidDocument``."""
+        media_type = draft.media_type or PLAIN
+        text = str(draft.content)
+        chunks = self.documents.chunks(_bytes_of(text, media_type), media_type)
+        if media_type.startswith((_BINARY, "text/html")):
+            # What a reader sees, and not what may be hidden in the source.
+            text = "\n\n".join(_own(chunk) for chunk in chunks)
+        details = {"media_type": media_type, **draft.metadata}
+        whole = _new(draft, memory_id, source, content=text, metadata=details)
+        if len(chunks) == 1:
+            return whole, []
+        pieces = [
+            _new(
+                draft,
+                derived_id("mem", memory_id, str(index)),
+                source,
+                content=chunk.titled,
+                metadata=details | ({"page": chunk.page} if chunk.page else {}),
+                key=None,
+                session_id=None,
+                part_of=MemoryPart(memory_id=memory_id, index=index, heading=chunk.headings),
+            )
+            for index, chunk in enumerate(chunks)
+        ]
+        return whole.model_copy(update={"searchable": False}), pieces
+
+    def _rows(self, draft: MemoryInput, source: MemorySource) -> tuple[NewMemory, list[NewMemory]]:
+        """What is written for one input: itself, and the pieces of a long document."""
+        memory_id = draft.id or new_id("mem")
+        if draft.kind == "document":
+            return self._document(draft, memory_id, source)
+        return _new(draft, memory_id, source), []
+
+    async def _replayed(self, tenant: Tenant, idempotency: Idempotency) -> list[Memory] | None:
+        row = await self.database.read(lambda c: execution.stored_key(c, tenant, idempotency.key))
+        if row is None:
+            return None
+        if row.fingerprint != idempotency.fingerprint:
+            raise IdempotencyMismatch(
+                f"The Idempotency-Key {idempotency.key!r} was used with another body.",
+                hint="Use a new key for a new request; send the same body to repeat one.",
+            )
+        found: list[Memory] = []
+        for memory_id in row.response:
+            try:
+                found.append(await self.store.get(tenant, memory_id))
+            except NotFound:
+                continue  # Deleted since, which a repeated write does not undo.
+        return found
+
+
+def _new(draft: MemoryInput, memory_id: str, source: MemorySource, **changes: Any) -> NewMemory:
+    fields: JsonObject = {
+        name: getattr(draft, name)
+        for name in (*MemoryDraft.model_fields, "created_at")
+        if name not in changes
+    }
+    return NewMemory(**fields, **changes, id=memory_id, source=source)
+
+
+def _bytes_of(content: str, media_type: str) -> bytes:
+    if not media_type.startswith(_BINARY):
+        return content.encode("utf-8", "surrogatepass")
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidDocument(
+            f"The content of a document of the type {media_type!r} is not base64.",
+            hint="Send the file's bytes in base64.",
+        ) from error
+
+
+def _own(chunk: Chunk) -> str:
+    return chunk.text[chunk.overlap :]

@@ -1,0 +1,282 @@
+"""Vectors follow memories: made behind the writes, and moved from one embedder to the next.
+
+Leans on the store and on an embedder. Refuses to hold a write up: a memory is found by its text at
+once, and by its vector when ``run`` came round to it. What is without a vector is found by looking,
+not by a list of things to do, so that nothing is forgotten in a crash, while the embedder is down,
+or when a memory was written by another process.
+
+While memories move to a new embedder, queries are put to both, if the old one can still be made;
+the old one's vectors are erased when the new one has seen everything.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import anyio
+import structlog
+from sqlalchemy import Connection, Row, and_, delete, exists, insert, select, text, update
+
+from agent_server.domain.errors import AgentServerError, ConfigurationError, Unavailable
+from agent_server.memory.embedders import Embedder
+from agent_server.memory.recall import QueryVector
+from agent_server.memory.store import MemoryStore
+from agent_server.memory.words import text_of
+from agent_server.storage.tables import memories as m
+from agent_server.storage.tables import memory_embedders as e
+from agent_server.storage.tables import memory_vectors as v
+
+log = structlog.get_logger(__name__)
+
+CACHED_QUERIES = 512
+QUERY_TIMEOUT_S = 5.0
+LOOK_S = 5.0
+"""Seconds until memories of other processes are looked for."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+CONTEXT_CHARS = 300
+"""So much of the turn before is embedded with a turn: an answer alone often says nothing."""
+MAX_CHARS = 4_000
+MakeEmbedder = Callable[[str, str], Embedder | None]
+"""An embedder of that provider and model, for the one that vectors are still kept of."""
+
+
+class Embedding:
+    """``recall.QueryVectors``, and the work behind it: ``run`` as a task, beside the server."""
+
+    configured = True
+
+    def __init__(self, store: MemoryStore, embedder: Embedder, make: MakeEmbedder) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._make = make
+        self._number: int | None = None
+        self._before: tuple[int, Embedder] | None = None
+        self._wake = anyio.Event()
+        self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+        self.refused: ConfigurationError | None = None
+        """Why no vectors are made, if asking again cannot help."""
+        store.written.append(lambda: self._wake.set())
+        store.describe_embedder = self._describe
+
+    async def _describe(self) -> tuple[str | None, int | None]:
+        return f"{self._embedder.provider}/{self._embedder.model}", self._number
+
+    async def of(self, text: str) -> Sequence[QueryVector]:
+        asked = [(self._number, self._embedder)]
+        if self._before is not None:
+            asked.append(self._before)
+        found = []
+        for number, embedder in asked:
+            if number is not None:
+                vector = await self._query(number, embedder, text[:MAX_CHARS])
+                if vector is not None:
+                    found.append(QueryVector(number, vector))
+        return found
+
+    async def _query(self, number: int, embedder: Embedder, text: str) -> bytes | None:
+        """The query's vector; None when the embedder fails: text answers alone then."""
+        place = (number, text)
+        vector = self._cache.get(place)
+        if vector is None:
+            try:
+                with anyio.fail_after(QUERY_TIMEOUT_S):
+                    [vector] = await embedder.embed([text])
+            except (AgentServerError, TimeoutError) as error:
+                log.warning("memory.query_not_embedded", error=str(error))
+                return None
+            self._cache[place] = vector
+            if len(self._cache) > CACHED_QUERIES:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(place)
+        return vector
+
+    async def run(self) -> None:
+        """Make vectors until cancelled."""
+        pause = FIRST_PAUSE_S
+        while True:
+            self._wake = anyio.Event()
+            try:
+                if self._number is None:
+                    await self._register()
+                await self.catch_up()
+                pause = FIRST_PAUSE_S
+                wait = LOOK_S
+            except ConfigurationError as error:
+                self.refused = error
+                log.error("memory.embedder_refused", error=error.detail, hint=error.hint)
+                wait = LONGEST_PAUSE_S
+            except AgentServerError as error:
+                log.warning("memory.embedder_down", error=error.detail, again_in_s=pause)
+                wait, pause = pause, min(pause * 2, LONGEST_PAUSE_S)
+            with anyio.move_on_after(wait):
+                await self._wake.wait()
+
+    async def close(self) -> None:
+        await self._embedder.close()
+        if self._before is not None:
+            await self._before[1].close()
+
+    async def _register(self) -> None:
+        """Find out how long its vectors are, and which embedder's are there."""
+        index = self._store.vectors
+        if index is None:
+            raise ConfigurationError(
+                "An embedder is set, but vectors cannot be searched here: "
+                f"{self._store.no_vectors_because}."
+            )
+        [vector] = await self._embedder.embed(["dimension"])
+        here = {
+            "provider": self._embedder.provider,
+            "model": self._embedder.model,
+            "dimension": len(vector) // 4,
+            "version": self._embedder.version,
+            "kept_in": index.kept_in,
+        }
+        same = and_(*(e.c[name] == value for name, value in here.items()))
+
+        def transaction(connection: Connection) -> tuple[int, Row[Any] | None]:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("LOCK TABLE memory_embedders IN EXCLUSIVE MODE"))
+            number = connection.execute(select(e.c.id).where(same)).scalar()
+            if number is None:
+                connection.execute(insert(e).values(**here, complete=False))
+                number = connection.execute(select(e.c.id).where(same)).scalar_one()
+            others = select(e).where(e.c.id != number, e.c.kept_in == index.kept_in)
+            return (
+                number,
+                connection.execute(others.order_by(e.c.complete.desc(), e.c.id.desc())).first(),
+            )
+
+        self._number, before = await self._store.database.write(transaction)
+        if before is not None:
+            with suppress(AgentServerError):
+                if (old := self._make(before.provider, before.model)) is not None:
+                    self._before = (before.id, old)
+
+    async def catch_up(self) -> int:
+        """Embed everything that has no vector yet; how many. Raises ``Unavailable``."""
+        assert self._number is not None and self._store.vectors is not None
+        done = last = 0
+        while True:
+            rows = await self._store.database.read(partial(self._waiting, last=last))
+            if not rows:
+                break
+            last = rows[-1][0].serial
+            done += await self._embed(rows)
+        await self._completed()
+        return done
+
+    def _waiting(self, connection: Connection, last: int) -> list[tuple[Row[Any], str]]:
+        """The next rows without a vector, each with the text that is embedded for it."""
+        there = exists().where(
+            v.c.embedder == self._number, v.c.space == m.c.space, v.c.serial == m.c.serial
+        )
+        asked = (
+            select(
+                m.c.serial, m.c.space, m.c.session_id, m.c.position, m.c.author, m.c.content,
+                m.c.heading,
+            )
+            .where(m.c.serial > last, m.c.searchable, m.c.replaced_at.is_(None), ~there)
+            .order_by(m.c.serial)
+            .limit(self._embedder.batch)
+        )  # fmt: skip
+        rows: Sequence[Any] = connection.execute(asked).all()
+        found = []
+        for row in rows:
+            before: Any = None
+            if row.session_id is not None and row.position:
+                before = connection.execute(
+                    select(m.c.author, m.c.content).where(
+                        m.c.space == row.space,
+                        m.c.session_id == row.session_id,
+                        m.c.position == row.position - 1,
+                        m.c.replaced_at.is_(None),
+                    )
+                ).first()
+            found.append((row, _text(row, before)))
+        return found
+
+    async def _embed(self, rows: Sequence[tuple[Row[Any], str]]) -> int:
+        texts = [text for _, text in rows]
+        try:
+            vectors = await self._embedder.embed(texts)
+        except ConfigurationError:
+            if len(rows) == 1:  # One text that it does not take harms no other.
+                log.warning("memory.not_embedded", serial=rows[0][0].serial)
+                return 0
+            half = len(rows) // 2
+            return await self._embed(rows[:half]) + await self._embed(rows[half:])
+        await self._store.database.write(lambda c: self._keep(c, rows, vectors))
+        return len(rows)
+
+    def _keep(
+        self, connection: Connection, rows: Sequence[tuple[Row[Any], str]], vectors: list[bytes]
+    ) -> None:
+        index = self._store.vectors
+        assert index is not None
+        dimension = connection.execute(select(e.c.dimension).where(e.c.id == self._number)).scalar()
+        if any(len(vector) != 4 * (dimension or 0) for vector in vectors):
+            lengths = sorted({len(vector) // 4 for vector in vectors})
+            raise Unavailable(
+                f"The embedder gave vectors of {lengths} numbers, and {dimension} before.",
+                hint="Its model was changed behind its name: restart to embed anew.",
+            )
+        # Locked and looked at again: it may be gone, edited, or embedded by another process.
+        serials = [row.serial for row, _ in rows]
+        live = select(m.c.serial).where(m.c.serial.in_(serials), m.c.replaced_at.is_(None))
+        wanted = set(connection.execute(live.with_for_update()).scalars())
+        there = select(v.c.serial).where(v.c.embedder == self._number, v.c.serial.in_(serials))
+        wanted -= set(connection.execute(there).scalars())
+        index.put(
+            connection,
+            [
+                {
+                    "embedder": self._number,
+                    "space": row.space,
+                    "serial": row.serial,
+                    "text_hash": sha256(text.encode("utf-8", "replace")).hexdigest(),
+                    "vector": vector,
+                }
+                for (row, text), vector in zip(rows, vectors, strict=True)
+                if row.serial in wanted
+            ],
+        )
+
+    async def _completed(self) -> None:
+        """Everything has a vector: those of other embedders have served."""
+        number, old = self._number, e.c.id != self._number
+
+        def transaction(connection: Connection) -> bool:
+            done = connection.execute(
+                update(e).where(e.c.id == number, ~e.c.complete).values(complete=True)
+            ).rowcount
+            others = list(connection.execute(select(e.c.id).where(old)).scalars())
+            if others:
+                connection.execute(delete(v).where(v.c.embedder.in_(others)))
+                if self._store.vectors is not None and self._store.vectors.kept_in == "halfvec":
+                    connection.execute(
+                        text("DELETE FROM memory_halfvecs WHERE embedder != :n"), {"n": number}
+                    )
+                connection.execute(delete(e).where(old))
+            return bool(done or others)
+
+        state = select(e.c.complete, e.c.id).where(old | ~e.c.complete)
+        if await self._store.database.read(lambda c: c.execute(state).first()) is None:
+            return
+        await self._store.database.write(transaction)
+        if self._before is not None:
+            (_, embedder), self._before = self._before, None
+            await embedder.close()
+
+
+def _text(row: Row[Any], before: Row[Any] | None) -> str:
+    said = " ".join((*(row.heading or ()), text_of(row.content)))
+    if row.author:
+        said = f"{row.author}: {said}"
+    if before is not None:
+        said = f"{text_of(before.content)[-CONTEXT_CHARS:]}\n{said}"
+    return said[:MAX_CHARS]

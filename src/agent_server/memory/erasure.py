@@ -1,0 +1,85 @@
+"""Erasing a person: every row that is about them, or was made from one, in every table.
+
+Leans on the stores of memories, sessions and runs, and on the database to leave nothing in its
+files. Refuses to keep anything of what it erased but how much it was.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy import Connection, select
+
+from agent_server.domain.base import utcnow
+from agent_server.domain.errors import NotFound, RunEnded
+from agent_server.domain.ids import Tenant
+from agent_server.domain.memories import MemoryFilter
+from agent_server.domain.memory_api import ErasureReceipt
+from agent_server.execution import store as execution
+from agent_server.memory.ports import Memories
+from agent_server.memory.session_store import forget_runs
+from agent_server.storage.database import Database
+from agent_server.storage.tables import memories, memory_uses
+
+Cancel = Callable[[Tenant, str, str], Awaitable[object]]
+
+
+class Erasure:
+    """Erases what is known of one person. Safe to repeat: a second time finds the rest."""
+
+    def __init__(self, database: Database, store: Memories, cancel: Cancel) -> None:
+        """``cancel`` stops a run (tenant, id, reason); it may raise that there is none."""
+        self._database = database
+        self._store = store
+        self._cancel = cancel
+
+    async def erase(self, tenant: Tenant, subject: str) -> ErasureReceipt:
+        """Erase the memories about ``subject``; the runs that were submitted about them with
+        their sessions and all runs of those; and the runs that wrote or recalled such a memory,
+        since they hold its words. What of this still runs is stopped.
+        """
+        erased: Counter[str] = Counter()
+        doomed, sessions = await self._database.read(lambda c: _concerned(c, tenant, subject))
+        for run_id in doomed:
+            try:
+                await self._cancel(tenant, run_id, "Its subject is erased.")
+            except (NotFound, RunEnded):
+                continue
+        for run_id in doomed:
+            erased["memories"] += await self._store.delete_where(
+                tenant, MemoryFilter(run_id=run_id, replaced=True)
+            )
+        for session_id in sessions:
+            erased["memories"] += await self._store.delete_where(
+                tenant, MemoryFilter(session_id=session_id, replaced=True)
+            )
+
+        def transaction(connection: Connection) -> None:
+            gone = self._store.erase_subject(connection, tenant, subject)
+            erased.update(gone.model_dump())
+            erased.update(forget_runs(connection, tenant, doomed, sessions))
+            erased.update(execution.erase_runs(connection, tenant, doomed))
+
+        await self._database.write(transaction)
+        await self._database.scrub()
+        overwritten = self._database.dialect == "sqlite"
+        return ErasureReceipt(
+            subject=subject,
+            erased_at=utcnow(),
+            erased={name: count for name, count in sorted(erased.items()) if count},
+            files="overwritten" if overwritten else "left to vacuum",
+        )
+
+
+def _concerned(connection: Connection, tenant: Tenant, subject: str) -> tuple[set[str], set[str]]:
+    """The runs to erase, and the sessions to erase whole."""
+    about = execution.runs_about(connection, tenant, subject)
+    sessions = {session for session in about.values() if session is not None}
+    found = set(about) | set(execution.runs_of_sessions(connection, tenant, sessions))
+    theirs = (memories.c.tenant == tenant, memories.c.subject == subject)
+    wrote = select(memories.c.run_id).where(*theirs, memories.c.run_id.is_not(None))
+    recalled = select(memory_uses.c.run_id).where(
+        memory_uses.c.tenant == tenant,
+        memory_uses.c.memory_id.in_(select(memories.c.id).where(*theirs)),
+    )
+    found |= set(connection.execute(wrote.union(recalled)).scalars())
+    return found, sessions

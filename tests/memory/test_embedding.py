@@ -1,0 +1,285 @@
+"""Vectors follow memories, whatever happens to the embedder."""
+
+import asyncio
+import json
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any
+
+import httpx2
+import pytest
+
+from agent_server.domain.base import utcnow
+from agent_server.domain.errors import ConfigurationError, InvalidRequest, Unavailable
+from agent_server.domain.memories import MemoryChange, MemoryQuery, MemorySource
+from agent_server.memory.embedders import OpenAIEmbedder, unit
+from agent_server.memory.embedding import Embedding
+from agent_server.memory.recall import Recall
+from agent_server.memory.store import MemoryStore
+from agent_server.memory.vector_index import Halfvec, Numpy, SqliteVec
+from agent_server.storage.database import Database
+from agent_server.testing.memory_store import ONE, MemoryStoreContract, fact
+
+SENSES = {"cat": 0, "kitten": 0, "feline": 0, "car": 1, "auto": 1, "tea": 2, "brew": 2}
+
+
+class Senses:
+    """Knows a few words by their sense; everything else points elsewhere."""
+
+    provider, version, batch = "test", "1", 4
+
+    def __init__(self, dimension: int = 8, model: str = "senses") -> None:
+        self.model = model
+        self.dimension = dimension
+        self.down = False
+        self.asked: list[str] = []
+        self.closed = False
+
+    async def embed(self, texts: Sequence[str]) -> list[bytes]:
+        if self.down:
+            raise Unavailable("down")
+        if any("poison" in text for text in texts):
+            raise ConfigurationError("refused")
+        self.asked += texts
+        return [self._one(text) for text in texts]
+
+    def _one(self, text: str) -> bytes:
+        values = [0.01] * self.dimension
+        for word in text.lower().replace(".", " ").split():
+            known = SENSES.get(word)
+            values[self.dimension - 1 if known is None else known] += 0.1 if known is None else 1
+        return unit(values)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    async def poll() -> None:
+        while not await holds():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(poll(), 20)
+
+
+class Embedded:
+    """A store whose memories get vectors, as long as the ``with`` block lasts."""
+
+    def __init__(self, store: MemoryStore, embedder: Senses, old: Senses | None = None) -> None:
+        self.embedding = Embedding(store, embedder, lambda provider, model: old)
+        self.store = store
+        Recall(store, self.embedding)
+
+    async def __aenter__(self) -> "Embedded":
+        self._task = asyncio.create_task(self.embedding.run())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def settled(self) -> None:
+        async def none_waits() -> bool:
+            stats = await self.store.stats(ONE)
+            return stats.waiting == 0
+
+        await until(none_waits)
+
+    async def found(self, text: str, **more: Any) -> list[str]:
+        answer = await self.store.search(ONE, MemoryQuery(query=text, **more))
+        return [one.memory.content for one in answer]
+
+
+async def test_a_meaning_is_found_without_a_common_word(store: MemoryStore) -> None:
+    async with Embedded(store, Senses()) as world:
+        await store.add(ONE, [fact("a kitten"), fact("an auto"), fact("some brew")])
+        await world.settled()
+        assert (await world.found("feline"))[0] == "a kitten"
+        [best] = await store.search(ONE, MemoryQuery(query="feline", limit=1, mode="vector"))
+        assert set(best.matched) == {"vector"}
+        assert await world.found("feline", mode="text") == []
+        stats = await store.stats(ONE)
+        assert (stats.vectors, stats.waiting, stats.embedder) == (3, 0, "test/senses")
+
+
+async def test_a_write_is_found_by_text_while_the_embedder_is_down(store: MemoryStore) -> None:
+    embedder = Senses()
+    embedder.down = True
+    async with Embedded(store, embedder) as world:
+        await store.add(ONE, [fact("a kitten")])
+        assert await world.found("kitten") == ["a kitten"]
+        assert await world.found("feline") == []
+        assert (await store.stats(ONE)).waiting == 1
+        embedder.down = False
+        await world.settled()
+        assert await world.found("feline") == ["a kitten"]
+
+
+async def test_a_text_that_the_embedder_refuses_holds_up_no_other(store: MemoryStore) -> None:
+    async with Embedded(store, Senses()) as world:
+        await store.add(ONE, [fact("poison"), fact("a kitten"), fact("an auto")])
+
+        async def two_done() -> bool:
+            return (await store.stats(ONE)).vectors == 2
+
+        await until(two_done)
+        assert (await store.stats(ONE)).waiting == 1
+        assert (await world.found("feline"))[0] == "a kitten"
+        assert await world.found("poison") == ["poison"]
+
+
+async def test_a_new_embedder_takes_over_while_the_old_one_still_answers(
+    store: MemoryStore,
+) -> None:
+    old, new = Senses(8, "old"), Senses(12, "new")
+    async with Embedded(store, old) as world:
+        await store.add(ONE, [fact("a kitten"), fact("an auto")])
+        await world.settled()
+    moving = Embedded(store, new, old)
+    await moving.embedding._register()
+    assert (await moving.found("feline"))[0] == "a kitten"  # By the old one's vectors.
+    async with moving:
+        await moving.settled()
+
+        async def taken_over() -> bool:
+            return old.closed
+
+        await until(taken_over)
+        assert (await moving.found("feline"))[0] == "a kitten"
+    numbers = await store.database.read(
+        lambda c: c.exec_driver_sql("SELECT count(*) FROM memory_vectors").scalar()
+    )
+    assert numbers == 2
+
+
+async def test_an_edit_and_a_deletion_reach_the_vector(store: MemoryStore) -> None:
+    async with Embedded(store, Senses()) as world:
+        [kitten, auto] = await store.add(ONE, [fact("a kitten"), fact("an auto")])
+        await world.settled()
+        await store.edit(
+            ONE, kitten.memory.id, MemoryChange(content="some tea"), source=MemorySource()
+        )
+        await world.settled()
+        assert (await world.found("brew", mode="vector"))[0] == "some tea"
+        await store.delete(ONE, [auto.memory.id])
+        assert "an auto" not in await world.found("car", mode="vector")
+        assert (await store.stats(ONE)).vectors == 1
+
+
+async def test_an_answer_is_embedded_with_the_turn_before_it(store: MemoryStore) -> None:
+    embedder = Senses()
+    async with Embedded(store, embedder) as world:
+        said = [("Ana", "Which one?"), ("Ben", "The green one.")]
+        await store.add(ONE, [fact(t, kind="message", author=a, session_id="s") for a, t in said])
+        await world.settled()
+        assert "Which one?\nBen: The green one." in embedder.asked
+
+
+async def test_vectors_alone_need_an_embedder(store: MemoryStore) -> None:
+    with pytest.raises(InvalidRequest, match="needs an embedder"):
+        await store.search(ONE, MemoryQuery(query="x", mode="vector"))
+
+
+@pytest.mark.parametrize("way", ["own", "numpy"])
+async def test_filtered_neighbours_are_the_exact_ones_and_as_many_as_asked(
+    database: Database, way: str
+) -> None:
+    store = MemoryStore(database)
+    await store.open()
+    assert isinstance(store.vectors, SqliteVec | Halfvec), store.no_vectors_because
+    if way == "numpy":
+        pytest.importorskip("numpy")
+        store.vectors = Numpy()
+    embedder = Spread()
+    async with Embedded(store, embedder) as world:
+        texts = [f"text {i}" for i in range(300)]
+        await store.add(
+            ONE,
+            [
+                fact(t, namespace=f"n{i % 3}", metadata={"even": i % 2 == 0})
+                for i, t in enumerate(texts)
+            ],
+        )
+        await world.settled()
+        asked = {"namespace": "n1", "mode": "vector", "limit": 20, "filter": {"even": True}}
+        found = await world.found("query", **asked)
+    [sought] = await embedder.embed(["query"])
+    mine = [t for i, t in enumerate(texts) if i % 3 == 1 and i % 2 == 0]
+    exact = sorted(mine, key=lambda t: -cosine(embedder.one(t), sought))[:20]
+    assert len(found) == 20
+    assert len(set(found) & set(exact)) >= 19
+
+
+class Spread(Senses):
+    """Every text somewhere else, by its hash."""
+
+    def _one(self, text: str) -> bytes:
+        digest = sha256(text.encode()).digest()
+        return unit([byte - 127.5 for byte in digest])
+
+    one = _one
+
+
+def cosine(a: bytes, b: bytes) -> float:
+    return math.fsum(x * y for x, y in zip(array("f", a), array("f", b), strict=True))
+
+
+async def test_expired_memories_take_no_place_of_others(store: MemoryStore) -> None:
+    gone = utcnow() - timedelta(seconds=1)
+    async with Embedded(store, Senses()) as world:
+        await store.add(ONE, [fact(f"a cat {i}", expires_at=gone) for i in range(100)])
+        await store.add(ONE, [fact("a kitten")])
+        await world.settled()
+        assert await world.found("feline", mode="vector") == ["a kitten"]
+
+
+@pytest.mark.slow
+class TestWithVectors(MemoryStoreContract):
+    """The contract holds beside vectors, too."""
+
+    @pytest.fixture
+    async def store(self, database: Database) -> Any:
+        opened = MemoryStore(database)
+        await opened.open()
+        async with Embedded(opened, Senses()) as world:
+            yield world.store
+
+
+def test_a_vector_without_a_direction_is_refused() -> None:
+    for values in ([], [0.0, 0.0], [float("nan")], [float("inf")]):
+        with pytest.raises(ValueError):
+            unit(values)
+
+
+async def test_an_embedder_over_http_is_asked_as_openai_is_and_its_faults_are_told_apart() -> None:
+    answers: list[httpx2.Response] = [
+        httpx2.Response(
+            200,
+            json={"data": [{"index": 1, "embedding": [0, 2]}, {"index": 0, "embedding": [3, 4]}]},
+        ),
+        httpx2.Response(200, json={"data": [{"index": 0, "embedding": [0, 0]}]}),
+        httpx2.Response(503, text="later"),
+        httpx2.Response(401, text="who are you"),
+    ]
+    asked: list[Any] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append((request.url.path, json.loads(request.content)))
+        return answers.pop(0)
+
+    client = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))
+    embedder = OpenAIEmbedder(
+        base_url="http://embedder/v1/", api_key=None, model="m", dimension=2, client=client
+    )
+    first, second = await embedder.embed(["a", "b"])
+    assert list(array("f", first)) == pytest.approx([0.6, 0.8])
+    assert list(array("f", second)) == [0, 1]
+    body = {"model": "m", "input": ["a", "b"], "encoding_format": "float", "dimensions": 2}
+    assert asked == [("/v1/embeddings", body)]
+    for fault in (Unavailable, Unavailable, ConfigurationError):
+        with pytest.raises(fault):
+            await embedder.embed(["a"])
+    await embedder.close()

@@ -1,0 +1,136 @@
+"""A person is erased: no row, no index and no page of the file holds a word of them."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, inspect, text
+
+from agent_server.domain.base import utcnow
+from agent_server.domain.ids import DEFAULT_TENANT
+from agent_server.memory.session_store import append_items
+from tests.memory.kit import Home, home
+from tests.memory.test_tools import script
+from tests.support.durable import say
+
+SECRET = "zanzibarquux"
+LEARN = ("remember", {"content": f"Ada lives in {SECRET}.", "key": "ada/home"})
+RECALL = ("recall", {"query": f"where does Ada live? {SECRET}"})
+
+
+def rows_with(connection: Connection, word: str) -> Iterator[str]:
+    """Where in the database ``word`` stands, virtual tables and indexes of text included."""
+    for table in inspect(connection).get_table_names():
+        for row in connection.execute(text(f'SELECT * FROM "{table}"')).mappings():
+            for column, value in row.items():
+                held = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+                if word in held.lower():
+                    yield f"{table}.{column}"
+
+
+def files_with(folder: Path, word: str) -> list[str]:
+    """The files of the database that hold ``word``, in whatever page."""
+    return [
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and word.encode() in path.read_bytes().lower()
+    ]
+
+
+async def told(server: Home, word: str = SECRET) -> set[str]:
+    return set(await server.parts.database.read(lambda c: list(rows_with(c, word))))
+
+
+async def test_nothing_of_a_person_is_left_in_any_table_index_or_page_of_the_file(
+    url: str, tmp_path: Path
+) -> None:
+    def rule(instructions: str, items: list[Any]) -> Any:
+        spoken = [item["content"] for item in items if item.get("role") == "user"]
+        plain = spoken[-1] == "Nothing of that"
+        return [say("ok")] if plain else script(LEARN, RECALL)(instructions, items)
+
+    async with home(url, tmp_path, rule=rule) as server:
+        await server.run(f"I live in {SECRET}.", subject="ada", session_id="first")
+        await server.run("And where do I live?", session_id="first")  # without a subject
+        body = {"kind": "knowledge", "content": f"Ada moved to {SECRET}.", "subject": "ada"}
+        written = await server.call("POST", "/memories", body, status=201)
+        await server.call("PATCH", f"/memories/{written['id']}", {"content": f"Ada left {SECRET}."})
+        other = await server.run("Who lives where?", session_id="other")  # recalls it
+        kept = await server.run("Nothing of that", session_id="kept", subject="bob")
+        assert {"memories.content", "steps.output", "events.data", "session_items.data"} <= (
+            await told(server)
+        )
+        receipt = await server.call("DELETE", "/subjects/ada")
+        assert receipt["subject"] == "ada"
+        assert receipt["erased"]["runs"] >= 3 and receipt["erased"]["memories"] >= 2
+        assert await told(server) == set()
+        if url.startswith("sqlite"):
+            assert receipt["files"] == "overwritten"
+            assert files_with(tmp_path / "data", SECRET) == []
+        await server.call("GET", f"/runs/{other['id']}", status=404)
+        await server.call("GET", f"/runs/{kept['id']}")
+        assert [s["id"] for s in (await server.call("GET", "/sessions"))["data"]] == ["kept"]
+        assert (await server.call("DELETE", "/subjects/ada"))["erased"] == {}
+
+
+async def test_a_run_about_a_person_who_is_erased_stops_and_stores_nothing_more(
+    url: str, tmp_path: Path
+) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: str, items: list[Any]) -> list[Any]:
+        reached.set()
+        try:
+            await go_on.wait()
+        except asyncio.CancelledError:
+            await asyncio.shield(go_on.wait())  # one that does not let itself be stopped
+        return [say(SECRET)]
+
+    async with home(url, tmp_path, rule=wait) as server:
+        run = await server.client.runs.create(
+            agent="clerk", input=SECRET, subject="ada", session_id="s"
+        )
+        await asyncio.wait_for(reached.wait(), 10)
+        erasing = asyncio.create_task(server.client.memories.erase("ada"))
+        await asyncio.wait({erasing}, timeout=0.2)
+        go_on.set()
+        assert (await erasing).erased["runs"] == 1
+        await server.call("GET", f"/runs/{run.id}", status=404)
+        assert await told(server) == set()
+
+
+async def test_subjects_with_any_name_are_erased(url: str, tmp_path: Path) -> None:
+    async with home(url, tmp_path) as server:
+        for subject in ("ada@example.com", "users/42", "Zoë 🙂", "items"):
+            body = {"kind": "knowledge", "content": "x", "subject": subject}
+            await server.call("POST", "/memories", body, status=201)
+            receipt = await server.client.memories.erase(subject)
+            assert (receipt.subject, receipt.erased["memories"]) == (subject, 1)
+
+
+@pytest.mark.parametrize("kind", ["memory", "session"])
+async def test_what_is_deleted_is_in_no_page_of_the_file(tmp_path: Path, kind: str) -> None:
+    url = f"sqlite:///{tmp_path}/data/server.db"
+    async with home(url, tmp_path) as server:
+        if kind == "memory":
+            many = [
+                {"kind": "knowledge", "content": f"{SECRET}{n} " + "lorem ipsum " * (n * 7 % 90)}
+                for n in range(300)
+            ]
+            written = await server.call("POST", "/memories", {"memories": many}, status=201)
+            assert files_with(tmp_path / "data", SECRET)
+            for memory in written["data"]:
+                await server.parts.memories.delete(DEFAULT_TENANT, [memory["id"]])
+        else:
+            sessions = server.parts.sessions
+            await server.parts.database.write(lambda c: _say(c, SECRET))
+            assert files_with(tmp_path / "data", SECRET)
+            await sessions.delete(DEFAULT_TENANT, "s")
+        assert files_with(tmp_path / "data", SECRET) == []
+
+
+def _say(connection: Connection, word: str) -> None:
+    items = [{"role": "user", "content": word}]
+    append_items(connection, DEFAULT_TENANT, "s", "run_0", items, utcnow())

@@ -1,0 +1,235 @@
+"""Memories through the API: written, found, edited, superseded, deleted."""
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent_server.domain.ids import Tenant
+from agent_server.domain.memories import MemoryQuery
+from tests.memory.kit import Home, home
+from tests.memory.test_documents import pdf_of
+
+FACT = {"kind": "knowledge", "content": "Ada's favourite colour is green."}
+GUIDE = "# Guide\n\n" + "\n\n".join(
+    f"## Part {n}\n\nThe {word} stands in room {n}. " + "It is kept there. " * 40
+    for n, word in enumerate(["anvil", "lathe", "kiln", "loom"], start=1)
+)
+
+
+async def search(server: Home, query: str, **more: Any) -> list[Any]:
+    answer = await server.call("POST", "/memories/search", {"query": query, **more})
+    return list(answer["data"])
+
+
+async def test_a_memory_is_written_read_found_edited_and_deleted(url: str, tmp_path: Path) -> None:
+    async with home(url, tmp_path) as server:
+        made = await server.http.post("/api/v1/memories", json=FACT | {"metadata": {"a b": 1}})
+        assert made.status_code == 201, made.text
+        memory = made.json()
+        assert made.headers["location"] == f"/api/v1/memories/{memory['id']}"
+        assert made.headers["etag"] == '"1"'
+        assert memory["source"] == dict.fromkeys(memory["source"]) | {"principal": "anonymous"}
+        (found,) = await search(server, "what colour does Ada like?")
+        assert found["memory"] == memory and found["score"] > 0 and found["matched"]
+        path = f"/memories/{memory['id']}"
+        edited = await server.call(
+            "PATCH", path, {"content": "It is blue."}, headers={"If-Match": '"1"'}
+        )
+        assert (edited["version"], edited["content"]) == (2, "It is blue.")
+        for tag in ('"1"', '"x"', 'W/"nothing"'):
+            refused = await server.call(
+                "PATCH", path, {"content": "red"}, headers={"If-Match": tag}, status=412
+            )
+            assert refused["code"] == "precondition_failed"
+        history = await server.call("GET", f"{path}/history")
+        assert [version["content"] for version in history["data"]] == [
+            FACT["content"],
+            "It is blue.",
+        ]
+        assert await server.call("DELETE", path) == {"id": memory["id"], "deleted": True}
+        for method, where in (("GET", path), ("PATCH", path), ("DELETE", path)):
+            body = {"content": "x"} if method == "PATCH" else None
+            assert (await server.call(method, where, body, status=404))["code"] == "not_found"
+        assert await search(server, "blue") == []
+
+
+async def test_a_batch_is_written_whole_or_not_at_all(url: str, tmp_path: Path) -> None:
+    async with home(url, tmp_path) as server:
+        turns = [
+            {"kind": "message", "content": f"turn {n}", "session_id": "s", "author": "ada"}
+            for n in range(5)
+        ]
+        written = (await server.call("POST", "/memories", {"memories": turns}, status=201))["data"]
+        assert [memory["position"] for memory in written] == list(range(5))
+        bad = [*turns, {"kind": "message", "content": " "}]
+        refused = await server.call("POST", "/memories", {"memories": bad}, status=422)
+        assert refused["errors"][0]["path"].startswith("memories.5")
+        too_many = {"memories": [FACT] * 1001}
+        await server.call("POST", "/memories", too_many, status=422)
+        assert len((await server.call("GET", "/memories", session_id="s"))["data"]) == 5
+        many = {"memories": [FACT | {"content": f"fact {n}"} for n in range(1000)]}
+        assert len((await server.call("POST", "/memories", many, status=201))["data"]) == 1000
+
+
+async def test_the_same_key_and_body_write_once_even_at_once(url: str, tmp_path: Path) -> None:
+    async with home(url, tmp_path) as server:
+        headers = {"Idempotency-Key": "k1"}
+
+        async def write(body: Any = FACT) -> Any:
+            return await server.http.post("/api/v1/memories", json=body, headers=headers)
+
+        answers = await asyncio.gather(*[write() for _ in range(10)])
+        assert {answer.status_code for answer in answers} == {201}
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        replays = [a for a in answers if a.headers.get("idempotency-replayed") == "true"]
+        assert len(replays) == 9
+        assert len((await server.call("GET", "/memories"))["data"]) == 1
+        other = await write(FACT | {"content": "another"})
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+
+
+async def test_two_writers_on_one_key_leave_one_that_holds_and_the_other_in_its_past(
+    url: str, tmp_path: Path
+) -> None:
+    async with home(url, tmp_path) as server:
+        bodies = [FACT | {"key": "ada/colour", "content": f"colour {n}"} for n in range(8)]
+        written = await asyncio.gather(
+            *[server.call("POST", "/memories", body, status=201) for body in bodies]
+        )
+        held = (await server.call("GET", "/memories", key="ada/colour"))["data"]
+        assert len(held) == 1
+        everything = await server.call("GET", "/memories", key="ada/colour", replaced="true")
+        assert {memory["id"] for memory in everything["data"]} == {m["id"] for m in written}
+        assert [one["memory"]["id"] for one in await search(server, "colour")] == [held[0]["id"]]
+
+
+async def test_a_long_document_is_found_by_its_pieces_and_superseded_whole(
+    url: str, tmp_path: Path
+) -> None:
+    async with home(url, tmp_path) as server:
+        document = {
+            "kind": "document",
+            "content": GUIDE,
+            "media_type": "text/markdown",
+            "key": "file:guide.md",
+            "metadata": {"title": "guide.md"},
+        }
+        whole = await server.call("POST", "/memories", document, status=201)
+        assert whole["content"] == GUIDE and not whole["searchable"]
+        listed = (await server.call("GET", "/memories"))["data"]
+        assert [memory["id"] for memory in listed] == [whole["id"]]
+        pieces = (await server.call("GET", "/memories", part_of=whole["id"], limit=50))["data"]
+        assert len(pieces) >= 4
+        best = (await search(server, "in which room stands the kiln?"))[0]["memory"]
+        assert "kiln" in best["content"] and best["part_of"]["heading"] == ["Guide", "Part 3"]
+        again = await server.call("POST", "/memories", document, status=201)
+        assert again["id"] == whole["id"]
+        assert len((await server.call("GET", "/memories", part_of=whole["id"]))["data"]) == len(
+            pieces
+        )
+        newer = GUIDE.replace("kiln", "forge")
+        await server.call("POST", "/memories", document | {"content": newer}, status=201)
+        texts = [one["memory"]["content"] for one in await search(server, "kiln forge", limit=50)]
+        assert any("forge" in text for text in texts)
+        assert not any("kiln" in text for text in texts)
+        twice = [document | {"content": newer + end} for end in (" one", " two")]
+        await server.call("POST", "/memories", {"memories": twice}, status=201)
+        held = [one["memory"]["part_of"] for one in await search(server, "forge", limit=50)]
+        assert len({part["memory_id"] for part in held}) == 1
+        edit = await server.call(
+            "PATCH", f"/memories/{pieces[0]['id']}", {"content": "x"}, status=409
+        )
+        assert edit["code"] == "conflict"
+        await server.call("DELETE", f"/memories/{whole['id']}")
+        assert (await server.call("GET", "/memories", part_of=whole["id"], replaced="true"))[
+            "data"
+        ] == []
+
+
+async def test_a_pdf_is_sent_in_base64_and_what_is_none_is_refused(
+    url: str, tmp_path: Path
+) -> None:
+    async with home(url, tmp_path) as server:
+        content = base64.b64encode(pdf_of("The kiln is hot")).decode()
+        pdf = {"kind": "document", "media_type": "application/pdf", "content": content}
+        assert (await server.call("POST", "/memories", pdf, status=201))["content"].strip() == (
+            "The kiln is hot"
+        )
+        for bad in (
+            pdf | {"content": "not base64!"},
+            pdf | {"content": base64.b64encode(b"no pdf").decode()},
+            pdf | {"media_type": "image/png"},
+            {"kind": "document", "content": "a\u0000b"},
+        ):
+            refused = await server.call("POST", "/memories", bad, status=422)
+            assert refused["code"] == "invalid_document" and refused["hint"]
+        refused = await server.call("POST", "/memories", {**FACT, "media_type": "x"}, status=422)
+        assert refused["code"] == "invalid_request"
+
+
+async def test_a_document_may_be_larger_than_other_bodies(url: str, tmp_path: Path) -> None:
+    async with home(url, tmp_path, max_document_bytes=3_000_000) as server:
+        text = "\n\n".join(f"Paragraph {n} is about something." for n in range(50_000))
+        big = {"kind": "document", "content": text[:2_000_000]}
+        assert (await server.call("POST", "/memories", big, status=201))["kind"] == "document"
+        refused = await server.call("POST", "/memories", big | {"content": text * 2}, status=413)
+        assert "MAX_DOCUMENT_BYTES" in refused["hint"]
+        long = {"query": "something " * 100_000}
+        assert len((await server.call("POST", "/memories/search", long))["data"]) == 10
+        assert (
+            await server.call("POST", "/memories/search", {"query": "x" * 1_100_000}, status=413)
+        )["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "   ", '"x', "AND OR NOT", "c++ (", "*", "e-mail:", "🙂", "what's", "\u0000", "x'); --"],
+)
+async def test_any_text_is_a_query(url: str, tmp_path: Path, query: str) -> None:
+    async with home(url, tmp_path) as server:
+        await server.call("POST", "/memories", FACT, status=201)
+        await search(server, query)
+
+
+async def test_another_tenants_memories_are_not_there(url: str, tmp_path: Path) -> None:
+    async with home(url, tmp_path) as server:
+        memory = await server.call("POST", "/memories", FACT, status=201)
+        other = Tenant("other")
+        store = server.parts.memories
+        assert await store.search(other, MemoryQuery(query="colour green ada")) == []
+        assert (await store.stats(other)).memories == 0
+        assert (await server.parts.erasure.erase(other, "ada")).erased == {}
+        assert await server.call("GET", f"/memories/{memory['id']}") == memory
+
+
+async def test_hostile_metadata_is_kept_as_it_is_and_filters_by_it_are_values(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/data/server.db"
+    async with home(url, tmp_path) as server:
+
+        @settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+        @given(
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+            | st.sampled_from(["$.a", "a' OR 1=1 --", 'a"]', "a.b", "x') OR ('1'='1", "%", "\\"]),
+            st.one_of(st.integers(-5, 5), st.text(max_size=5), st.booleans()),
+        )
+        def check(key: str, value: Any) -> None:
+            async def once() -> None:
+                body = FACT | {"metadata": {key: value}}
+                memory = await server.call("POST", "/memories", body, status=201)
+                assert memory["metadata"] == {key: value}
+                hit = await search(server, "favourite colour", filter={key: value}, limit=200)
+                assert memory["id"] in {one["memory"]["id"] for one in hit}
+                assert all(one["memory"]["metadata"][key] == value for one in hit)
+                await server.call("DELETE", f"/memories/{memory['id']}")
+
+            asyncio.run_coroutine_threadsafe(once(), loop).result(30)
+
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(check)
