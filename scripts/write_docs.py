@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: settings, metrics, and the example environment.
+"""Write the pages that follow from the code: settings, metrics, the workflow's schema, and the example environment.
 
 Leans on `Settings` and `Metrics`, which hold the words. Refuses to be run for its side effects in
 tests: `pages()` says what each file should hold, and a test compares.
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from agent_server.cli.configuration import variable
 from agent_server.observability import Metrics
 from agent_server.settings import Settings
+from agent_server.workflow.schema import definition_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = "<!-- Written by scripts/write_docs.py: edit the code, then run `make docs`. -->\n"
@@ -85,6 +86,7 @@ def pages() -> dict[str, str]:
     return {
         "docs/configuration.md": configuration(),
         "docs/metrics.md": metrics(),
+        "docs/workflow.schema.json": json.dumps(definition_schema(), indent=1) + "\n",
         ".env.example": example_environment(),
     }
 

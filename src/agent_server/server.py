@@ -21,6 +21,7 @@ from agent_server.actions.tasks import ActionTask
 from agent_server.api.app import build_app
 from agent_server.api.control import ControlRoutes
 from agent_server.api.deps import ApiDeps
+from agent_server.api.halts import HaltRoutes
 from agent_server.api.history import HistoryRoutes
 from agent_server.api.memories import MemoryRoutes
 from agent_server.api.ports import ApproachInfo, ModelInfo
@@ -38,6 +39,7 @@ from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
+from agent_server.execution.halts import Halts
 from agent_server.execution.history import History
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.runs import Runs
@@ -50,7 +52,7 @@ from agent_server.memory.desk import MemoryDesk
 from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
 from agent_server.memory.experience import Experience, story_of
-from agent_server.memory.recall import Recall
+from agent_server.memory.long_term import LongTermMemory
 from agent_server.memory.session_store import (
     SessionStore,
     append_items,
@@ -61,7 +63,7 @@ from agent_server.memory.store import MemoryStore
 from agent_server.memory.trimming import Trimming, Window
 from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
-from agent_server.planning.goal import GoalRun
+from agent_server.planning.goal import GoalRun, check_edit
 from agent_server.protocols.openai.deps import OpenAIDeps
 from agent_server.protocols.openai.door import OpenAIDoor
 from agent_server.reasoning.approaches import Approaches
@@ -92,6 +94,7 @@ class Parts:
     engine: Engine
     runs: Runs
     control: Control
+    halts: Halts
     streams: Streams
     metrics: Metrics
     approaches: Approaches
@@ -99,6 +102,7 @@ class Parts:
     library: Library
     sessions: SessionStore
     memories: MemoryStore
+    long_term: LongTermMemory
     memory: MemoryDesk
     erasure: Erasure
     consolidator: Consolidator | None
@@ -138,6 +142,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             *SessionRoutes(parts.sessions).routes(),
             *MemoryRoutes(parts.memory, parts.erasure, settings).routes(),
             *ControlRoutes(parts.control, settings).routes(),
+            *HaltRoutes(parts.halts, settings).routes(),
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
             ).routes(),
@@ -191,8 +196,8 @@ def build_parts(
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
-    store = MemoryStore(database)
-    Recall(store)
+    long_term = LongTermMemory(database, settings)
+    store = long_term.store
     documents = Documents(
         size=settings.memory_chunk_characters, overlap=settings.memory_chunk_overlap
     )
@@ -298,8 +303,15 @@ def build_parts(
         actions=actions,
         library=checks.library,
         control=Control(database=database, engine=engine),
+        halts=Halts(
+            runs,
+            lambda request, plan: check_edit(
+                plan, request, catalog(), actions, settings.max_plan_tasks
+            ),
+        ),
         sessions=history,
         memories=store,
+        long_term=long_term,
         memory=desk,
         erasure=Erasure(database, store, runs.cancel),
         consolidator=consolidator,
@@ -321,11 +333,12 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     await parts.database.open()
     try:
         await parts.database.write(upgrade)
-        await parts.memories.open()
+        await parts.long_term.open()
         await parts.registry.load()
         try:
             await parts.registry.start()
             await parts.engine.start()
+            parts.long_term.start()
             if parts.consolidator is not None:
                 await parts.consolidator.start()
             try:
@@ -335,6 +348,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
                     await parts.consolidator.stop()
                 parts.drain()
                 await parts.engine.stop()
+                await parts.long_term.stop()
         finally:
             await parts.registry.close()
             await parts.providers.aclose()
@@ -452,11 +466,6 @@ class _Checks:
                     f"'expected_output' is not a valid JSON Schema: {fault}",
                     hint="Correct the schema, or say in words what is to come out.",
                 )
-        if request.review == "plan":
-            raise InvalidRequest(
-                "Reviewing a plan before it is carried out is not supported yet.",
-                hint="Leave out 'review', or set it to 'none'.",
-            )
         if request.workflow is not None:
             workflow = request.workflow
             if isinstance(workflow, str):

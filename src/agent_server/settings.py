@@ -7,6 +7,7 @@ pydantic-settings; refuses to know what the knobs turn.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -149,6 +150,13 @@ class Settings(BaseSettings):
     )
     tool_timeout_s: float = Field(
         default=300.0, gt=0, description="Seconds a tool call may take, unless its policy says."
+    )
+    tool_grace_s: float = Field(
+        default=2.0,
+        ge=0,
+        le=60,
+        description="Seconds a running tool that must not be repeated gets to finish when its run "
+        "is paused or cancelled.",
     )
     tool_threads: int = Field(
         default=40, ge=1, description="Threads for tools that are not coroutines."
@@ -328,7 +336,11 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Each ``AGENT_SERVER_`` variable that no knob reads, and the nearest name that one does."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     known |= {name + "_FILE" for name in known} | CLIENT_VARIABLES
-    unknown = [name for name in environ if name.startswith(PREFIX) and name not in known]
+    unknown = [
+        name
+        for name in environ
+        if name.startswith(PREFIX) and re.sub(r"(?<=\w)__\w+$", "", name) not in known
+    ]
     return {
         name: next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
         for name in sorted(unknown)

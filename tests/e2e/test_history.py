@@ -27,7 +27,9 @@ PLAN = {
 def api(
     tmp_path_factory: pytest.TempPathFactory, nursery: Nursery, models: ModelThread
 ) -> Iterator[Api]:
-    api = House(tmp_path_factory.mktemp("history"), nursery, models).start()
+    # What other runs taught would be told to the models, and make equal runs differ.
+    forgetful = {"AGENT_SERVER_MEMORY_EXPERIENCE": "false"}
+    api = House(tmp_path_factory.mktemp("history"), nursery, models, **forgetful).start()
     yield api
     api.http.close()
 

@@ -165,17 +165,20 @@ async def test_a_stored_run_that_cannot_be_read_fails_and_the_others_go_on(url: 
 
 
 class _Outage:
-    """The database's ``write``, which fails while ``down``; ``lost`` answers of commits are lost."""
+    """The database's ``write``, which fails while ``down`` and ``refused`` times more; ``lost``
+    answers of commits are lost."""
 
     def __init__(self, runs: Runs) -> None:
         self._write = runs.database.write
         self.down = False
+        self.refused = 0
         self.lost = 0
         self.failed = 0
         runs.database.write = self.write  # type: ignore[method-assign]
 
     async def write(self, fn: Any) -> Any:
-        if self.down:
+        if self.down or self.refused:
+            self.refused = max(0, self.refused - 1)
             self.failed += 1
             raise DatabaseUnavailable("The database is away.")
         answer = await self._write(fn)
@@ -235,6 +238,41 @@ async def test_a_commit_whose_answer_was_lost_is_not_stored_twice(url: str) -> N
         assert await event_types(runs, run) == seen
     assert ended.output == "done" and ended.usage.tool_calls == 2
     assert seen.count("step.completed") == 2 and seen.count("run.succeeded") == 1
+
+
+async def test_a_child_goes_on_when_its_sibling_could_not_be_begun(url: str) -> None:
+    outage: list[_Outage] = []
+    begun, go = asyncio.Event(), asyncio.Event()
+    calls: list[str] = []
+
+    async def goal(ctx: TaskContext) -> Any:
+        outcomes: dict[str, Any] = {}
+
+        async def one(path: str) -> None:
+            spec = TaskSpec(path=path, node=path, kind="leaf", payload={})
+            outcomes[path] = await ctx.child(spec)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, "1")
+            await begun.wait()
+            if ctx.attempt == 1:
+                outage[0].refused = 1
+            else:
+                go.set()
+            group.start_soon(one, "2")
+        return [outcomes[path].status for path in ("1", "2")]
+
+    async def leaf(ctx: TaskContext) -> Any:
+        calls.append(ctx.path)
+        begun.set()
+        await go.wait()
+
+    async with running(url, {"goal": goal, "leaf": leaf}) as runs:
+        outage.append(_Outage(runs))
+        run = await submit(runs, goal="g")
+        ended = await finished(runs, run)
+    assert ended.output == ["succeeded", "succeeded"]
+    assert calls == ["1", "2"]
 
 
 async def test_a_child_that_could_not_be_begun_is_begun_when_the_database_is_back(
@@ -385,11 +423,11 @@ async def test_what_a_stopped_process_leaves_is_shown_as_queued(url: str) -> Non
 
 
 async def test_a_run_that_waits_is_still_seen_to_wait_after_a_restart(url: str) -> None:
-    replayed = asyncio.Event()
+    begun, replayed = asyncio.Event(), asyncio.Event()
 
     async def goal(ctx: TaskContext) -> Any:
-        if ctx.attempt > 1:
-            replayed.set()
+        assert ctx.attempt == 1, "it only waited"
+        (replayed if begun.is_set() else begun).set()
         return (await ctx.child(CHILD)).output
 
     async def leaf(ctx: TaskContext) -> Any:

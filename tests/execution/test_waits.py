@@ -97,6 +97,27 @@ async def test_a_wait_survives_a_restart_and_holds_no_slot(url: str) -> None:
         assert (await finished(runs, other)).output == [8, 9, "ann"]
 
 
+async def test_a_parent_of_a_task_that_waits_outlives_any_number_of_restarts(url: str) -> None:
+    async def root(ctx: TaskContext) -> Any:
+        spec = TaskSpec(path="1", node="n", kind="child", payload={})
+        return (await ctx.child(spec)).output
+
+    handlers = {"agent": root, "child": take_two}
+    async with running(url, handlers, max_attempts=2) as runs:
+        run = await submit(runs, **AGENT)
+        await waiting(runs, run, "signal")
+    for _ in range(4):
+        async with running(url, handlers, max_attempts=2) as runs:
+            with anyio.fail_after(20):
+                while not runs.engine.roster.carries_out(run.id, ""):
+                    await asyncio.sleep(0.01)
+            await waiting(runs, run, "signal")
+    async with running(url, handlers, max_attempts=2) as runs:
+        for payload in (1, 2):
+            await control(runs).signal(DEFAULT_TENANT, run.id, "go", payload, by="ann")
+        assert (await finished(runs, run)).output == [1, 2, "ann"]
+
+
 async def test_a_signal_by_one_process_wakes_a_task_of_another(postgres_url: str) -> None:
     async with running(postgres_url, {"agent": take_two}) as worker:
         async with running(postgres_url, {"agent": take_two}, role="api") as api:

@@ -1,7 +1,125 @@
 """The store of long-term memory, on both databases, and what holds of ours alone."""
 
-from agent_server.testing.memory_store import MemoryStoreContract
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
+from agent_server.memory.recall import Recall
+from agent_server.memory.store import MemoryStore
+from agent_server.memory.text_index import rebuild
+from agent_server.memory.words import stem
+from agent_server.storage.database import database_at
+from agent_server.storage.migrate import upgrade
+from agent_server.testing.memory_store import ONE, MemoryStoreContract, fact
+
+
+@pytest.fixture
+async def sqlite_store(tmp_path: Path) -> AsyncIterator[MemoryStore]:
+    opened = database_at(f"sqlite:///{tmp_path}/data/server.db")
+    await opened.open()
+    await opened.write(upgrade)
+    made = MemoryStore(opened)
+    await made.open()
+    Recall(made)
+    yield made
+    await opened.close()
 
 
 class TestStore(MemoryStoreContract):
     pass
+
+
+async def test_servers_that_start_at_the_same_moment_make_the_index_together(
+    postgres_url: str,
+) -> None:
+    async def start() -> None:
+        database = database_at(postgres_url)
+        await database.open()
+        try:
+            await database.write(upgrade)
+            await MemoryStore(database).open()
+        finally:
+            await database.close()
+
+    await asyncio.gather(*(start() for _ in range(8)))
+
+
+async def test_the_index_is_made_anew_from_the_rows(store: MemoryStore, url: str) -> None:
+    await store.add(ONE, [fact("a zeppelin", metadata={"a": 1}), fact("tea")])
+    table = "memory_words" if url.startswith("sqlite") else None
+    await store.database.write(
+        lambda c: c.exec_driver_sql(
+            f"INSERT INTO {table}({table}) VALUES ('delete-all')"
+            if table
+            else "UPDATE memories SET lexemes = NULL"
+        )
+    )
+    query = MemoryQuery(query="zeppelin", filter={"a": 1})
+    assert await store.search(ONE, query) == []
+    await store.database.write(rebuild)
+    assert [one.memory.content for one in await store.search(ONE, query)] == ["a zeppelin"]
+
+
+async def test_nothing_of_what_was_deleted_is_left_in_the_file(
+    sqlite_store: MemoryStore, tmp_path: Path
+) -> None:
+    store = sqlite_store
+    secret = "xylophonequartz"
+    [kept, *gone] = await store.add(
+        ONE,
+        [fact("keep this zeppelin")]
+        + [
+            fact(f"{secret} {i}", author=secret, subject=secret, key=f"{secret}{i}")
+            for i in range(50)
+        ],
+    )
+    await store.edit(
+        ONE, gone[0].memory.id, MemoryChange(content=f"{secret} edited"), source=MemorySource()
+    )
+    await store.add(ONE, [fact(f"other {i}") for i in range(200)])
+
+    def holds() -> bool:
+        return any(
+            word.encode() in path.read_bytes()
+            for path in (tmp_path / "data").iterdir()
+            for word in (secret, stem(secret))
+        )
+
+    assert holds()
+    assert await store.delete_where(ONE, MemoryFilter(subject=secret)) == 50
+    assert not holds()
+    assert (await store.get(ONE, kept.memory.id)).content == "keep this zeppelin"
+
+
+async def test_one_writer_and_four_readers_never_meet_a_locked_database(
+    store: MemoryStore,
+) -> None:
+    async def read() -> None:
+        for _ in range(15):
+            await store.search(ONE, MemoryQuery(query="turn number"))
+
+    async def write() -> None:
+        for i in range(15):
+            await store.add(ONE, [fact(f"turn number {i} {n}") for n in range(20)])
+
+    await asyncio.gather(write(), *(read() for _ in range(4)))
+    assert (await store.stats(ONE)).memories == 300
+
+
+async def test_two_writers_on_one_key_leave_one_that_holds(store: MemoryStore) -> None:
+    await asyncio.gather(*(store.add(ONE, [fact(f"v{i}", key="k")]) for i in range(12)))
+    page = await store.page(ONE, MemoryFilter(key="k"), limit=20, cursor=None)
+    assert len(page.data) == 1
+    whole = await store.page(ONE, MemoryFilter(key="k", replaced=True), limit=20, cursor=None)
+    assert len(whole.data) == 12
+
+
+async def test_two_writers_in_one_session_take_no_place_twice(store: MemoryStore) -> None:
+    await asyncio.gather(
+        *(store.add(ONE, [fact(f"{i} {n}", session_id="s") for n in range(3)]) for i in range(8))
+    )
+    page = await store.page(ONE, MemoryFilter(session_id="s"), limit=50, cursor=None)
+    assert sorted(m.position or 0 for m in page.data) == list(range(24))

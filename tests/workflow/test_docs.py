@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "workflows.md").read_text(encoding=
 
 
 def test_its_example_is_the_workflow_that_the_interpreter_is_tested_with() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    block = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0]
     assert yaml.safe_load(block) == yaml.safe_load(TRIAGE)
 
 

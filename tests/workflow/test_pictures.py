@@ -173,6 +173,12 @@ def test_a_path_leads_to_the_node_whose_task_stands_there() -> None:
     for path, name in (paths | {"5.3.1": "step", "2@2.1.1": "sure"}).items():
         node = node_at(found, path)
         assert node is not None and node.id == name
+    saga = definition(
+        "name: w\nnodes: [{id: a, type: set, variables: {x: 1}, "
+        "compensate: [{id: u, type: set, variables: {x: 0}}]}]"
+    )
+    undoing = node_at(saga, "1!.1")
+    assert undoing is not None and undoing.id == "u"
     for path in ("9", "3.2.1.1", "3.9.1", "r2.1", "4.1.2", "0"):
         assert node_at(found, path) is None
 

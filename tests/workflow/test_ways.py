@@ -162,3 +162,21 @@ async def test_a_task_that_somebody_else_cancelled_ends_the_run() -> None:
     world.ended["1"] = TaskOutcome("cancelled")
     with pytest.raises(RunCancelled):
         await run([tool("a", on_error="continue")], world=world)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"id": "a", "type": "tool", "tool": "big", "arguments": {}, "output": "x"},
+        {"id": "a", "type": "set", "variables": {"x": "{{ inputs.big }}"}},
+        {"id": "a", "type": "set", "variables": {f"x{i}": "{{ inputs.mega }}" for i in range(9)}},
+    ],
+)
+async def test_a_variable_that_is_too_large_fails_its_node_and_the_policy_is_applied(
+    node: dict[str, Any],
+) -> None:
+    world = World(lambda spec: "x" * 10_000_000 if spec.node == "a" else tools(spec))
+    after = tool("z", value="{{ nodes.a.error.code }}")
+    inputs = {"big": "x" * 10_000_000, "mega": "x" * 999_999}
+    given = [{**node, "on_error": "continue"}, after]
+    assert await run(given, world=world, inputs=inputs) == "expression_error"

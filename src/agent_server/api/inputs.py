@@ -23,6 +23,7 @@ from agent_server.domain.errors import FieldError, InvalidCursor, InvalidRequest
 from agent_server.domain.runs import RunStatus
 from agent_server.execution.runs import Idempotency
 
+TAGS = re.compile(r'\s*(?:W/)?("[^"]*")\s*(?:,|$)')
 MAX_WAIT_S = 60
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
@@ -316,3 +317,16 @@ def decode_cursor(cursor: str) -> int:
             hint="Pass `next_cursor` of the page before, unchanged, or leave the cursor out.",
         )
     return int(found[1])
+
+
+def entity_tags(request: Request, header: str) -> frozenset[str] | None:
+    """The entity tags of ``If-Match`` or ``If-None-Match``; None when it is not sent."""
+    value = request.headers.get(header)
+    if value is None:
+        return None
+    if value.strip() == "*":
+        return frozenset("*")
+    found = TAGS.findall(value)
+    if not found or TAGS.sub("", value).strip():
+        raise bad_header(header, "It must be `*`, or tags in quotes as ETag gave them.")
+    return frozenset(found)

@@ -150,6 +150,7 @@ class RunRoutes:
                 tag="runs",
                 name="get_run_plan",
                 answers={200: PlanState},
+                etag=True,
                 errors=(404, 422),
             ),
             Route(
@@ -291,7 +292,8 @@ class RunRoutes:
 
     async def plan(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
-        return Json(dump(await self._runs.plan(*run_target(request))))
+        plan = await self._runs.plan(*run_target(request))
+        return Json(dump(plan), headers={"ETag": f'"{plan.revision}"'})
 
     async def tasks(self, request: Request) -> Response:
         wanted = inputs.query(request, inputs.ListQuery)

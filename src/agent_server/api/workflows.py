@@ -36,7 +36,6 @@ from agent_server.execution.paging import decode_cursor, encode_cursor
 
 PREFIX = "/api/v1/workflows"
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
-TAGS = re.compile(r'\s*(?:W/)?("[^"]*")\s*(?:,|$)')
 IF_MATCH = {"If-Match": "Only when the newest version has this `ETag`; else 412."}
 CHANGING = (400, 408, 409, 412, 413, 415, 422)
 
@@ -235,8 +234,8 @@ class WorkflowRoutes:
             text,
             mode,
             name=name,
-            if_match=_tags(request, "if-match"),
-            if_none_match=_tags(request, "if-none-match"),
+            if_match=inputs.entity_tags(request, "if-match"),
+            if_none_match=inputs.entity_tags(request, "if-none-match"),
             idempotency=idempotency,
         )
         workflow = saved.workflow
@@ -257,7 +256,7 @@ class WorkflowRoutes:
         wanted = inputs.query(request, VersionQuery)
         workflow = await self._workflows.get(_tenant(request), _name(request), wanted.version)
         etag = workflow.etag
-        known = _tags(request, "if-none-match") or ()
+        known = inputs.entity_tags(request, "if-none-match") or ()
         if etag in known or "*" in known:
             return Response(status_code=304, headers={"ETag": etag})
         return Json(dump(workflow), 200, {"ETag": etag})
@@ -274,7 +273,7 @@ class WorkflowRoutes:
     async def delete(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
         await self._workflows.delete(
-            _tenant(request), _name(request), if_match=_tags(request, "if-match")
+            _tenant(request), _name(request), if_match=inputs.entity_tags(request, "if-match")
         )
         return Response(status_code=204)
 
@@ -335,16 +334,3 @@ def _name(request: Request) -> str:
             hint="A name is made of letters, digits, '.', '_' and '-'.",
         )
     return name
-
-
-def _tags(request: Request, header: str) -> frozenset[str] | None:
-    """The entity tags of ``If-Match`` or ``If-None-Match``; None when it is not sent."""
-    value = request.headers.get(header)
-    if value is None:
-        return None
-    if value.strip() == "*":
-        return frozenset("*")
-    found = TAGS.findall(value)
-    if not found or TAGS.sub("", value).strip():
-        raise inputs.bad_header(header, "It must be `*`, or tags in quotes as ETag gave them.")
-    return frozenset(found)

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from agent_server.cli import halts_app
 from agent_server.cli.history_app import register
 from agent_server.cli.memory_app import memory_app
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
+    ApproveOption,
     File,
     JsonOption,
     Number,
@@ -36,6 +38,7 @@ runs_app = typer.Typer(help="Look at runs, follow and cancel them.", no_args_is_
 db_app = typer.Typer(help="The database: its schema, its move to another.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
 register(app, runs_app)
+halts_app.register(app, runs_app)
 app.add_typer(db_app, name="db")
 app.add_typer(memory_app, name="memory")
 app.add_typer(workflow_app, name="workflow")
@@ -89,6 +92,9 @@ def run(
     model: Annotated[Text, typer.Option(help="Model of every agent that names none.")] = None,
     session: Annotated[Text, typer.Option(help="Session that the run belongs to.")] = None,
     approach: Annotated[Text, typer.Option(help="How tasks are reasoned about.")] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Stop once the goal is planned, for you to see it.")
+    ] = False,
     agents: AgentsOption = None,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
@@ -114,6 +120,7 @@ def run(
         model=model,
         session_id=session,
         approach=approach,
+        review="plan" if review else None,
     )
     overrides = {"agents": agents} if agents else {}
     show = work.Show(json=json, quiet=quiet)
@@ -148,28 +155,21 @@ def runs_show(
     do(show_run, target(server, api_key), run_id, as_json=json)
 
 
-@runs_app.command("cancel")
-def runs_cancel(run_id: str, server: ServerOption = None, api_key: ApiKeyOption = None) -> None:
-    """Cancel a run; what is in flight stops."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.runs import cancel_run
-
-    do(cancel_run, target(server, api_key), run_id)
-
-
 @runs_app.command("follow")
 def runs_follow(
     run_id: str,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
+    approve: ApproveOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Follow a run to its end. Without a server, one in this process carries it on."""
     from agent_server.cli.connect import target
-    from agent_server.cli.run import Show, follow
+    from agent_server.cli.run import Show, decision_of, follow
 
-    leave(follow, target(server, api_key), run_id, Show(json=json, quiet=quiet))
+    show = Show(json=json, quiet=quiet, decision=decision_of(approve))
+    leave(follow, target(server, api_key), run_id, show)
 
 
 @app.command("agents")

@@ -6,11 +6,11 @@ Leans on the settings. Refuses to print a secret.
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import SecretStr
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -35,7 +35,7 @@ def shown(settings: Settings, name: str) -> Any:
         return settings.effective_model
     if isinstance(value, SecretStr):
         return MASK
-    return str(value) if isinstance(value, Path) else value
+    return to_jsonable_python(value, exclude_none=True)
 
 
 def without_password(url: str) -> str:

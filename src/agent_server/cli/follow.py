@@ -1,14 +1,15 @@
 """Follows a run on the terminal until it ends or the person leaves.
 
 Leans on the client for the events and on the tree or the plain lines to show them. Refuses to
-touch the run: leaving, by Ctrl-C, only stops the looking.
+touch the run but for decisions that it was told: leaving, by Ctrl-C, only stops the looking.
 """
 
 import json
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from contextlib import suppress
+from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
 from rich.console import Console
@@ -20,10 +21,12 @@ from agent_server.cli.tree import footer, render
 from agent_server.cli.view import RunView
 from agent_server.client import AgentServerClient
 from agent_server.domain.base import json_text, utcnow
-from agent_server.domain.events import EventBase
+from agent_server.domain.errors import Conflict
+from agent_server.domain.events import ApprovalRequested, EventBase
 from agent_server.domain.runs import Run, RunStatus
 
 T = TypeVar("T")
+Decision = Literal["approve", "reject"]
 FRAME_S = 0.1
 
 
@@ -109,9 +112,17 @@ def display_for(console: Console, *, silent: bool) -> Display:
 
 
 async def follow(
-    client: AgentServerClient, run_id: str, display: Display, *, after: int = 0
+    client: AgentServerClient,
+    run_id: str,
+    display: Display,
+    *,
+    after: int = 0,
+    decision: Decision | None = None,
 ) -> Run | None:
-    """Show the run until it ends, and answer it then; None when Ctrl-C came first."""
+    """Show the run until it ends, and answer it then; None when Ctrl-C came first.
+
+    ``decision`` is given to whatever the run asks for and nobody has decided yet.
+    """
     view = RunView(id=run_id)
 
     async def work() -> Run:
@@ -121,12 +132,20 @@ async def follow(
                 async for event in client.runs.events(run_id, after=after):
                     view.apply(event)
                     await display.show(view, event)
+                    if decision is not None and isinstance(event, ApprovalRequested):
+                        await _decide(client, event.approval_id, decision)
                 tasks.cancel_scope.cancel()
         finally:
             display.close(view)
         return await client.runs.get(run_id)
 
     return await until_interrupted(work)
+
+
+async def _decide(client: AgentServerClient, approval_id: str, decision: Decision) -> None:
+    with suppress(Conflict):  # Somebody else was quicker.
+        if (await client.approvals.get(approval_id)).status == "pending":
+            await client.approvals.decide(approval_id, decision)
 
 
 async def until_interrupted(work: Callable[[], Awaitable[T]]) -> T | None:

@@ -155,3 +155,16 @@ def stats(
     from agent_server.cli.memory import stats as work
 
     do(work, target(server, api_key), as_json=json)
+
+
+@memory_app.command("eval")
+def evaluate(
+    dataset: Annotated[Path, typer.Option(help="LoCoMo's JSON, or JSON lines.")],
+    mode: Annotated[str, typer.Option(help="`hybrid`, `text`, `vector` or `words`.")] = "hybrid",
+    against: Annotated[Text, typer.Option(help="Another of these, to compare.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure how well recall finds what is known to answer."""
+    from agent_server.cli.memory_eval import evaluate as work
+
+    do(work, dataset, mode, against, as_json=json)

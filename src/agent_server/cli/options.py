@@ -30,6 +30,14 @@ AgentsOption = Annotated[
     typer.Option("--agents", help="Files, folders or modules with agents, comma-separated."),
 ]
 
+ApproveOption = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--approve/--reject",
+        help="What to say to whatever the run asks for; default: it waits for a person.",
+    ),
+]
+
 
 def do(work: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the coroutine function ``work`` to its end."""

@@ -29,10 +29,17 @@ class Show:
 
     json: bool = False
     quiet: bool = False
+    decision: following.Decision | None = None
+    """What to say to whatever the run asks for; None leaves it to others."""
 
     @property
     def silent(self) -> bool:
         return self.json or self.quiet
+
+
+def decision_of(approve: bool | None) -> following.Decision | None:
+    """What ``--approve`` and ``--reject`` mean."""
+    return None if approve is None else "approve" if approve else "reject"
 
 
 async def run(
@@ -42,7 +49,10 @@ async def run(
     async with connect(where, overrides) as client:
         accepted = await client.runs.create(**fields)
         return finish(
-            await following.follow(client, accepted.id, display(show)), accepted.id, where, show
+            await following.follow(client, accepted.id, display(show), decision=show.decision),
+            accepted.id,
+            where,
+            show,
         )
 
 
@@ -50,7 +60,8 @@ async def follow(where: Target, run_id: str, show: Show) -> int:
     """Follow a run that was submitted before. Answers the exit code."""
     async with connect(where) as client:
         await client.runs.get(run_id)
-        return finish(await following.follow(client, run_id, display(show)), run_id, where, show)
+        run = await following.follow(client, run_id, display(show), decision=show.decision)
+        return finish(run, run_id, where, show)
 
 
 def display(show: Show) -> following.Display:
@@ -107,9 +118,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InvalidRequest(
-            f"The workflow file {str(path)!r} cannot be read: {reason}."
-        ) from error
+        raise InvalidRequest(f"The file {str(path)!r} cannot be read: {reason}.") from error
 
 
 def read_workflow(path: Path) -> Source:

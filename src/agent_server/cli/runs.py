@@ -5,7 +5,6 @@ format for machines but by ``--json``, which is the API's own answer.
 """
 
 import json
-import sys
 
 from rich.text import Text
 
@@ -56,13 +55,6 @@ async def show_run(where: Target, run_id: str, *, as_json: bool) -> None:
     console.print(render(view_of(events), width=console.width))
     if run.status.ended:
         print_answer(run, plain=False)
-
-
-async def cancel_run(where: Target, run_id: str) -> None:
-    """Cancel one run and say how it stands."""
-    async with connect(where, LOOKING) as client:
-        run = await client.runs.cancel(run_id)
-    sys.stdout.write(f"{run.id}: {run.status.value}\n")
 
 
 async def list_agents(where: Target, *, agents: str | None, as_json: bool) -> None:

@@ -11,6 +11,7 @@ import typer
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
+    ApproveOption,
     JsonOption,
     QuietOption,
     ServerOption,
@@ -75,6 +76,7 @@ def run(
     ] = None,
     model: Annotated[Text, typer.Option(help="Model of every agent that names none.")] = None,
     session: Annotated[Text, typer.Option(help="Session that the run belongs to.")] = None,
+    approve: ApproveOption = None,
     agents: AgentsOption = None,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
@@ -86,14 +88,15 @@ def run(
     if (output or fail) and not dry:
         raise typer.BadParameter("--output and --fail go with --dry.")
     from agent_server.cli.connect import target, warn_of_unknown_variables
-    from agent_server.cli.run import Show
+    from agent_server.cli.run import Show, decision_of
     from agent_server.cli.workflows import Asked
     from agent_server.cli.workflows import dry_run as rehearse
     from agent_server.cli.workflows import run as work
 
     warn_of_unknown_variables()
     asked = Asked.read(workflow, variable or [], variables, agents)
-    where, shown = target(server, api_key), Show(json=json, quiet=quiet)
+    where = target(server, api_key)
+    shown = Show(json=json, quiet=quiet, decision=decision_of(approve))
     if dry:
         leave(rehearse, where, asked, output or [], fail or [], json)
     leave(work, where, asked, {"model": model, "session_id": session}, shown)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 from typing_extensions import Self
 
+from agent_server.client.approvals import ApprovalsClient
 from agent_server.client.http import exchange
 from agent_server.client.memories import MemoriesClient, SessionsClient
 from agent_server.client.runs import RunsClient
@@ -49,6 +50,7 @@ class AgentServerClient:
         self.memories = MemoriesClient(self._http)
         self.sessions = SessionsClient(self._http)
         self.workflows = WorkflowsClient(self._http)
+        self.approvals = ApprovalsClient(self._http)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()

@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 from uuid import uuid4
 
 import anyio
@@ -20,8 +20,8 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, InvalidRequest, Unavailable
 from agent_server.domain.events import EVENT, Event
 from agent_server.domain.history import Comparison, ForkedRun, Redact, RunExport
-from agent_server.domain.plans import PlanState
-from agent_server.domain.runs import Run, RunRequest, Step, Task
+from agent_server.domain.plans import PlanDifference, PlanEdit, PlanState
+from agent_server.domain.runs import HaltedRuns, Run, RunRequest, Step, Task
 from agent_server.domain.stored_workflows import WorkflowGraph
 
 T = TypeVar("T")
@@ -108,11 +108,50 @@ class RunsClient:
         )
         return Page([Run.model_validate(r) for r in answer["data"]], answer.get("next_cursor"))
 
-    async def cancel(self, run_id: str) -> Run:
+    async def cancel(self, run_id: str, reason: str = "") -> Run:
         """Ask the run to stop; what is in flight is stopped too. Answers the run as it is then."""
-        return Run.model_validate(
-            await exchange(self._http, "POST", f"/api/v1/runs/{run_id}/cancel")
+        answer = await exchange(
+            self._http, "POST", f"{_place(run_id, None)}/cancel", json={"reason": reason}
         )
+        return Run.model_validate(answer)
+
+    async def pause(self, run_id: str, *, task: str | None = None) -> Run:
+        """Let the run, or one task of it by its id, stand still until it is resumed."""
+        return Run.model_validate(
+            await exchange(self._http, "POST", f"{_place(run_id, task)}/pause")
+        )
+
+    async def resume(self, run_id: str, *, task: str | None = None) -> Run:
+        """Let what is paused, or a plan that waits for review, go on."""
+        return Run.model_validate(
+            await exchange(self._http, "POST", f"{_place(run_id, task)}/resume")
+        )
+
+    async def cancel_task(self, run_id: str, task: str, *, reason: str = "") -> Task:
+        """Stop one task and what it began; its node's policy decides what becomes of the run."""
+        answer = await exchange(
+            self._http, "POST", f"{_place(run_id, task)}/cancel", json={"reason": reason}
+        )
+        return Task.model_validate(answer)
+
+    async def many(self, verb: Literal["cancel", "pause", "resume"], **filters: Any) -> HaltedRuns:
+        """Do that to every run that fits the ``filters`` (those of ``list``) and has not ended."""
+        answer = await exchange(self._http, "POST", f"/api/v1/runs/{verb}", json=filters)
+        return HaltedRuns.model_validate(answer)
+
+    async def edit_plan(
+        self, run_id: str, edit: PlanEdit, *, revision: int | None = None
+    ) -> PlanDifference:
+        """Put ``edit`` in place of a plan that waits for review: only if it is still at
+        ``revision``, where that is given. Answers what changed."""
+        answer = await exchange(
+            self._http,
+            "PUT",
+            f"/api/v1/runs/{run_id}/plan",
+            json=edit.model_dump(mode="json"),
+            headers={} if revision is None else {"If-Match": f'"{revision}"'},
+        )
+        return PlanDifference.model_validate(answer)
 
     async def plan(self, run_id: str) -> PlanState:
         """The plan of a goal's run and how far each task is."""
@@ -270,3 +309,8 @@ def _request(fields: JsonObject) -> RunRequest:
         ]
         told = "; ".join(f"{e.path}: {e.message}" if e.path else e.message for e in errors)
         raise InvalidRequest(f"The run is not valid. {told}", errors=errors) from error
+
+
+def _place(run_id: str, task: str | None) -> str:
+    place = f"/api/v1/runs/{run_id}"
+    return place if task is None else f"{place}/tasks/{task}"

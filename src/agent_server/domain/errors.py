@@ -23,6 +23,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     ├── Conflict                  409  conflict
     │   ├── IdempotencyInFlight   409  idempotency_in_flight
     │   ├── RunEnded              409  run_ended
+    │   ├── SessionBusy           409  session_busy
     │   └── AlreadyDecided        409  already_decided
     ├── PreconditionFailed        412  precondition_failed
     ├── BodyTooLarge              413  body_too_large
@@ -54,6 +55,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         ├── ExpressionError            expression_error
         ├── BudgetExceeded             budget_exceeded
         ├── RunCancelled               cancelled
+        ├── TaskCancelled              task_cancelled
         ├── ReplayDiffers              replay_differs
         ├── ApprovalUnsupported        approval_unsupported
         ├── ApprovalExpired            approval_expired
@@ -220,6 +222,13 @@ class IdempotencyInFlight(Conflict):
 class RunEnded(Conflict):
     code = "run_ended"
     title = "The run has ended"
+
+
+class SessionBusy(Conflict):
+    """A run is under way on the session, and the new one does not want to wait for it."""
+
+    code = "session_busy"
+    title = "The session is busy"
 
 
 class PreconditionFailed(AgentServerError):
@@ -406,6 +415,12 @@ class RunCancelled(RunError):
     code = "cancelled"
 
 
+class TaskCancelled(RunError):
+    """Somebody cancelled this one task; what its node's policy says of failures holds."""
+
+    code = "task_cancelled"
+
+
 class ApprovalUnsupported(RunError):
     code = "approval_unsupported"
 
@@ -440,6 +455,7 @@ LASTING = frozenset(
         InvalidWorkflow,
         LoopBound,
         ModelUnauthorized,
+        TaskCancelled,
         UnknownAgent,
         UnknownApproach,
         UnknownModel,

@@ -47,6 +47,43 @@ class Plan(Frozen):
     revision: int = 1
 
 
+class PlanEdit(Frozen):
+    """A plan as a person wants it, in place of the one that waits for review."""
+
+    tasks: tuple[PlanTask, ...] = Field(min_length=1)
+    actions: tuple[PlanAction, ...] = ()
+
+
+class PlanDifference(Frozen):
+    """What an edit of a plan changed, by the ids of its tasks."""
+
+    revision: int
+    """Of the plan as it now is."""
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The names of the fields that differ, of each task that was there before."""
+    actions_changed: bool = False
+
+
+def difference(before: Plan, after: Plan) -> PlanDifference:
+    """What ``after`` has that ``before`` had not, and the other way round."""
+    old = {task.id: task for task in before.tasks}
+    new = {task.id: task for task in after.tasks}
+    changed = {
+        name: tuple(f for f in PlanTask.model_fields if getattr(old[name], f) != getattr(task, f))
+        for name, task in new.items()
+        if name in old and old[name] != task
+    }
+    return PlanDifference(
+        revision=after.revision,
+        added=tuple(name for name in new if name not in old),
+        removed=tuple(name for name in old if name not in new),
+        changed=changed,
+        actions_changed=before.actions != after.actions,
+    )
+
+
 TaskStatus = Literal[
     "pending", "queued", "running", "waiting", "succeeded", "failed", "skipped", "cancelled"
 ]

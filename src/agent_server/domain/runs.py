@@ -122,6 +122,11 @@ class RunRequest(Frozen):
         max_length=200,
         description="The conversation that the run continues.",
     )
+    on_busy: Literal["queue", "reject", "interrupt"] = Field(
+        default="queue",
+        description="With `session_id`, while another run is under way on the session: `queue` "
+        "waits for it, `reject` refuses this one with 409, `interrupt` cancels the other.",
+    )
     approach: str | None = Field(
         default=None,
         max_length=100,
@@ -184,6 +189,10 @@ class RunRequest(Frozen):
             wrong = [n for n in names if kind != given[0] and getattr(self, n) is not None]
             if wrong:
                 raise ValueError(f"{wrong[0]!r} goes with {kind!r}, not with {given[0]!r}")
+        if self.on_busy != "queue" and self.session_id is None:
+            raise ValueError(f"'on_busy': {self.on_busy!r} goes with 'session_id'")
+        if self.review == "plan" and self.goal is None:
+            raise ValueError("'review': 'plan' goes with 'goal': nothing else has a plan")
         if self.agent is not None and self.input is None:
             raise ValueError("'agent' needs 'input': a text or a list of input items")
         return self
@@ -256,6 +265,16 @@ class Run(Frozen):
     ended_at: datetime | None = None
     waiting_for: WaitingFor | None = None
     metadata: JsonObject = Field(default_factory=dict)
+
+
+class HaltedRuns(Frozen):
+    """What was done to many runs at once."""
+
+    data: tuple[Run, ...]
+    refused: tuple[str, ...] = ()
+    """Ids of runs that fitted the filters and ended, or changed, in the meantime."""
+    more: bool = False
+    """There are more than one call takes: call again."""
 
 
 class Task(Frozen):

@@ -58,6 +58,10 @@ class Attempt:
     """Another worker has it; nothing of this attempt is stored any more."""
     cancelled: bool = False
     """The parent gave it up."""
+    held: bool = False
+    """It is let go of, to stand still until somebody resumes it."""
+    dismissed: ErrorInfo | None = None
+    """Somebody cancelled this task by itself: it fails with this."""
     awaited: int = 0
     """Children it awaits just now; while there are any, it takes no slot."""
     outcome: TaskOutcome | None = None
@@ -71,7 +75,8 @@ class Attempt:
     @property
     def ordered(self) -> bool:
         """Whether it was told to stop for good."""
-        return self.cancelled or (self.local.stops and not self.undoing)
+        stops = self.local.stops and not self.undoing
+        return self.cancelled or self.dismissed is not None or stops
 
     @property
     def undoing(self) -> bool:

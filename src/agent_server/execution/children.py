@@ -31,8 +31,8 @@ class Children:
         self._launch = launch
 
     async def run(self, parent: Attempt, journal: DurableJournal, spec: TaskSpec) -> TaskOutcome:
-        """See ``TaskContext.child``. Cancelled, it cancels the child, unless the whole process
-        lets go or the run itself is being ended, which reach the child by themselves."""
+        """See ``TaskContext.child``. Cancelled, it cancels the child, unless the parent is only let
+        go of, to be taken up again, or the run itself is being ended, which reaches the child."""
         parent.had_children = True
         begun = asyncio.ensure_future(self._begin(parent, journal, spec))
         self._roster.yield_slot(parent)
@@ -43,7 +43,8 @@ class Children:
             # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([begun])
-                if not (self._roster.draining or parent.lost or parent.local.stops):
+                let_go = parent.lost or parent.held or self._roster.draining
+                if not (let_go or journal.let_go or parent.local.stops):
                     await self._cancel(parent.local, spec.path)
             raise
         except Exception as error:
@@ -98,9 +99,16 @@ class Children:
     def _insert(
         self, connection: Connection, parent: Attempt, spec: TaskSpec, here: bool
     ) -> tuple[bool, Row[Any] | None]:
-        self._roster.fence(connection, parent)
+        halt = store.inherited_halt(
+            connection,
+            parent.local.snapshot.id,
+            parent.path,
+            self._roster.node,
+            parent.epoch,
+        )
         now = utcnow()
         values = _task_values(parent, spec) | {
+            "halt": halt,
             "status": "running" if here else "queued",
             "owner": self._roster.node if here else None,
             "epoch": 1 if here else 0,

@@ -42,7 +42,7 @@ def succeeded(
     run = attempt.local.snapshot
 
     def also(connection: Connection) -> None:
-        if attempt.had_children or attempt.number > 1:
+        if attempt.had_children or attempt.epoch > 1:
             store.cancel_tasks(connection, run.id, only_idle=False, now=now)
         if final.session_id is not None:
             append_items(connection, run.tenant, final.session_id, run.id, final.session_items, now)
@@ -116,6 +116,12 @@ def cancelled(attempt: Attempt, now: datetime) -> Ending:
         now,
         lambda usage: [RunCancelled(reason=reason, usage=usage)],
     )
+
+
+def dismissed(attempt: Attempt, error: ErrorInfo, now: datetime) -> Ending:
+    """Somebody cancelled this task by itself: it has failed, for whoever awaits it."""
+    event = TaskFailed(path=attempt.path, node=attempt.node, error=error)
+    return _child_end(attempt, "failed", now, event, error=error.model_dump())
 
 
 def parked(attempt: Attempt, suspend: Suspend, deadline: datetime | None, now: datetime) -> Ending:

@@ -7,6 +7,9 @@ A task is a row with an owner and an epoch. Taking it raises the epoch; every wr
 attempt is fenced by owner and epoch, so that a worker which was frozen while another took over
 stores nothing more. On SQLite there is one process, so whatever is ``running`` at start has a
 dead owner; on PostgreSQL nodes beat and a reaper queues again what a dead node carried out.
+
+Longer than our files should be, because it is one life of an attempt, from its taking to each of its
+ends: every way out is a rule about the ways before it.
 """
 
 import asyncio
@@ -106,6 +109,7 @@ class Engine:
             hub=hub,
             slots=settings.worker_concurrency if works else 0,
             observe=self._observe,
+            tool_grace_s=settings.tool_grace_s,
         )
         self._children = Children(self.roster, self._launch)
         self._watch = Watch(self.roster)
@@ -193,6 +197,10 @@ class Engine:
             await self.roster.relay.stop()
         if self._heartbeat is not None:
             await self._heartbeat.stop()
+            try:  # Its last beat may have come after the row was gone.
+                await self.database.write(lambda c: store.remove_node(c, self.node))
+            except AgentServerError as error:
+                log.warning("could not sign off", error=error.detail)
 
     def _leave(self, connection: Connection) -> None:
         store.release_tasks(connection, self.node)
@@ -333,6 +341,8 @@ class Engine:
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )
             journal = attempt.journal = self._journal(attempt, recorded)
+            if attempt.held:
+                raise asyncio.CancelledError
             if attempt.ordered:
                 await self._end_cancelled(attempt, journal)
                 return
@@ -458,6 +468,8 @@ class Engine:
             except (Exception, asyncio.CancelledError) as error:
                 if attempt.ordered and not attempt.lost:
                     await self._end_ordered(attempt, journal)
+                elif journal.let_go is not None:
+                    raise journal.let_go from error  # However the handler wrapped it.
                 elif isinstance(error, Suspend):
                     await journal.end(endings.parked(attempt, error, _deadline(run), utcnow()))
                     self._wake_soon(error)
@@ -538,6 +550,11 @@ class Engine:
         await self._end(attempt, journal, ending, TaskOutcome("failed", error=info))
 
     async def _end_cancelled(self, attempt: Attempt, journal: DurableJournal) -> None:
+        if attempt.dismissed is not None and not attempt.local.stops:
+            ending = endings.dismissed(attempt, attempt.dismissed, utcnow())
+            outcome = TaskOutcome("failed", error=attempt.dismissed)
+            await self._end(attempt, journal, ending, outcome)
+            return
         if not attempt.path:
             await self._stop_children(attempt.local.snapshot.id)
         faults = await self._undo(attempt, journal)

@@ -128,6 +128,10 @@ class DurableJournal:
         self._holder = Holder(run_id, path, owner, epoch)
         self._lost_calls: dict[str, int] = {}
         self._halted = False
+        self._held = False
+        self._unsafe: set[str] = set()
+        self._safe = asyncio.Event()
+        self._safe.set()
         self._along: dict[str, tuple[Callable[[Connection], object], tuple[EventBase, ...]]] = {}
         self._delta_of: tuple[str, str | None] | None = None
         self._delta_head = ""
@@ -164,6 +168,7 @@ class DurableJournal:
         self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
     ) -> None:
         self._check()
+        await self._stand_still()
         if step.kind != "value" and self._meter.limited:
             self._refuse_halted()
             lost = await self._meter.reserve(self._holder, step.key, step.kind, estimate)
@@ -182,12 +187,15 @@ class DurableJournal:
             self._linger()
             return
         self._pending.steps[step.key] = step
+        self._unsafe.add(step.key)
+        self._safe.clear()
         crash_point("step.before_begin")
         await self.flush()
         crash_point("step.after_begin")
 
     async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
         self._check()
+        await self._stand_still()
         self._refuse_halted()
         if self._meter.limited:
             await self._meter.again(self._holder, step.key, estimate)
@@ -199,6 +207,9 @@ class DurableJournal:
 
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         self._check()
+        self._unsafe.discard(step.key)
+        if not self._unsafe:
+            self._safe.set()
         lost = self._lost_calls.pop(step.key, 0)
         if lost:
             # Begun by attempts that died: perhaps made, perhaps billed.
@@ -281,6 +292,26 @@ class DurableJournal:
         """Nothing after ``error`` counts, even where the handler swallows it."""
         if self._failure is None:
             self._failure = error
+
+    @property
+    def let_go(self) -> Exception | None:
+        """Why this attempt cannot go on, where its task is left to whoever takes it next."""
+        return self._failure if isinstance(self._failure, (LostLease, *PASSING)) else None
+
+    def hold(self) -> None:
+        """Let no further call begin: whoever wants to waits until this attempt is let go of."""
+        self._held = True
+
+    async def wait_safe(self, timeout_s: float) -> None:
+        """Return when no call is under way that must not be repeated, or the time is up."""
+        try:
+            await asyncio.wait_for(self._safe.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            pass
+
+    async def _stand_still(self) -> None:
+        while self._held:
+            await asyncio.Event().wait()  # Ended by the cancellation that follows.
 
     def _refuse_halted(self) -> None:
         if self._halted:

@@ -258,7 +258,7 @@ class TaskContext(Protocol):
     node: str
     payload: JsonObject
     attempt: int
-    """1 at first; more when a worker died or let go of the task."""
+    """1 at first; more when a worker died or let go of the task while it did not only wait."""
 
     @property
     def journal(self) -> Journal: ...
@@ -355,3 +355,8 @@ class Suspend(Exception):
 
 class LostLease(Exception):
     """Another worker owns the task now; this attempt must stop and has stored nothing more."""
+
+
+REVIEWED = "@review"
+"""The signal that ends the review of a plan; its payload is the plan. No caller can send it: the
+name is not one that signals may have."""

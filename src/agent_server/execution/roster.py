@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from sqlalchemy import Connection
 
+from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.events import EventBase
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt, LocalRun
@@ -18,6 +19,8 @@ from agent_server.execution.relay import Relay
 from agent_server.storage.database import Database
 
 CANCEL_WAIT_S = 5.0
+AGAIN_S = 1.0
+"""How often what is to stand still is told so again."""
 
 
 class Roster:
@@ -31,8 +34,10 @@ class Roster:
         hub: EventHub,
         slots: int,
         observe: Callable[[list[EventBase]], None],
+        tool_grace_s: float,
     ) -> None:
         """``slots``: how many tasks may be carried out side by side; 0 where none are."""
+        self.tool_grace_s = tool_grace_s
         self.node = node
         self.database = database
         self.hub = hub
@@ -121,13 +126,36 @@ class Roster:
             return
         local.cancel_reason = reason
         order_stop(local)
-        attempts = list(local.attempts.values())
-        root = local.attempts.get("")
+        await self._interrupt([a for path, a in local.attempts.items() if path])
+        await self._interrupt(list(local.attempts.values()))
+
+    async def hold(self, attempts: list[Attempt]) -> None:
+        """Let go of the attempts, so that their tasks stand still; returns when it is done."""
         for attempt in attempts:
-            if attempt is not root:
-                attempt.interrupt()
-        if root is not None:
-            root.interrupt()
+            attempt.held = True
+            if attempt.journal is not None:
+                attempt.journal.hold()
+        await self._interrupt(attempts)
+        while live := [a.task for a in attempts if a.task is not None and not a.task.done()]:
+            # The SDK swallows a cancellation inside a tool; what it then wants waits.
+            for task in live:
+                task.cancel()
+            await asyncio.wait(live, timeout=AGAIN_S)
+
+    async def dismiss(self, attempt: Attempt, error: ErrorInfo) -> None:
+        """Stop one task, which fails with ``error``."""
+        attempt.dismissed = error
+        if attempt.journal is not None:
+            attempt.journal.halt()
+        await self._interrupt([attempt])
+
+    async def _interrupt(self, attempts: list[Attempt]) -> None:
+        """A model call is broken off at once; a tool that must not be repeated has its grace."""
+        journals = [attempt.journal for attempt in attempts if attempt.journal is not None]
+        if journals:
+            await asyncio.gather(*(journal.wait_safe(self.tool_grace_s) for journal in journals))
+        for attempt in attempts:
+            attempt.interrupt()
         await settle(attempts)
 
     def fence(self, connection: Connection, attempt: Attempt) -> None:

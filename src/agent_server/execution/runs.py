@@ -21,6 +21,7 @@ from agent_server.domain.errors import (
     InvalidRequest,
     NotFound,
     RunEnded,
+    SessionBusy,
 )
 from agent_server.domain.events import EventBase, RunCancelled, RunCreated, RunStarted
 from agent_server.domain.ids import RunId, Tenant, new_run_id, task_id
@@ -76,6 +77,8 @@ class RunFilters:
     workflow: str | None = None
     created_after: datetime | None = None
     q: str | None = None
+    live: bool = False
+    """Only those that have not ended."""
 
 
 class Follow:
@@ -229,7 +232,15 @@ class Runs:
         lane = f"{tenant}:{request.session_id}" if request.session_id else None
 
         def transaction(connection: Connection) -> tuple[bool, list[StoredEvent], Run | None]:
-            start = direct and not (lane is not None and store.lane_busy(connection, lane))
+            start = direct
+            if lane is not None and (direct or request.on_busy != "queue"):
+                busy = store.lane_busy(connection, lane)
+                start = direct and not busy
+                if busy and request.on_busy == "reject":
+                    raise SessionBusy(
+                        f"A run is under way on the session {request.session_id!r}.",
+                        hint='Wait for it, or send "on_busy": "queue" or "interrupt".',
+                    )
             values = {
                 "id": run_id,
                 "tenant": tenant,
@@ -307,6 +318,10 @@ class Runs:
             )
             if origin is not None:
                 origin.write(connection, run_id)
+            if lane is not None and request.on_busy == "interrupt":
+                for other in store.lane_runs(connection, lane, run_id):
+                    reason = f"interrupted by {run_id}"
+                    interrupted[other] = self._order_cancel(connection, tenant, other, reason, now)
             store.insert_events(connection, tenant, run_id, 1, encoded)
             published = [
                 StoredEvent(i + 1, kind, splice_seq(i + 1, data))
@@ -314,6 +329,7 @@ class Runs:
             ]
             return start, published, run
 
+        interrupted: dict[str, Told] = {}
         crash_point("submit.before_commit")
         try:
             started, published, run = await self.database.write(transaction)
@@ -328,6 +344,9 @@ class Runs:
             return known
         crash_point("submit.after_commit")
         assert run is not None
+        for other, told in interrupted.items():
+            self.engine.roster.tell(other, told)
+            self.engine.roster.order(other)
         if started:
             self._observe([RunStarted(run_id=run_id)])
             self.engine.launch_root(
@@ -433,6 +452,7 @@ class Runs:
                 workflow=filters.workflow,
                 created_after=filters.created_after,
                 q=filters.q,
+                live=filters.live,
                 before=before,
                 limit=limit + 1,
             )
@@ -464,38 +484,45 @@ class Runs:
             self.hub.forget_end(run_id, announced)
 
     async def cancel(self, tenant: Tenant, run_id: str, reason: str = "") -> Run:
-        """Stop the run; a model call in flight is aborted. Raises ``RunEnded`` at its end."""
+        """Stop the run; a model call in flight is aborted, a tool that must not be repeated has
+        its grace. Raises ``RunEnded`` at its end."""
         now = utcnow()
-
-        def transaction(connection: Connection) -> Told:
-            # The root first and locked: until the end of this, the run cannot end otherwise.
-            root = store.root_status(connection, run_id)
-            row = store.run_row(connection, tenant, run_id)
-            if row is None:
-                raise _no_run(run_id)
-            if RunStatus(row.status).ended:
-                raise RunEnded(
-                    f"The run {run_id!r} has already ended: {row.status}.",
-                    hint="There is nothing left to cancel.",
-                )
-            carried_out = root == "running"
-            store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now)
-            store.order_cancel(connection, run_id, reason)
-            if not carried_out and store.can_undo(connection, run_id):
-                store.take_up_root(connection, run_id)
-                carried_out = True
-            if carried_out:
-                return []  # Whoever carries the root out ends the run.
-            event = RunCancelled(run_id=run_id, reason=reason, usage=store.usage_of(row))
-            end = store.RunEnd(RunStatus.CANCELLED, now)
-            return store.tell(connection, tenant, run_id, [event], end)
-
-        told = await self.database.write(transaction)
+        told = await self.database.write(
+            lambda c: self._order_cancel(c, tenant, run_id, reason, now)
+        )
         self.engine.roster.tell(run_id, told)
         if not told:
             self.engine.roster.order(run_id)
         await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
+
+    def _order_cancel(
+        self, connection: Connection, tenant: Tenant, run_id: str, reason: str, now: datetime
+    ) -> Told:
+        """What is said of the run's end; nothing where whoever carries it out ends it."""
+        # The root first and locked: until the end of this, the run cannot end otherwise.
+        root = store.root_status(connection, run_id)
+        row = store.run_row(connection, tenant, run_id)
+        if row is None:
+            raise _no_run(run_id)
+        if RunStatus(row.status).ended:
+            raise RunEnded(
+                f"The run {run_id!r} has already ended: {row.status}.",
+                hint="There is nothing left to cancel.",
+            )
+        carried_out = root == "running"
+        store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now)
+        store.forget_halts(connection, run_id)
+        store.order_cancel(connection, run_id, reason)
+        if not carried_out and store.can_undo(connection, run_id):
+            store.take_up_root(connection, run_id)
+            carried_out = True
+        if carried_out:
+            return []  # Whoever carries the root out ends the run.
+        event = RunCancelled(run_id=run_id, reason=reason, usage=store.usage_of(row))
+        return store.tell(
+            connection, tenant, run_id, [event], store.RunEnd(RunStatus.CANCELLED, now)
+        )
 
     async def events(self, tenant: Tenant, run_id: str, after: int, limit: int) -> Events:
         """Stored events with numbers above ``after``, in order. Does not check that the run is."""

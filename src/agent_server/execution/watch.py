@@ -5,12 +5,17 @@ anything out.
 """
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
+import anyio
 import structlog
+from anyio.abc import TaskGroup
 
+from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import RunStatus
 from agent_server.execution import store
-from agent_server.execution.attempts import outcome_of
+from agent_server.execution.attempts import Attempt, outcome_of
 from agent_server.execution.journal import PASSING
 from agent_server.execution.pause import wait_nudged
 from agent_server.execution.roster import Roster
@@ -34,6 +39,10 @@ class Watch:
 
     async def run(self) -> None:
         """What no local event tells: ends on other nodes, cancellations, tasks that slipped."""
+        async with anyio.create_task_group() as group:
+            await self._watch(group)
+
+    async def _watch(self, group: TaskGroup) -> None:
         stray: set[tuple[str, str, int]] = set()
         clock = asyncio.get_running_loop().time
         next_stray = clock() + STRAY_S
@@ -41,7 +50,7 @@ class Watch:
             await wait_nudged(self._roster.look, POLL_S)
             try:
                 await self._look_for_ends()
-                await self._look_for_orders()
+                await self._look_for_orders(group)
                 if clock() >= next_stray:
                     next_stray = clock() + STRAY_S
                     stray = await self._release_stray(stray)
@@ -60,14 +69,19 @@ class Watch:
             for row in rows:
                 self._roster.answer(row.run_id, row.path, outcome_of(row))
 
-    async def _look_for_orders(self) -> None:
-        """Cancel what somebody cancelled elsewhere; drop what belongs to a run that has ended."""
+    async def _look_for_orders(self, group: TaskGroup) -> None:
+        """Cancel what somebody cancelled elsewhere, let go of what is paused, and drop what
+        belongs to a run that has ended."""
         local = list(self._roster.runs)
         if not local:
             return
-        stops = []
+        node = self._roster.node
         ended = set()
-        for row in await self._roster.database.read(lambda c: store.orders(c, local)):
+        rows, halted = await self._roster.database.read(
+            lambda c: (store.orders(c, local), store.halted_here(c, node))
+        )
+        self._halt(halted, group)
+        for row in rows:
             here = self._roster.runs.get(row.id)
             if here is None:
                 continue
@@ -80,9 +94,26 @@ class Watch:
                     if attempt.task is not None:
                         attempt.task.cancel()
             elif here.cancel_reason is None:
-                stops.append(self._roster.cancel(row.id, row.cancel_reason))
+                # Here at once, so that the next look does not order it again.
+                here.cancel_reason = row.cancel_reason
+                group.start_soon(self._roster.cancel, row.id, row.cancel_reason)
         self._seen_ended = ended
-        await asyncio.gather(*stops)
+
+    def _halt(self, rows: Sequence[Any], group: TaskGroup) -> None:
+        held: list[Attempt] = []
+        for row in rows:
+            here = self._roster.runs.get(row.run_id)
+            attempt = here.attempts.get(row.path) if here is not None else None
+            if attempt is None or attempt.epoch != row.epoch or attempt.held:
+                continue
+            if row.halt == store.PAUSE:
+                attempt.held = True
+                held.append(attempt)
+            elif attempt.dismissed is None:
+                attempt.dismissed = ErrorInfo.model_validate(row.error)
+                group.start_soon(self._roster.dismiss, attempt, attempt.dismissed)
+        if held:
+            group.start_soon(self._roster.hold, held)
 
     async def _release_stray(
         self, suspects: set[tuple[str, str, int]]

@@ -100,8 +100,6 @@ class Embedding:
         while True:
             self._wake = anyio.Event()
             try:
-                if self._number is None:
-                    await self._register()
                 await self.catch_up()
                 pause = FIRST_PAUSE_S
                 wait = LOOK_S
@@ -158,8 +156,12 @@ class Embedding:
                     self._before = (before.id, old)
 
     async def catch_up(self) -> int:
-        """Embed everything that has no vector yet; how many. Raises ``Unavailable``."""
-        assert self._number is not None and self._store.vectors is not None
+        """Embed everything that has no vector yet; how many.
+
+        Raises ``Unavailable`` and ``ConfigurationError``, as the embedder does.
+        """
+        if self._number is None:
+            await self._register()
         done = last = 0
         while True:
             rows = await self._store.database.read(partial(self._waiting, last=last))

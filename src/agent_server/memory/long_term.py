@@ -1,8 +1,10 @@
 """Long-term memory put together: store, recall, and the embedder that the settings name.
 
-Leans on its parts. Refuses to start anything: whoever serves calls ``open`` and runs ``run`` as a
-task of its own.
+Leans on its parts. Refuses to know who serves it: they call ``open``, ``start`` and
+``stop``.
 """
+
+import asyncio
 
 from agent_server.memory.embedders import embedder_for
 from agent_server.memory.embedding import Embedding
@@ -28,15 +30,21 @@ class LongTermMemory:
                 embedder,
                 lambda provider, model: embedder_for(settings, provider, model),
             )
+        self._task: asyncio.Task[None] | None = None
         Recall(self.store, self.embedding)
 
     async def open(self) -> None:
         await self.store.open()
 
-    async def run(self) -> None:
-        """Make vectors until cancelled; returns at once without an embedder."""
+    def start(self) -> None:
+        """Begin to make vectors, if there is an embedder."""
         if self.embedding is not None:
-            try:
-                await self.embedding.run()
-            finally:
-                await self.embedding.close()
+            self._task = asyncio.create_task(self.embedding.run(), name="memory-vectors")
+
+    async def stop(self) -> None:
+        """Stop making vectors; what is without one gets it after the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self.embedding is not None:
+            await self.embedding.close()

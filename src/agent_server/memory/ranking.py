@@ -37,9 +37,9 @@ class Weights:
     """What each score counts. Found on one part of a made-up set and kept for the other."""
 
     text: float = 1.0
-    vector: float = 0.7
-    neighbours: float = 0.5
-    session: float = 0.3
+    vector: float = 1.0
+    neighbours: float = 0.4
+    session: float = 0.2
     author: float = 0.2
     date: float = 0.25
     reach: tuple[float, ...] = (0.6, 0.3)

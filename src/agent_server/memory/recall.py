@@ -3,7 +3,7 @@
 Leans on the text index and the vector index for candidates, and on ``memory.ranking`` for their
 order. Refuses to make a query vector itself: whoever can, gives it (``QueryVectors``).
 
-Candidates come from the words, from the vectors, and from one or two turns around the best of
+Candidates come from the words, from the vectors, from a period that the query names, and from one or two turns around the best of
 both in their conversation. Everything is read in one transaction; nothing but the answer's own
 rows is read whole.
 """
@@ -11,6 +11,7 @@ rows is read whole.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, timezone
 from functools import lru_cache
 from time import monotonic
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from agent_server.domain.base import utcnow
 from agent_server.domain.errors import InvalidRequest
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import Found, MemoryQuery
-from agent_server.memory.moments import asks_for_latest, periods_in
+from agent_server.memory.moments import Period, asks_for_latest, periods_in
 from agent_server.memory.ranking import (
     Candidate,
     Sought,
@@ -45,6 +46,7 @@ from agent_server.storage.tables import memory_spaces
 
 TEXT_CANDIDATES = 150
 VECTOR_CANDIDATES = 80
+DATE_CANDIDATES = 60
 ROOTS = 40
 """So many of the best of each kind have their neighbours looked at."""
 VECTORS_ALONE = Weights(text=0, neighbours=0, session=0, author=0, date=0)
@@ -133,14 +135,16 @@ class Recall:
         rare = {word: rarity(counts[word], statistics.rows) for word in counts}
         if len(rare) > MAX_WORDS:
             rare = dict(sorted(rare.items(), key=lambda pair: -pair[1])[:MAX_WORDS])
+        periods = periods_in(query.query[:MAX_QUERY_CHARS], now)
         serials: dict[int, None] = {}
         cosines: dict[int, float] = {}
         roots: list[int] = []
         for space, condition in conditions.items():
             by_text = self._by_text(connection, space, rare, statistics, condition)
             by_vector = self._by_vector(connection, space, query, vectors, condition)
+            by_date = self._by_date(connection, space, periods, condition) if rare else []
             cosines.update(by_vector)
-            serials.update(dict.fromkeys([*by_text, *by_vector]))
+            serials.update(dict.fromkeys([*by_text, *by_vector, *by_date]))
             roots += [*by_text[:ROOTS], *list(by_vector)[:ROOTS]]
         narrow = or_(*(and_(m.c.space == space, c) for space, c in conditions.items()))
         rows = self._rows(connection, list(serials), roots, narrow)
@@ -152,7 +156,7 @@ class Recall:
         sought = Sought(
             rarity=rare,
             names=frozenset(plain_words(query.query[:MAX_QUERY_CHARS])) - STOP_WORDS,
-            periods=periods_in(query.query[:MAX_QUERY_CHARS], now),
+            periods=periods,
             statistics=statistics,
             recency=recency,
             importance=query.importance,
@@ -179,6 +183,24 @@ class Recall:
             return []
         mean = max(statistics.mean_length, 1.0)
         return self._store.words.best(connection, space, rare, mean, where, TEXT_CANDIDATES)
+
+    def _by_date(
+        self,
+        connection: Connection,
+        space: int,
+        periods: Sequence[Period],
+        where: ColumnElement[bool],
+    ) -> list[int]:
+        """What happened in a period that the query names with its year."""
+        inside = [
+            and_(m.c.occurred_at >= _midnight(p.start), m.c.occurred_at < _midnight(p.end))
+            for p in periods
+            if not p.yearly
+        ]
+        if not inside:
+            return []
+        asked = select(m.c.serial).where(m.c.space == space, or_(*inside), where)
+        return list(connection.execute(asked.limit(DATE_CANDIDATES)).scalars())
 
     def _by_vector(
         self,
@@ -307,6 +329,10 @@ _LIGHT: Select[Any] = select(
 )
 """What the ranking reads of a row."""
 STEPS = tuple(step for n in range(1, len(Weights.reach) + 1) for step in (-n, n))
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
 
 
 def _joined(parts: Sequence[Statistics]) -> Statistics:

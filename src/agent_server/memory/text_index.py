@@ -22,10 +22,12 @@ from sqlalchemy import (
     select,
     table,
     text,
+    update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 
 from agent_server.memory.words import FACET
+from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import SECURE_TEXT_INDEX
 from agent_server.storage.tables import memories
 
@@ -156,6 +158,7 @@ class Lexemes:
     usefully, how long a text: the rough score is spelt out in SQL."""
 
     def create(self, connection: Connection) -> None:
+        one_at_a_time(connection)
         connection.execute(
             text(
                 "CREATE INDEX IF NOT EXISTS ix_memories_lexemes ON memories "
@@ -214,3 +217,26 @@ class Lexemes:
         query = joint.join(f"'{placed(space, word)}'" for word in words)
         found: ColumnElement[bool] = memories.c.lexemes.op("@@")(cast(query, TSQUERY))
         return found
+
+
+def rebuild(connection: Connection) -> None:
+    """Make the index anew from the words in the rows: after these were copied from elsewhere."""
+    index: TextIndex = Fts5() if connection.dialect.name == "sqlite" else Lexemes()
+    index.create(connection)
+    if isinstance(index, Fts5):
+        connection.exec_driver_sql("INSERT INTO memory_words(memory_words) VALUES ('delete-all')")
+    last = 0
+    while rows := _next_rows(connection, last):
+        index.add(connection, rows)
+        for serial, space, words in rows if isinstance(index, Lexemes) else ():
+            lexemes = index.lexemes(space, words)
+            change = update(memories).where(memories.c.serial == serial)
+            connection.execute(change.values(lexemes=lexemes))
+        last = rows[-1][0]
+
+
+def _next_rows(connection: Connection, last: int) -> list[tuple[int, int, str]]:
+    asked = select(memories.c.serial, memories.c.space, memories.c.words)
+    asked = asked.where(memories.c.serial > last, memories.c.words != "")
+    rows = connection.execute(asked.order_by(memories.c.serial).limit(1000))
+    return [(row.serial, row.space, row.words) for row in rows]

@@ -34,6 +34,7 @@ from sqlalchemy.types import UserDefinedType
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import AgentServerError
 from agent_server.storage.database import Database
+from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import load_vector_functions
 from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_vectors as v
@@ -169,6 +170,7 @@ class Halfvec:
 
     @staticmethod
     def create(connection: Connection) -> None:
+        one_at_a_time(connection)
         connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
         connection.execute(
             text(

@@ -32,10 +32,17 @@ from agent_server.domain.errors import (
 )
 from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.plans import Plan
-from agent_server.domain.runs import RunRequest
-from agent_server.execution.ports import FinalOutput, LostLease, Suspend, TaskContext, TaskSpec
+from agent_server.domain.runs import RunRequest, WaitingFor
+from agent_server.execution.ports import (
+    REVIEWED,
+    FinalOutput,
+    LostLease,
+    Suspend,
+    TaskContext,
+    TaskSpec,
+)
 from agent_server.memory.experience import Experience
-from agent_server.planning.check import Offer
+from agent_server.planning.check import Offer, plan_faults
 from agent_server.planning.graph import sinks, workflow_of
 from agent_server.planning.planner import Planner
 from agent_server.planning.prompt import expectation
@@ -59,6 +66,8 @@ class _Work:
     """Outputs of the tasks that earlier revisions left behind, by id."""
     results: dict[str, JsonObject] = field(default_factory=dict)
     """Status and output of the tasks of the last revision, by id."""
+    edits: int = 0
+    """Revisions that a person made, which the planner may still follow with as many of its own."""
 
 
 class GoalRun:
@@ -145,6 +154,11 @@ class GoalRun:
         work = _Work(await self._planner.plan(ctx, offer))
         firing.arm(work.plan.actions)
         firing.fire("plan.created", plan=work.plan.model_dump(mode="json"))
+        if request.review == "plan":
+            work = await _reviewed(ctx, work)
+            if work.edits:
+                firing.arm(work.plan.actions, work.plan.revision)
+                firing.fire("plan.revised", plan=work.plan.model_dump(mode="json"))
         while True:
             try:
                 await self._carry_out(ctx, work, offer, schema, firing)
@@ -192,7 +206,7 @@ class GoalRun:
     ) -> _Work:
         """What is left, planned anew. Raises ``TaskFailed`` when that is of no use any more."""
         failed, error = failure.node_id, failure.error
-        revisions = work.plan.revision - 1
+        revisions = work.plan.revision - 1 - work.edits
         if revisions >= self._settings.max_plan_revisions or error.code in _BEYOND_REVISION:
             raise _task_failed(failed, error, revisions) from failure
         planned = {task.id for task in work.plan.tasks}
@@ -201,7 +215,7 @@ class GoalRun:
             plan = await self._planner.revise(ctx, offer, work.plan, finished, failed, error)
         except PlanInvalid as invalid:
             raise _task_failed(failed, error, revisions, invalid) from invalid
-        return _Work(plan, finished)
+        return _Work(plan, finished, edits=work.edits)
 
     async def _answer(
         self, ctx: TaskContext, work: _Work, offer: Offer, schema: JsonObject | None
@@ -260,6 +274,34 @@ class GoalRun:
 def _inside(ctx: TaskContext, path: str) -> str:
     """``path`` inside the task that plans, which is the run's root or a node of a workflow."""
     return f"{ctx.path}.{path}" if ctx.path else path
+
+
+async def _reviewed(ctx: TaskContext, work: _Work) -> _Work:
+    """Stand still until a person lets the plan go on, as it then is."""
+    shown = WaitingFor(
+        kind="review",
+        detail="The plan waits for a person: GET and PUT /api/v1/runs/{id}/plan, then "
+        "POST /api/v1/runs/{id}/resume.",
+    )
+    done = await ctx.wait_signal(REVIEWED, key="plan/review", waiting_for=shown)
+    if done is None or done.payload is None:
+        raise InternalError("A review ended without a plan.")
+    plan = Plan.model_validate(done.payload)
+    return _Work(plan, edits=plan.revision - work.plan.revision)
+
+
+def check_edit(
+    plan: Plan, request: RunRequest, catalog: Catalog, actions: Actions, max_tasks: int
+) -> None:
+    """Raise ``InvalidRequest`` with every fault of a plan that a person wrote for ``request``."""
+    offer = offer_for(request, catalog, actions)
+    faults = plan_faults(plan, offer, max_tasks=max_tasks)
+    if faults:
+        raise InvalidRequest(
+            "The plan cannot be carried out: "
+            + "; ".join(f"{fault.path}: {fault.message}" for fault in faults),
+            errors=faults,
+        )
 
 
 def offer_for(request: RunRequest, catalog: Catalog, actions: Actions) -> Offer:

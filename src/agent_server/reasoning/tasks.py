@@ -47,7 +47,8 @@ class AgentTask:
         asked = told(payload.get("input"), schema)
         if self._experience is not None and ctx.run.request.goal and isinstance(asked, str):
             learnt = await self._experience.of_task(ctx, asked)
-            asked = f"{learnt}\n\n{asked}" if learnt else asked
+            # Behind the task: what is to be done comes first, what was learnt beside it.
+            asked = f"{asked}\n\n{learnt}" if learnt else asked
         output, _ = await self._solver.solve(
             ctx,
             Assignment(

@@ -41,6 +41,10 @@ def explained(context: RunContextWrapper[Any], error: Exception) -> str:
     return f"The tool failed: {type(error).__name__}: {error}"
 
 
+_tool = function_tool(failure_error_function=explained, strict_mode=False)
+"""Not strict, so that what has a default may be left out."""
+
+
 def desk_here() -> tuple[Place, MemoryDesk]:
     """Where the tool is called, and the desk of the server that runs it."""
     place = PLACE.get()
@@ -71,7 +75,7 @@ def source_of(place: Place) -> MemorySource:
     )
 
 
-@function_tool(failure_error_function=explained)
+@_tool
 async def remember(
     content: str,
     key: str | None = None,
@@ -115,7 +119,7 @@ async def remember(
     return {"remembered": memory.id}
 
 
-@function_tool(failure_error_function=explained)
+@_tool
 async def recall(
     query: str,
     limit: int = 5,
@@ -139,7 +143,7 @@ async def recall(
     return await _recalled(asked)
 
 
-@function_tool(failure_error_function=explained)
+@_tool
 async def search_documents(query: str, limit: int = 5, namespace: str | None = None) -> JsonObject:
     """Find passages in the documents that were given to this server.
 
@@ -157,7 +161,7 @@ async def search_documents(query: str, limit: int = 5, namespace: str | None = N
     return await _recalled(asked)
 
 
-@function_tool(failure_error_function=explained)
+@_tool
 async def forget(memory_id: str | None = None, key: str | None = None) -> JsonObject:
     """Delete what an agent remembered, with every earlier version of it.
 

@@ -12,10 +12,10 @@ from sqlalchemy import Connection, inspect, text
 
 from agent_server.storage.tables import metadata
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """The revision of ``tables``: the newest file in ``migrations/``."""
 ADVISORY_LOCK = 7_349_002_118
-"""Any number, the same in every process: "somebody is migrating"."""
+"""Any number, the same in every process: "somebody is changing the schema"."""
 
 
 def head_revision() -> str:
@@ -47,14 +47,20 @@ def serves(found: str | None) -> bool:
     return int(number) >= int(ours) and int(oldest or 0) <= int(ours)
 
 
+def one_at_a_time(connection: Connection) -> None:
+    """Let no other process change the schema until this transaction ends: ``IF NOT EXISTS`` does
+    not keep two that begin at once from making the same thing."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": ADVISORY_LOCK})
+
+
 def upgrade(connection: Connection) -> bool:
     """Bring the database to ``head_revision``; True when that changed anything.
 
     A newer database that this program may serve is left as it is. Raises ``ConfigurationError``
     for any other.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": ADVISORY_LOCK})
+    one_at_a_time(connection)
     current = current_revision(connection)
     if serves(current):
         return False

@@ -16,6 +16,7 @@ from agent_server.workflow.values import (
     MAX_CHARS,
     MAX_LENGTH,
     MAX_NESTING,
+    MAX_RENDERED,
     Lookup,
     Scope,
     Work,
@@ -117,14 +118,35 @@ def template(source: str) -> Template:
 
 
 def render(value: Any, scope: Scope) -> Any:
-    """``value`` with every text in it rendered, at any depth. Keys stay as they are."""
+    """``value`` with every text in it rendered, at any depth. Keys stay as they are.
+
+    Raises ``ExpressionError``, also for what all of it would give together being too large.
+    """
+    return _render(value, scope, [MAX_RENDERED])
+
+
+def _render(value: Any, scope: Scope, left: list[int]) -> Any:
     if isinstance(value, str):
-        return template(value).render(scope) if "{{" in value else value
+        if "{{" not in value:
+            return value
+        made = template(value).render(scope)
+        left[0] -= bounded(made, "what a template gives")
+        if left[0] < 0:
+            raise ExpressionError(f"The templates give more than {MAX_RENDERED} characters.")
+        return made
     if isinstance(value, dict):
-        return {key: render(item, scope) for key, item in value.items()}
+        return {key: _render(item, scope, left) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [render(item, scope) for item in value]
+        return [_render(item, scope, left) for item in value]
     return value
+
+
+def bounded(value: Any, what: str) -> int:
+    """The characters of ``value``, roughly. Raises ``ExpressionError`` when they are too many."""
+    try:
+        return measure(value, Work())
+    except Wrong as wrong:
+        raise ExpressionError(f"{what}: {wrong}.", hint="Keep less of it.") from None
 
 
 def templates_in(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -20,6 +20,9 @@ How it stays exact:
   on it runs, and may look at its ``.status``.
 - Who was first (``join: any``, ``first``) and whether the time of a node with others inside was up
   is decided once and kept in the ledger. A replay takes only the ways that won.
+
+Longer than our files should be, because it is one recursion: lists carry out nodes, and each type of
+node with others inside carries out lists, over the same frames and limits.
 """
 
 import asyncio
@@ -55,7 +58,7 @@ from agent_server.domain.workflows import (
     WorkflowNode,
 )
 from agent_server.execution.ports import TaskContext, TaskSpec
-from agent_server.workflow.expressions import expression, render
+from agent_server.workflow.expressions import bounded, expression, render
 from agent_server.workflow.graph import POLICIES, Lane, analyse
 from agent_server.workflow.leaves import PAUSE_KIND, STANDING_STILL, payload_of, spec_of
 from agent_server.workflow.race import BrokenOff, Failed, Quorum, Race
@@ -381,6 +384,8 @@ class Interpreter:
                     ended = await self._carry_out(node, here, frame, values, scope)
                 if ended is None:
                     return await self._skipped(node, path, frame, "the task was skipped")
+                if node.output is not None:
+                    bounded(ended.output, f"The variable {node.output!r}")
                 break
             except ExpressionError as error:
                 failed = Failed(node.id, here, error.info())

@@ -209,28 +209,32 @@ def _inferred(graph: Graph, lane: Lane, index: int, states: States, succeeded: b
 
 def node_at(definition: WorkflowDefinition, path: str) -> Node | None:
     """The node whose task stands at ``path``; None for one of a workflow or a plan inside."""
-    numbers = []
-    for part in path.split("."):
-        digits = part.partition("@")[0]
-        if not digits.isdecimal():
-            return None
-        numbers.append(int(digits) - 1)
+    parts = [part.partition("@")[0] for part in path.split(".")]
     lane, node = definition.nodes, None
-    while numbers:
-        index = numbers.pop(0)
-        if not 0 <= index < len(lane):
+    while parts:
+        part = parts.pop(0)
+        undone = part.endswith("!")
+        index = _number(part.rstrip("!"), len(lane))
+        if index is None:
             return None
         node = lane[index]
-        if not numbers:
-            return node
-        lists = lists_of(node)
-        number = numbers.pop(0)
-        if isinstance(node, (MapNode, LoopNode)):
-            number = 0
-        if not numbers or not 0 <= number < len(lists):
-            return None
-        lane = lists[number]
+        if undone:
+            lane = node.compensate
+        elif parts:
+            lists = lists_of(node)
+            one = isinstance(node, (MapNode, LoopNode))
+            number = _number(parts.pop(0), None if one else len(lists))
+            if number is None or not parts or not lists:
+                return None
+            lane = lists[0 if one else number]
     return node
+
+
+def _number(part: str, count: int | None) -> int | None:
+    """The position that ``part`` counts from 1, if it is one of ``count``."""
+    if not part.isdecimal() or not 0 < int(part) <= (int(part) if count is None else count):
+        return None
+    return int(part) - 1
 
 
 # Mermaid ------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ MAX_NESTING: Final = 60
 """Levels of one expression's tree."""
 MAX_CHARS: Final = 1_000_000
 """Characters of a text, and of a value written as JSON (roughly)."""
+MAX_RENDERED: Final = 4_000_000
+"""Characters that all templates of one node may give together."""
 MAX_WORK: Final = 100_000
 """Elements that one evaluation may touch."""
 MAX_INT_BITS: Final = 1_024
@@ -84,14 +86,15 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
-def measure(value: Any, work: Work) -> None:
-    """Spend one step for each element of ``value``; raises when it is too large or not JSON."""
+def measure(value: Any, work: Work) -> int:
+    """Spend one step for each element of ``value`` and answer its characters, roughly; raises when
+    it is too large or not JSON."""
     if type(value) is str:
         if len(value) > MAX_CHARS:
             raise Wrong(f"a text is over {MAX_CHARS} characters")
-        return
+        return len(value)
     if type(value) not in (list, dict):
-        return
+        return 8
     chars = 0
     todo: list[Any] = [value]
     while todo:
@@ -110,6 +113,7 @@ def measure(value: Any, work: Work) -> None:
             raise Wrong("it gives a whole scope", "Name one thing in it.")
         if chars > MAX_CHARS:
             raise Wrong(f"a value is over {MAX_CHARS} characters of JSON")
+    return chars
 
 
 def look_up(value: Any, key: Any) -> Any:

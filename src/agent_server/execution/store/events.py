@@ -13,6 +13,7 @@ from agent_server.domain.base import json_text
 from agent_server.domain.events import EventBase
 from agent_server.execution.events import StoredEvent, Told, splice_seq
 from agent_server.execution.store.columns import NO_USAGE
+from agent_server.execution.store.reservations import forget_reservations
 from agent_server.execution.store.runs import RunEnd, advance
 from agent_server.storage.tables import events
 
@@ -59,6 +60,8 @@ def tell(
     said = [stamped(event, run_id, None) for event in said]
     encoded = [encode_event(event) for event in said]
     first, _ = advance(connection, run_id, len(encoded), NO_USAGE, end)
+    if end is not None:
+        forget_reservations(connection, run_id)
     insert_events(connection, tenant, run_id, first, encoded)
     return [
         (StoredEvent(first + i, kind, splice_seq(first + i, data)), event)

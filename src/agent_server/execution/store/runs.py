@@ -47,11 +47,14 @@ def list_run_rows(
     workflow: str | None,
     created_after: datetime | None,
     q: str | None,
+    live: bool,
     before: tuple[datetime, str] | None,
     limit: int,
 ) -> Sequence[Row[Any]]:
     """Newest first; ``before`` is the last row of the page before."""
     query = select(runs).where(runs.c.tenant == tenant)
+    if live:
+        query = query.where(runs.c.status.not_in(ENDED))
     if status is not None:
         query = query.where(runs.c.status == status)
     if agent is not None:

@@ -26,13 +26,27 @@ from sqlalchemy import (
     update,
 )
 
+from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Task
+from agent_server.execution.ports import LostLease
 from agent_server.execution.store.columns import INSERTS, LIVE
+from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.waits import withdraw_approvals
 from agent_server.storage.tables import nodes, runs, steps, tasks
 
 _SIBLING = tasks.alias("sibling")
+_CHILD = tasks.alias("child")
+_AWAITS_ONE_THAT_WAITS = exists(
+    select(literal(1))
+    .where(
+        _CHILD.c.run_id == tasks.c.run_id,
+        _CHILD.c.status == "waiting",
+        or_(tasks.c.path == "", _CHILD.c.path.startswith(tasks.c.path + ".")),
+    )
+    .correlate(tasks)
+)
+"""Something below the task stands still: that a process ended meanwhile is no fault of the task."""
 _BLOCKED = exists(
     select(literal(1))
     .where(
@@ -107,16 +121,12 @@ def task_of(row: Row[Any], identity: str) -> Task:
     )
 
 
-_HELD = (
-    select(literal(1))
-    .select_from(tasks)
-    .where(
-        tasks.c.run_id == bindparam("run"),
-        tasks.c.path == bindparam("path"),
-        tasks.c.owner == bindparam("owner"),
-        tasks.c.epoch == bindparam("epoch"),
-        tasks.c.status == "running",
-    )
+_HELD = select(tasks.c.epoch, tasks.c.halt).where(
+    tasks.c.run_id == bindparam("run"),
+    tasks.c.path == bindparam("path"),
+    tasks.c.owner == bindparam("owner"),
+    tasks.c.epoch == bindparam("epoch"),
+    tasks.c.status == "running",
 )
 _HELD_LOCKED = _HELD.with_for_update(read=True)
 
@@ -127,11 +137,23 @@ def holds(connection: Connection, run_id: str, path: str, owner: str, epoch: int
     On PostgreSQL the row stays share-locked until the transaction ends, so that a takeover
     cannot slip between this check and the commit.
     """
+    return _held(connection, run_id, path, owner, epoch) is not None
+
+
+def _held(connection: Connection, run_id: str, path: str, owner: str, epoch: int) -> Any:
     query = _HELD_LOCKED if connection.dialect.name == "postgresql" else _HELD
-    found = connection.execute(
-        query, {"run": run_id, "path": path, "owner": owner, "epoch": epoch}
-    ).scalar()
-    return found is not None
+    values = {"run": run_id, "path": path, "owner": owner, "epoch": epoch}
+    return connection.execute(query, values).one_or_none()
+
+
+def inherited_halt(
+    connection: Connection, run_id: str, path: str, owner: str, epoch: int
+) -> str | None:
+    """The mark that a child of the task begins with. Raises ``LostLease`` as ``holds`` is False."""
+    row = _held(connection, run_id, path, owner, epoch)
+    if row is None:
+        raise LostLease(f"task {path!r} of {run_id} was taken over")
+    return PAUSE if row.halt == PAUSE else None
 
 
 def lane_busy(connection: Connection, lane: str) -> bool:
@@ -142,6 +164,14 @@ def lane_busy(connection: Connection, lane: str) -> bool:
         )
     query = select(literal(1)).where(tasks.c.lane == lane, tasks.c.status.in_(LIVE)).limit(1)
     return connection.execute(query).scalar() is not None
+
+
+def lane_runs(connection: Connection, lane: str, but: str) -> Sequence[str]:
+    """The runs that hold the lane or wait for it, the oldest first, without the run ``but``."""
+    query = select(tasks.c.run_id).where(
+        tasks.c.lane == lane, tasks.c.status.in_(LIVE), tasks.c.run_id != but
+    )
+    return connection.execute(query.order_by(tasks.c.created_at, tasks.c.run_id)).scalars().all()
 
 
 def claim(
@@ -157,6 +187,7 @@ def claim(
                 and_(tasks.c.status == "queued", tasks.c.wake_at.is_(None)),
                 and_(tasks.c.status.in_(("queued", "waiting")), tasks.c.wake_at <= now),
             ),
+            tasks.c.halt.is_(None),
             or_(tasks.c.lane.is_(None), ~_BLOCKED),
         )
         .order_by(tasks.c.created_at, tasks.c.run_id, tasks.c.path)
@@ -178,7 +209,8 @@ def claim(
             status="running",
             owner=owner,
             epoch=tasks.c.epoch + 1,
-            attempts=tasks.c.attempts + case((tasks.c.status == "waiting", 0), else_=1),
+            attempts=tasks.c.attempts
+            + case((or_(tasks.c.status == "waiting", _AWAITS_ONE_THAT_WAITS), 0), else_=1),
             wake_at=None,
             awaits=None,
             nudged=False,
@@ -427,7 +459,17 @@ def _release(connection: Connection, condition: ColumnElement[bool]) -> int:
     released = connection.execute(
         update(tasks)
         .where(tasks.c.status == "running", condition)
-        .values(status="queued", owner=None)
+        .values(
+            # Cancelled by itself while nobody could be told: its error is on the row. A pause is
+            # no attempt that failed.
+            status=case((tasks.c.halt == CANCEL, "failed"), else_="queued"),
+            attempts=case((tasks.c.halt == PAUSE, tasks.c.attempts - 1), else_=tasks.c.attempts),
+            ended_at=case(
+                (tasks.c.halt == CANCEL, bindparam("now", utcnow(), tasks.c.ended_at.type)),
+                else_=None,
+            ),
+            owner=None,
+        )
         .returning(tasks.c.run_id, tasks.c.path)
     ).all()
     roots = [row.run_id for row in released if row.path == ""]

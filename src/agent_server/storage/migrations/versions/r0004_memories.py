@@ -53,6 +53,9 @@ def upgrade() -> None:
     op.create_index(op.f("ix_memories_id_version"), "memories", ["id", "version"], unique=True)
     op.create_index(op.f("ix_memories_parent_id"), "memories", ["parent_id"], unique=False)
     op.create_index(
+        op.f("ix_memories_space_occurred_at"), "memories", ["space", "occurred_at"], unique=False
+    )
+    op.create_index(
         op.f("ix_memories_space_session_id_position"),
         "memories",
         ["space", "session_id", "position"],

@@ -1,0 +1,123 @@
+"""``python -m benchmarks.memory``: how fast memories are written and found, and how exactly.
+
+Leans on the store as it is served; vectors are random, since only their number and length count
+here. Refuses to judge: it prints figures beside the targets of the project's brief.
+"""
+
+import argparse
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+
+from agent_server.domain.ids import Tenant
+from agent_server.domain.memories import MemoryQuery, NewMemory
+from agent_server.memory.embedders import unit
+from agent_server.memory.embedding import Embedding
+from agent_server.memory.recall import Recall
+from agent_server.memory.store import MemoryStore
+from agent_server.storage.database import database_at
+from agent_server.storage.migrate import upgrade
+from tests.support.postgres import PostgresServer
+
+TENANT = Tenant("bench")
+DIMENSION = 384
+CHANCE = random.Random(3)
+VOCABULARY = ["".join(CHANCE.choices("abcdefghijklmnoprstuvw", k=6)) for _ in range(20_000)]
+COMMON = [1 / (rank + 10) for rank in range(len(VOCABULARY))]
+
+
+class Noise:
+    """An embedder that takes no time to speak of."""
+
+    provider, model, version, batch = "noise", "noise", "1", 1000
+
+    async def embed(self, texts: Sequence[str]) -> list[bytes]:
+        return [unit([CHANCE.gauss(0, 1) for _ in range(8)] * (DIMENSION // 8)) for _ in texts]
+
+    async def close(self) -> None:
+        pass
+
+
+def sentence(words: int) -> str:
+    return " ".join(CHANCE.choices(VOCABULARY, COMMON, k=words))
+
+
+async def bench(url: str, rows: int, spaces: int, vectors: bool) -> None:
+    database = database_at(url)
+    await database.open()
+    await database.write(upgrade)
+    store = MemoryStore(database)
+    await store.open()
+    embedding = Embedding(store, Noise(), lambda provider, model: None) if vectors else None
+    Recall(store, embedding)
+    label = f"{database.dialect}, {rows:,} in {spaces}"
+    texts = [sentence(25) for _ in range(min(rows, 20_000))]
+    batches = [
+        [
+            NewMemory(
+                kind="message",
+                content=texts[(start + i) % len(texts)] + f" {start + i}",
+                namespace=f"n{(start + i) // 20 % spaces}",
+                session_id=f"s{(start + i) // 20 // spaces // 20}",
+                author=("Ana", "Ben")[i % 2],
+            )
+            for i in range(1000)
+        ]
+        for start in range(0, rows, 1000)
+    ]
+    started = time.perf_counter()
+    for batch in batches:
+        await store.add(TENANT, batch)
+    rate = rows / (time.perf_counter() - started)
+    print(f"{label}: batches {rate:,.0f} rows/s (target 8,000)")
+    single = []
+    for _ in range(200):
+        started = time.perf_counter()
+        await store.add(TENANT, [NewMemory(kind="message", content=sentence(25), namespace="n0")])
+        single.append(time.perf_counter() - started)
+    print(f"{label}: single write {show(single)} ms p50/p95 (target 3)")
+    if embedding is not None:
+        started = time.perf_counter()
+        done = await embedding.catch_up()
+        print(f"{label}: vectors stored {done / (time.perf_counter() - started):,.0f}/s")
+    took = []
+    for i in range(220):
+        words = CHANCE.choices(VOCABULARY, COMMON, k=6)
+        query = MemoryQuery(
+            query="what did Ana say of " + " ".join(words), namespace=f"n{i % spaces}"
+        )
+        started = time.perf_counter()
+        found = await store.search(TENANT, query)
+        if i >= 20:
+            took.append(time.perf_counter() - started)
+        assert len(found) == 10
+    kind = "hybrid" if vectors else "text"
+    print(f"{label}: {kind} query {show(took)} ms p50/p95", flush=True)
+    await database.close()
+
+
+def show(seconds: list[float]) -> str:
+    ordered = sorted(seconds)
+    return f"{ordered[len(ordered) // 2] * 1000:.1f}/{ordered[int(len(ordered) * 0.95)] * 1000:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--namespaces", type=int, default=100)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--without-vectors", action="store_true")
+    options = parser.parse_args()
+    asked = (options.rows, options.namespaces, not options.without_vectors)
+    if options.database == "sqlite":
+        with tempfile.TemporaryDirectory(prefix="bench-memory-") as folder:
+            asyncio.run(bench(f"sqlite:///{folder}/data/bench.db", *asked))
+    else:
+        with PostgresServer(shared_buffers="1GB", max_wal_size="4GB") as server:
+            asyncio.run(bench(server.fresh_database(), *asked))
+
+
+if __name__ == "__main__":
+    main()
