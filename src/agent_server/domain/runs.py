@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.options import RunOptions
 from agent_server.domain.plans import TaskStatus
 
 RunKind = Literal["goal", "agent", "workflow"]
@@ -104,6 +105,10 @@ class RunRequest(Frozen):
     )
     input: str | list[JsonObject] | None = Field(
         default=None, description="With `agent`: a text, or a list of input items."
+    )
+
+    options: RunOptions | None = Field(
+        default=None, description="With `agent`: what this run changes of it."
     )
 
     workflow: str | JsonObject | None = Field(
