@@ -1,132 +1,15 @@
 """Rows 3 and 13 of the attacks, over HTTP and on both databases: no effect without somebody's consent."""
 
-import asyncio
 import json
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 from tests.support.model_thread import ModelThread, calling, rule
-from tests.support.postgres import PostgresServer
-from tests.support.server_process import Nursery
 
-from .kit import RUNS, Api, House, Json, check_totals, problem, types
-
-SUPPORT = Path(__file__).parents[1] / "support"
-APPROVALS = "/api/v1/approvals"
-POLICY = """
-[tools.pay]
-approval = true
-[tools.lend]
-approval = true
-[tools.tip.approval]
-expires_s = 0.2
-[tools.gift.approval]
-approvers = ["the boss"]
-[tools.look]
-effect = "none"
-"""
+from .kit import RUNS, Api, Json, check_totals, problem, types
+from .till import APPROVALS, Till, asked_after, asking, decide, finished, inbox, restart
 
 
-class Till(House):
-    """A house whose agents pay; ``book`` is what they did."""
-
-    def __init__(self, folder: Path, nursery: Nursery, models: ModelThread, **env: str) -> None:
-        (folder / "agents").mkdir(parents=True)
-        shutil.copy(SUPPORT / "agents_files" / "till.py", folder / "agents" / "till.py")
-        (folder / "agents" / "agent-server.toml").write_text(POLICY)
-        self._book = folder / "book.txt"
-        self._book.touch()
-        paths = {
-            "AGENT_SERVER_AGENTS": str(folder / "agents" / "till.py"),
-            "COUNT_FILE": str(self._book),
-            "BANK_SERVER": str(SUPPORT / "mcp_bank_server.py"),
-            "AGENT_SERVER_MEMORY_EXPERIENCE": "false",
-        }
-        super().__init__(folder, nursery, models, **paths, **env)
-
-    def book(self, about: str = "") -> list[str]:
-        return [line for line in self._book.read_text().splitlines() if about in line]
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def house(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    nursery: Nursery,
-    models: ModelThread,
-) -> Iterator[Till]:
-    env: dict[str, str] = {}
-    if request.param == "postgresql":
-        server: PostgresServer = request.getfixturevalue("postgres_server")
-        env["AGENT_SERVER_DATABASE_URL"] = server.fresh_database()
-    yield Till(tmp_path_factory.mktemp("till") / "house", nursery, models, **env)
-
-
-@pytest.fixture(scope="module")
-def api(house: Till) -> Iterator[Api]:
-    api = house.start()
-    yield api
-    api.http.close()
-    assert api.server is not None
-    api.server.stop()
-    assert house.ended(api)
-
-
-def inbox(api: Api, run_id: str, count: int = 1) -> list[Json]:
-    """What the run asks for, now that it stands still for ``count`` decisions."""
-    run = api.ended(run_id)
-    assert run["status"] == "waiting" and run["waiting_for"]["kind"] == "approval", run
-    found = api.listed(APPROVALS, status="pending", run_id=run_id)
-    assert len(found) == count, found
-    return sorted(found, key=lambda one: str(one["subject"]))
-
-
-def finished(api: Api, run_id: str) -> Json:
-    """The run at its end. One that was decided about still waits until it is taken up."""
-    for _ in range(60):
-        run: Json = api.get(f"{RUNS}/{run_id}", wait=0.5)
-        if run["ended_at"]:
-            return run
-    raise AssertionError(run)
-
-
-def asked_after(api: Api, decided: Json) -> Json:
-    """What the run asks for next."""
-    for _ in range(60):
-        found = api.listed(APPROVALS, status="pending", run_id=decided["run_id"])
-        if found:
-            return found[0]
-        api.get(f"{RUNS}/{decided['run_id']}", wait=0.2)
-    raise AssertionError("nothing was asked")
-
-
-def asking(api: Api, models: ModelThread, name: str, **eur: Any) -> tuple[str, Json]:
-    """A run of the teller that asks to pay the bill ``name``, and what it asks for."""
-    arguments = {"bill": name, "eur": 3}
-    models.script(rule(rf"\A{name}\b", calling(("pay", arguments)), {"text": f"{name} done"}))
-    run_id = api.submit(agent="teller", input=name)
-    return run_id, inbox(api, run_id)[0]
-
-
-def restart(house: Till, api: Api, **env: str) -> None:
-    """Kill the server of ``api``, and let it speak to another, of the code that ``env`` names."""
-    assert api.server is not None
-    asyncio.run(api.server.kill())
-    api.http.close()
-    again = house.start(**env)
-    api.url, api.server, api.http = again.url, again.server, again.http
-
-
-def decide(api: Api, approval: Json, decision: str = "approve", **more: Any) -> Any:
-    return api.http.post(f"{APPROVALS}/{approval['id']}", json={"decision": decision, **more})
-
-
-def test_of_twenty_decisions_at_once_one_counts(house: Till, api: Api, models: ModelThread) -> None:
+def test_of_twenty_decisions_at_once_one_counts(till: Till, api: Api, models: ModelThread) -> None:
     run_id, asked = asking(api, models, "rent")
     words = ["approve", "reject"] * 10
     with ThreadPoolExecutor(20) as pool:
@@ -138,14 +21,14 @@ def test_of_twenty_decisions_at_once_one_counts(house: Till, api: Api, models: M
             problem(answer, 409, "already_decided")
     run = finished(api, run_id)
     assert run["status"] == "succeeded"
-    assert house.book("rent") == (["pay rent 3"] if counted == ["approve"] else [])
+    assert till.book("rent") == (["pay rent 3"] if counted == ["approve"] else [])
     assert types(api.events(run_id)).count("approval.decided") == 1
     problem(decide(api, asked), 409, "already_decided")
     check_totals(api, run)
 
 
 def test_a_made_up_or_misread_decision_is_refused_and_the_call_still_waits(
-    house: Till, api: Api, models: ModelThread
+    till: Till, api: Api, models: ModelThread
 ) -> None:
     run_id, asked = asking(api, models, "gas")
     problem(decide(api, {"id": "appr_" + "0" * 32}), 404, "not_found")
@@ -171,19 +54,19 @@ def test_a_made_up_or_misread_decision_is_refused_and_the_call_still_waits(
         assert told["errors"][0]["path"].startswith("/arguments"), told
     other = problem(decide(api, asked, arguments_hash="0" * 64), 409, "conflict")
     assert asked["arguments_hash"] in other["detail"]
-    assert inbox(api, run_id) == [asked] and house.book("gas") == []
+    assert inbox(api, run_id) == [asked] and till.book("gas") == []
     changed = decide(api, asked, arguments={"bill": "gas", "eur": 2}).json()
     assert (changed["replaces"], changed["status"]) == (asked["id"], "approved")
     assert changed["arguments_hash"] != asked["arguments_hash"]
-    assert finished(api, run_id)["output"] == "gas done" and house.book("gas") == ["pay gas 2"]
+    assert finished(api, run_id)["output"] == "gas done" and till.book("gas") == ["pay gas 2"]
     assert api.get(place)["status"] == "replaced"
     problem(decide(api, asked), 409, "already_decided")
     problem(decide(api, changed), 409, "already_decided")
-    assert house.book("gas") == ["pay gas 2"]
+    assert till.book("gas") == ["pay gas 2"]
 
 
 def test_consent_to_one_call_is_none_to_the_same_call_of_another_turn_or_run(
-    house: Till, api: Api, models: ModelThread
+    till: Till, api: Api, models: ModelThread
 ) -> None:
     again = calling(("pay", {"bill": "tax", "eur": 9}))
     again["tool_calls"][0]["id"] = "call_same"
@@ -194,9 +77,9 @@ def test_consent_to_one_call_is_none_to_the_same_call_of_another_turn_or_run(
     answer = decide(api, one, arguments_hash=one["arguments_hash"])
     assert answer.status_code == 200
     later = asked_after(api, one)
-    assert house.book("tax") == ["pay tax 9"] and inbox(api, second) == [other]
+    assert till.book("tax") == ["pay tax 9"] and inbox(api, second) == [other]
     assert decide(api, later, "reject", reason="once is enough").status_code == 200
-    assert finished(api, first)["output"] == "twice" and house.book("tax") == ["pay tax 9"]
+    assert finished(api, first)["output"] == "twice" and till.book("tax") == ["pay tax 9"]
     assert api.http.post(f"{RUNS}/{second}/cancel").status_code == 200
     problem(decide(api, other), 409, "already_decided")
     problem(api.http.post(f"{RUNS}/{second}/cancel"), 409, "run_ended")
@@ -204,11 +87,11 @@ def test_consent_to_one_call_is_none_to_the_same_call_of_another_turn_or_run(
     problem(api.http.post(f"{RUNS}/{second}/signals/go"), 409, "run_ended")
     said = {"step": other["step"], "outcome": "did_not_happen"}
     problem(api.http.post(f"{RUNS}/{second}/reconcile", json=said), 409, "run_ended")
-    assert house.book("tax") == ["pay tax 9"]
+    assert till.book("tax") == ["pay tax 9"]
 
 
 def test_nobody_decides_after_expiry_or_who_may_not(
-    house: Till, api: Api, models: ModelThread
+    till: Till, api: Api, models: ModelThread
 ) -> None:
     models.script(
         rule(r"\Atip", calling(("tip", {"eur": 5})), {"text": "no tip"}),
@@ -225,11 +108,11 @@ def test_nobody_decides_after_expiry_or_who_may_not(
     assert "the boss" in problem(decide(api, asked), 403, "forbidden")["hint"]
     assert inbox(api, gift) == [asked]
     assert api.http.post(f"{RUNS}/{gift}/cancel").status_code == 200
-    assert house.book("tip") == house.book("gift") == []
+    assert till.book("tip") == till.book("gift") == []
 
 
 def test_a_model_that_obeys_a_hostile_page_has_no_effect_and_what_asks_nothing_does_not_wait(
-    house: Till, api: Api, models: ModelThread
+    till: Till, api: Api, models: ModelThread
 ) -> None:
     ransom = ("pay", {"bill": "ransom", "eur": 1_000_000})
     obeying = calling(ransom, ("look", {"what": "ransom"}))
@@ -239,14 +122,14 @@ def test_a_model_that_obeys_a_hostile_page_has_no_effect_and_what_asks_nothing_d
     run_id = api.submit(agent="teller", input="page")
     (asked,) = inbox(api, run_id)
     assert asked["arguments"] == ransom[1] and asked["agent"] == "Teller"
-    assert house.book("ransom") == ["look ransom"]
+    assert till.book("ransom") == ["look ransom"]
     assert decide(api, asked, "reject").status_code == 200
     assert finished(api, run_id)["output"] == "as you wish"
-    assert house.book("ransom") == ["look ransom"]
+    assert till.book("ransom") == ["look ransom"]
 
 
 def test_a_budget_below_the_first_call_or_beyond_reason_is_refused_before_anything_is_stored(
-    house: Till, api: Api, models: ModelThread
+    till: Till, api: Api, models: ModelThread
 ) -> None:
     models.script(default={"text": "hello"})
     before = len(api.listed(RUNS))
@@ -263,7 +146,7 @@ def test_a_budget_below_the_first_call_or_beyond_reason_is_refused_before_anythi
 
 
 def test_an_mcp_servers_tool_waits_for_consent_directly_and_inside_agents_over_a_restart(
-    house: Till, api: Api, models: ModelThread
+    till: Till, api: Api, models: ModelThread
 ) -> None:
     def banks(eur: int) -> list[Json]:
         calls = ("transfer", {"eur": eur}), ("balance", {}), ("look", {"what": f"at {eur}"})
@@ -277,15 +160,15 @@ def test_an_mcp_servers_tool_waits_for_consent_directly_and_inside_agents_over_a
         rule("banker", *banks(41)),
     )
     answers = {"banker": "sent 41", "lobby": "sent 42", "head": "the boss is told"}
-    before = len(house.book())
+    before = len(till.book())
     runs = {agent: api.submit(agent=agent, input=agent) for agent in answers}
     asked = {agent: inbox(api, run_id)[0] for agent, run_id in runs.items()}
     eur = {agent: one["arguments"]["eur"] for agent, one in asked.items()}
     assert eur == {"banker": 41, "lobby": 42, "head": 43}
     assert {(one["subject"], one["agent"]) for one in asked.values()} == {("transfer", "Banker")}
-    seen = sorted(house.book()[before:])
+    seen = sorted(till.book()[before:])
     assert seen == ["balance"] * 3 + ["look at 41", "look at 42", "look at 43"]
-    restart(house, api)
+    restart(till, api)
     for agent, one in asked.items():
         assert inbox(api, runs[agent]) == [one]
         assert decide(api, one).status_code == 200
@@ -293,12 +176,12 @@ def test_an_mcp_servers_tool_waits_for_consent_directly_and_inside_agents_over_a
         run = finished(api, runs[agent])
         assert run["output"] == output, run
         check_totals(api, run)
-    paid = sorted(house.book("transfer"))
+    paid = sorted(till.book("transfer"))
     assert paid == ["transfer 41", "transfer 42", "transfer 43"]
 
 
 def test_a_deploy_that_changes_or_removes_the_tool_makes_no_call_and_ends_the_wait(
-    house: Till, api: Api, models: ModelThread
+    till: Till, api: Api, models: ModelThread
 ) -> None:
     bill = ("pay", {"bill": "deploy", "eur": 3})
     models.script(
@@ -307,14 +190,14 @@ def test_a_deploy_that_changes_or_removes_the_tool_makes_no_call_and_ends_the_wa
     )
     runs = [api.submit(agent=agent, input=agent) for agent in ("teller", "banker")]
     asked = [one for run_id in runs for one in inbox(api, run_id, 2)]
-    before = house.book()
-    restart(house, api, TILL="v2", BANK="v2")
+    before = till.book()
+    restart(till, api, TILL="v2", BANK="v2")
     try:
         for one in asked:
             assert decide(api, one).status_code == 200
         ended = [finished(api, run_id) for run_id in runs]
         assert [run["output"] for run in ended] == ["teller ends", "end"], ended
-        assert house.book() == before
+        assert till.book() == before
         told = json.dumps([call["input"] for call in models.calls[-2:]])
         assert "Tool 'lend' not found" in told and "Tool 'deposit' not found" in told
         failed = [step for run in runs for step in api.steps(run) if step["status"] == "failed"]
@@ -323,7 +206,7 @@ def test_a_deploy_that_changes_or_removes_the_tool_makes_no_call_and_ends_the_wa
         for run in ended:
             check_totals(api, run)
     finally:
-        restart(house, api)
+        restart(till, api)
 
 
 def test_a_hosted_mcp_call_waits_for_consent_and_cannot_be_given_other_arguments(
