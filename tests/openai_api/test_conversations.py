@@ -35,7 +35,9 @@ def test_a_conversation_is_made_read_labelled_listed_cut_and_deleted(
     paged = [item.id for item in client.conversations.items.list(made.id, limit=3)]
     assert paged == [item["id"] for item in whole["data"]][::-1]
     more = client.conversations.items.create(
-        made.id, items=[{"role": "user", "content": "more"}], include=["reasoning.encrypted_content"]
+        made.id,
+        items=[{"role": "user", "content": "more"}],
+        include=["reasoning.encrypted_content"],
     )
     check("ConversationItemList", json.loads(more.to_json()))
     one = api.http.get(f"{path}/items/{more.data[0].id}").json()
