@@ -23,6 +23,12 @@ def workflows(**kind: Any) -> st.SearchStrategy[WorkflowDefinition]:
     return drafts(**kind).map(validate)
 
 
+def _races(definition: WorkflowDefinition) -> bool:
+    """Whether something in it is broken off because something else won."""
+    text = definition.model_dump_json()
+    return '"join":"any"' in text or '"first":1' in text
+
+
 async def _end(definition: WorkflowDefinition, ctx: FakeContext, drain: bool) -> Any:
     """The output, or how it failed. With ``drain`` as plans run, else as workflows do."""
     try:
@@ -48,7 +54,7 @@ async def test_the_result_does_not_depend_on_who_is_faster(
     one = await _end(definition, FakeContext(first), drain)
     other = await _end(definition, FakeContext(second, random=Random(seed)), drain)
     assert one == other
-    if drain:  # else it depends on who is faster what was begun before it was broken off
+    if drain and not _races(definition):  # else it depends on who is faster what was begun before it was broken off
         assert first.paths == second.paths
     for path in first.paths & second.paths:
         assert first.specs[path].payload == second.specs[path].payload
@@ -70,7 +76,7 @@ async def test_after_a_crash_at_any_boundary_it_ends_the_same_and_repeats_nothin
         again = await _end(definition, FakeContext(world, random=Random(seed + 1)), drain)
         assert again == wanted
         assert len(world.carried_out) == len(set(world.carried_out))
-        if drain:
+        if drain and not _races(definition):
             assert world.paths == whole.paths
 
 
