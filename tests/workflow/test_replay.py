@@ -54,7 +54,9 @@ async def test_the_result_does_not_depend_on_who_is_faster(
     one = await _end(definition, FakeContext(first), drain)
     other = await _end(definition, FakeContext(second, random=Random(seed)), drain)
     assert one == other
-    if drain and not _races(definition):  # else it depends on who is faster what was begun before it was broken off
+    if drain and not _races(
+        definition
+    ):  # else it depends on who is faster what was begun before it was broken off
         assert first.paths == second.paths
     for path in first.paths & second.paths:
         assert first.specs[path].payload == second.specs[path].payload
