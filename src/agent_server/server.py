@@ -48,6 +48,7 @@ from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.providers import Providers
 from agent_server.memory.consolidator import Consolidator
+from agent_server.memory.conversations import Conversations
 from agent_server.memory.desk import MemoryDesk
 from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
@@ -163,6 +164,7 @@ def _openai(parts: Parts) -> OpenAIDoor:
             catalog=_Catalogue(parts),
             workflows=parts.library,
             sessions=parts.sessions,
+            conversations=Conversations(parts.database),
             streams=parts.streams,
         )
     )

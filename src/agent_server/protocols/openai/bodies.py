@@ -81,6 +81,25 @@ class CompactBody(Frozen):
     service_tier: str | None = None
 
 
+class CreateConversation(Frozen):
+    """The body of ``POST /v1/conversations``."""
+
+    items: list[JsonObject] | None = None
+    metadata: Metadata | None = None
+
+
+class UpdateConversation(Frozen):
+    """The body of ``POST /v1/conversations/{id}``."""
+
+    metadata: Metadata | None
+
+
+class AddItems(Frozen):
+    """The body of ``POST /v1/conversations/{id}/items``."""
+
+    items: list[JsonObject] = Field(min_length=1)
+
+
 class CreateChat(Frozen):
     """The body of ``POST /v1/chat/completions``."""
 

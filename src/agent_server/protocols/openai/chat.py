@@ -12,7 +12,6 @@ from typing import Any, Final
 from fastapi import Request
 from starlette.responses import Response
 
-from agent_server.api.answers import Json
 from agent_server.api.ephemeral import EphemeralFollow
 from agent_server.api.openapi import Route
 from agent_server.api.sse import EventStream, Streams
@@ -27,8 +26,8 @@ from agent_server.protocols.openai.bodies import CreateChat, CreateResponse, Rea
 from agent_server.protocols.openai.deps import OpenAIDeps, caller, read
 from agent_server.protocols.openai.errors import RunFailed, error_object, refuse, unsupported
 from agent_server.protocols.openai.items import check_answered, read_input
+from agent_server.protocols.openai.lists import answer, route
 from agent_server.protocols.openai.narrator import Narrator
-from agent_server.protocols.openai.responses import dumped
 from agent_server.protocols.openai.script import DONE
 from agent_server.protocols.openai.tale import in_form, moment
 
@@ -49,18 +48,14 @@ class ChatRoutes:
 
     def routes(self) -> Sequence[Route]:
         return (
-            Route(
+            route(
                 "POST",
                 PATH,
                 self.create,
-                summary="Create a chat completion",
-                tag="openai",
-                name="openai_create_chat_completion",
-                description="As OpenAI's API has it; see docs/openai.md.",
+                "Create a chat completion",
+                "create_chat_completion",
                 body=CreateChat,
-                answers={200: "application/json"},
                 stream=True,
-                errors=(400, 404, 413, 415, 429),
             ),
         )
 
@@ -88,7 +83,7 @@ class ChatRoutes:
                     on_event=tale.feed,
                     deltas=False,
                 )
-            return Json(dumped(tale.completion()))
+            return answer(tale.completion())
         raise Unavailable("The server is going down.")
 
     async def _wanted(self, body: CreateChat) -> RunRequest:

@@ -5,6 +5,7 @@ Leans on the rooms beside it. Refuses to make the parts they call.
 
 from agent_server.api.openapi import Route
 from agent_server.protocols.openai.chat import ChatRoutes
+from agent_server.protocols.openai.conversations import ConversationRoutes
 from agent_server.protocols.openai.deps import OpenAIDeps
 from agent_server.protocols.openai.errors import OpenAIManners
 from agent_server.protocols.openai.models import ModelRoutes
@@ -19,5 +20,5 @@ class OpenAIDoor:
         self.manners = OpenAIManners()
 
     def routes(self) -> list[Route]:
-        rooms = (ModelRoutes, ResponseRoutes, ChatRoutes)
+        rooms = (ModelRoutes, ResponseRoutes, ConversationRoutes, ChatRoutes)
         return [route for room in rooms for route in room(self._deps).routes()]

@@ -20,7 +20,9 @@ _TEXTS: Final = ("input_text", "output_text", "text", "refusal", "summary_text")
 SUMMARY: Final = "Summary of the conversation so far:\n"
 
 
-async def read_input(given: str | Sequence[JsonObject] | None, lookup: Lookup) -> list[JsonObject]:
+async def read_input(
+    given: str | Sequence[JsonObject] | None, lookup: Lookup, where: str = "input"
+) -> list[JsonObject]:
     """The items for the agent. Ids and states of items are left out: they are not its model's.
 
     Reasoning items are of an earlier answer of ours, and no model's to read: they are skipped.
@@ -32,7 +34,7 @@ async def read_input(given: str | Sequence[JsonObject] | None, lookup: Lookup) -
         return [{"role": "user", "content": given}]
     found: list[JsonObject] = []
     for number, item in enumerate(given):
-        place = f"input[{number}]"
+        place = f"{where}[{number}]"
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
         if kind == "item_reference":
             if not isinstance(item.get("id"), str):
@@ -114,7 +116,7 @@ def listed(item: JsonObject, identity: str) -> JsonObject:
     """An item as lists of items show it."""
     kind = item.get("type") or "message"
     if kind != "message":
-        return {"id": identity, "status": "completed", **item}
+        return {"status": "completed", **item, "id": identity}
     content = item.get("content")
     parts = [{"type": "input_text", "text": content}] if isinstance(content, str) else content
     if item.get("role") == "assistant":
@@ -129,16 +131,21 @@ def listed(item: JsonObject, identity: str) -> JsonObject:
     }
 
 
-PREFIXES: Final = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_PREFIXES: Final = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 INPUT_BASE: Final = 0x8000
 """Where the numbers of input items begin, so that they are not those of output items."""
+
+
+def prefix_of(item: JsonObject) -> str:
+    kind = item.get("type") or "message"
+    return "msg" if kind == "message" else _PREFIXES.get(kind, "item")
 
 
 def input_items(run_id: str, given: Any) -> list[JsonObject]:
     """The input of a run as a list of items with ids."""
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
     return [
-        listed(item, item_id(PREFIXES.get(item.get("type", ""), "msg"), run_id, INPUT_BASE + n))
+        listed(item, item_id(prefix_of(item), run_id, INPUT_BASE + n))
         for n, item in enumerate(items)
     ]
 
