@@ -126,8 +126,7 @@ class ChatRoutes:
     async def _follow(self, wanted: RunRequest, principal: Principal) -> Any:
         tenant = principal.tenant
         if not wanted.store:
-            size = self._deps.settings.stream_queue_size
-            return EphemeralFollow(self._runs, wanted, tenant, principal.name, queue_size=size)
+            return EphemeralFollow(self._runs, wanted, tenant, principal.name)
         run, _ = await self._runs.submit(wanted, tenant=tenant, principal=principal.name)
         return self._runs.follow(tenant, RunId(run.id), 0)
 
