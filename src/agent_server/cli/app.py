@@ -92,6 +92,7 @@ def run(
     ] = None,
     model: Annotated[Text, typer.Option(help="Model of every agent that names none.")] = None,
     session: Annotated[Text, typer.Option(help="Session that the run belongs to.")] = None,
+    subject: Annotated[Text, typer.Option(help="The person whose data the run handles.")] = None,
     approach: Annotated[Text, typer.Option(help="How tasks are reasoned about.")] = None,
     review: Annotated[
         bool, typer.Option("--review", help="Stop once the goal is planned, for you to see it.")
@@ -121,6 +122,7 @@ def run(
         variables=variables,
         model=model,
         session_id=session,
+        subject=subject,
         approach=approach,
         review="plan" if review else None,
     )

@@ -66,6 +66,11 @@ def _text(event: e.EventBase) -> str | None:
         return f"{where}{event.kind} {event.name} failed: {event.error.message}"
     if isinstance(event, e.StepInDoubt):
         return f"{where}{event.kind} {event.name} is in doubt: {event.detail}"
+    if isinstance(event, e.MemoryRecalled):
+        found = ", ".join(f"{one['id']} ({one['score']:.2f})" for one in event.memories)
+        return f"{where}recalled {found or 'nothing'}"
+    if isinstance(event, e.MemoryWritten):
+        return f"{where}wrote {', '.join(event.memory_ids)} to memory"
     if isinstance(event, e.RunWaiting):
         return f"run {standing(RunStatus.WAITING, event.waiting_for)}: {event.waiting_for.detail}"
     if isinstance(event, e.RunResumed):
