@@ -61,7 +61,7 @@ class Stage:
     def bare(self) -> Server:
         return self._stack.enter_context(self._field.bare())
 
-    def ours(self, kind: str, **settings: object) -> Server:
+    def ours(self, kind: str, **settings: str | int) -> Server:
         return self._stack.enter_context(self._field.ours(kind, **settings))
 
 
