@@ -340,7 +340,9 @@ class Engine:
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )
             journal = attempt.journal = self._journal(attempt, recorded)
-            attempt.begun = True  # From here on an order interrupts it; until here it is looked for.
+            attempt.begun = (
+                True  # From here on an order interrupts it; until here it is looked for.
+            )
             if attempt.held:
                 raise asyncio.CancelledError
             if attempt.ordered:
