@@ -154,6 +154,12 @@ class RunRequest(Frozen):
     start_after: AwareDatetime | None = Field(
         default=None, description="Not before this moment (RFC 3339)."
     )
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Place in the queue: what of a tenant has a higher one begins first.",
+    )
     stream: bool = Field(default=False, description="The answer is the event stream.")
     store: bool = Field(
         default=True,
@@ -258,6 +264,7 @@ class Run(Frozen):
     session_id: str | None = None
     approach: str | None = None
     model: str | None = None
+    priority: int = 0
     parent_id: str | None = None
     forked_from: str | None = None
     created_at: datetime
