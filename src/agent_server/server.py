@@ -48,6 +48,7 @@ from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.providers import Providers
 from agent_server.memory.consolidator import Consolidator
+from agent_server.memory.conversations import Conversations
 from agent_server.memory.desk import MemoryDesk
 from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
@@ -74,6 +75,7 @@ from agent_server.registry.connected import ConnectedLoop
 from agent_server.registry.registry import Registry
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
+from agent_server.storage.files import Files
 from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
@@ -103,6 +105,7 @@ class Parts:
     sessions: SessionStore
     memories: MemoryStore
     long_term: LongTermMemory
+    files: Files
     memory: MemoryDesk
     erasure: Erasure
     consolidator: Consolidator | None
@@ -156,6 +159,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
 
 
 def _openai(parts: Parts) -> OpenAIDoor:
+    embedding = parts.long_term.embedding
     return OpenAIDoor(
         OpenAIDeps(
             settings=parts.settings,
@@ -163,6 +167,9 @@ def _openai(parts: Parts) -> OpenAIDoor:
             catalog=_Catalogue(parts),
             workflows=parts.library,
             sessions=parts.sessions,
+            conversations=Conversations(parts.database),
+            files=parts.files,
+            embedder=embedding.embedder if embedding is not None else None,
             streams=parts.streams,
         )
     )
@@ -214,12 +221,14 @@ def build_parts(
         Window(settings.session_max_items, settings.session_max_tokens),
         summarise if settings.session_summaries else None,
     )
+    files = Files(database, settings.max_files_bytes)
     bare_loop = AgentLoop(
         providers,
         settings,
         policies=registry,
         open_session=trimming.opener(history),
         services={MemoryDesk: desk},
+        fetch=files.whole,
     )
     loop = ConnectedLoop(bare_loop, registry)
     thinking = Thinking(loop)
@@ -312,6 +321,7 @@ def build_parts(
         sessions=history,
         memories=store,
         long_term=long_term,
+        files=files,
         memory=desk,
         erasure=Erasure(database, store, runs.cancel),
         consolidator=consolidator,

@@ -212,6 +212,10 @@ class WaitingFor(Frozen):
     task_id: str | None = None
     step: str | None = None
     until: datetime | None = None
+    signal: str | None = None
+    """With ``signal``: the name that is waited for; null where the run is paused."""
+    paused_by: str | None = None
+    """Who paused the run: it waits for ``resume``, whatever else it may wait for."""
 
 
 class Reconciled(Frozen):

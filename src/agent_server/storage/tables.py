@@ -261,6 +261,7 @@ sessions = Table(
     Column("id", Text, primary_key=True),
     Column("item_count", Integer, nullable=False),
     Column("summary", JsonText),
+    Column("metadata", JsonText),
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False),
     Index(None, "tenant", "created_at", "id"),
@@ -276,6 +277,29 @@ session_items = Table(
     Column("run_id", Text, nullable=False),
     Column("data", JsonText, nullable=False),
     Column("created_at", Moment, nullable=False),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("size", BigInteger),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Index(None, "tenant", "created_at", "id"),
+)
+"""``size`` is null until every part is there."""
+
+file_parts = Table(
+    "file_parts",
+    metadata,
+    Column("file_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
 )
 
 idempotency_keys = Table(

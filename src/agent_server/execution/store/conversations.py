@@ -9,10 +9,12 @@ from sqlalchemy import Connection, bindparam, delete, select
 
 from agent_server.domain.base import JsonObject
 from agent_server.storage.tables import (
+    approvals,
     events,
     idempotency_keys,
     reservations,
     runs,
+    signals,
     steps,
     tasks,
 )
@@ -50,6 +52,6 @@ def conversation(connection: Connection, tenant: str, run_id: str) -> list[JsonO
 
 def delete_run(connection: Connection, tenant: str, run_id: str) -> None:
     """Delete the run and all that was written of it."""
-    for table in (events, steps, tasks, idempotency_keys, reservations):
+    for table in (events, steps, tasks, signals, approvals, idempotency_keys, reservations):
         connection.execute(delete(table).where(table.c.run_id == run_id))
     connection.execute(delete(runs).where(runs.c.id == run_id, runs.c.tenant == tenant))

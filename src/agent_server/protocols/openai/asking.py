@@ -14,22 +14,11 @@ from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.options import ClientTool, RunOptions
 from agent_server.domain.runs import Budget, RunRequest
 from agent_server.protocols.openai.bodies import CreateResponse
+from agent_server.protocols.openai.deps import check_include
 from agent_server.protocols.openai.errors import refuse, unsupported
-from agent_server.protocols.openai.items import last_text
+from agent_server.protocols.openai.items import last_text, media
 from agent_server.protocols.openai.names import Target
 
-INCLUDES: Final = frozenset(
-    {
-        "reasoning.encrypted_content",
-        "file_search_call.results",
-        "web_search_call.results",
-        "web_search_call.action.sources",
-        "message.input_image.image_url",
-        "computer_call_output.output.image_url",
-        "code_interpreter_call.outputs",
-    }
-)
-"""What may be asked for besides: nothing here has more to show than it shows."""
 TIERS: Final = ("auto", "default")
 ON_SERVER: Final = "Give the agent that tool on the server; the answer then uses it."
 
@@ -39,9 +28,7 @@ def check(body: CreateResponse) -> None:
     for name in ("prompt", "context_management", "moderation", "multi_agent"):
         if getattr(body, name) is not None:
             raise unsupported(name, f"'{name}'")
-    for name in body.include or ():
-        if name not in INCLUDES:
-            raise unsupported("include", f"'include' of {name!r}")
+    check_include(body.include or ())
     if body.top_logprobs:
         raise unsupported("top_logprobs", "'top_logprobs'")
     check_tier(body.service_tier)
@@ -287,6 +274,8 @@ def _run_request(
     for name in ("temperature", "top_p", "max_output_tokens", "tool_choice", "reasoning"):
         if getattr(options, name) is not None:
             raise refuse(name, f"'{name}' is an agent's; a {target.kind} has several.")
+    for place, part in media(asked, "input"):
+        raise unsupported(place, f"{part['type']!r} for a {target.kind}", "An agent can read it.")
     text = last_text(asked)
     if not text:
         raise refuse("input", f"A {target.kind} needs a text from the user.")

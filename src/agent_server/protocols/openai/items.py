@@ -6,7 +6,7 @@ Leans on ``names``. Refuses what no model here can read, by its place in the inp
 import base64
 import json
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
@@ -17,10 +17,17 @@ ROLES: Final = ("user", "assistant", "system", "developer")
 Lookup = Callable[[str], Awaitable[JsonObject]]
 """The item of that id, of a stored response or conversation. Raises ``NotFound``."""
 _TEXTS: Final = ("input_text", "output_text", "text", "refusal", "summary_text")
+MEDIA: Final = {
+    "input_image": ("image_url", "file_id"),
+    "input_file": ("file_data", "file_id", "file_url"),
+}
+"""Parts of a message that carry a file, and by which of these."""
 SUMMARY: Final = "Summary of the conversation so far:\n"
 
 
-async def read_input(given: str | Sequence[JsonObject] | None, lookup: Lookup) -> list[JsonObject]:
+async def read_input(
+    given: str | Sequence[JsonObject] | None, lookup: Lookup, where: str = "input"
+) -> list[JsonObject]:
     """The items for the agent. Ids and states of items are left out: they are not its model's.
 
     Reasoning items are of an earlier answer of ours, and no model's to read: they are skipped.
@@ -32,7 +39,7 @@ async def read_input(given: str | Sequence[JsonObject] | None, lookup: Lookup) -
         return [{"role": "user", "content": given}]
     found: list[JsonObject] = []
     for number, item in enumerate(given):
-        place = f"input[{number}]"
+        place = f"{where}[{number}]"
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
         if kind == "item_reference":
             if not isinstance(item.get("id"), str):
@@ -90,17 +97,25 @@ def _content(part: Any, place: str) -> JsonObject:
         return {"type": "input_text", "text": _text(part, "text", place)}
     if kind == "refusal":
         return {"type": "refusal", "refusal": _text(part, "refusal", place)}
-    if kind in ("input_image", "input_file") and part.get("file_id"):
-        raise unsupported(f"{place}.file_id", "a file by its id", "Send its data or its address.")
-    if kind == "input_image":
-        if not part.get("image_url"):
-            raise refuse(place, f"'{place}' needs 'image_url'.")
-        return {"detail": "auto", **{k: v for k, v in part.items() if v is not None}}
-    if kind == "input_file":
-        if not (part.get("file_url") or part.get("file_data")):
-            raise refuse(place, f"'{place}' needs 'file_url' or 'file_data'.")
-        return {name: value for name, value in part.items() if value is not None}
+    if kind in MEDIA:
+        sources = [name for name in MEDIA[kind] if part.get(name) is not None]
+        if len(sources) != 1:
+            names = ", ".join(map(repr, MEDIA[kind]))
+            raise refuse(place, f"'{place}' needs one of {names}; it has {len(sources)}.")
+        _text(part, sources[0], place)
+        detail = {"detail": "auto"} if kind == "input_image" else {}
+        return {**detail, **{name: value for name, value in part.items() if value is not None}}
     raise unsupported(f"{place}.type", f"content of type {kind!r}")
+
+
+def media(items: Sequence[JsonObject], where: str) -> Iterator[tuple[str, JsonObject]]:
+    """The images and files in ``items``, each with its place."""
+    for number, item in enumerate(items):
+        for name in ("content", "output"):
+            parts = item.get(name)
+            for n, part in enumerate(parts if isinstance(parts, list) else ()):
+                if part.get("type") in MEDIA:
+                    yield f"{where}[{number}].{name}[{n}]", part
 
 
 def _text(item: JsonObject, name: str, place: str) -> str:
@@ -114,7 +129,7 @@ def listed(item: JsonObject, identity: str) -> JsonObject:
     """An item as lists of items show it."""
     kind = item.get("type") or "message"
     if kind != "message":
-        return {"id": identity, "status": "completed", **item}
+        return {"status": "completed", **item, "id": identity}
     content = item.get("content")
     parts = [{"type": "input_text", "text": content}] if isinstance(content, str) else content
     if item.get("role") == "assistant":
@@ -129,16 +144,21 @@ def listed(item: JsonObject, identity: str) -> JsonObject:
     }
 
 
-PREFIXES: Final = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_PREFIXES: Final = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 INPUT_BASE: Final = 0x8000
 """Where the numbers of input items begin, so that they are not those of output items."""
+
+
+def prefix_of(item: JsonObject) -> str:
+    kind = item.get("type") or "message"
+    return "msg" if kind == "message" else _PREFIXES.get(kind, "item")
 
 
 def input_items(run_id: str, given: Any) -> list[JsonObject]:
     """The input of a run as a list of items with ids."""
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
     return [
-        listed(item, item_id(PREFIXES.get(item.get("type", ""), "msg"), run_id, INPUT_BASE + n))
+        listed(item, item_id(prefix_of(item), run_id, INPUT_BASE + n))
         for n, item in enumerate(items)
     ]
 

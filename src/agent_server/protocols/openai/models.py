@@ -9,14 +9,14 @@ from fastapi import Request
 from starlette.responses import Response
 
 from agent_server.api import inputs
-from agent_server.api.answers import Json
 from agent_server.api.openapi import Route
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import AgentServerError, NotFound
 from agent_server.protocols.openai import names
 from agent_server.protocols.openai.deps import OpenAIDeps, caller
-from agent_server.protocols.openai.responses import dumped
+from agent_server.protocols.openai.lists import answer, route
 
+PATH = "/v1/models"
 MAX_WORKFLOWS = 1_000
 
 
@@ -28,25 +28,10 @@ class ModelRoutes:
 
     def routes(self) -> Sequence[Route]:
         return (
-            Route(
-                "GET",
-                "/v1/models",
-                self.list,
-                summary="List agents, workflows and goals as models",
-                tag="openai",
-                name="openai_list_models",
-                answers={200: "application/json"},
+            route(
+                "GET", PATH, self.list, "List agents, workflows and goals as models", "list_models"
             ),
-            Route(
-                "GET",
-                "/v1/models/{model:path}",
-                self.read,
-                summary="Read one of them",
-                tag="openai",
-                name="openai_get_model",
-                answers={200: "application/json"},
-                errors=(404,),
-            ),
+            route("GET", PATH + "/{model:path}", self.read, "Read one of them", "get_model"),
         )
 
     async def list(self, request: Request) -> Response:
@@ -64,11 +49,15 @@ class ModelRoutes:
         if self._deps.settings.openai_approaches:
             by = [one.name for one in self._deps.catalog.approaches()]
             found += [f"{m}:{a}" for m in found if not m.startswith("workflow/") for a in by]
-        return Json(dumped({"object": "list", "data": [_model(name) for name in found]}))
+        if self._deps.embedder is not None:
+            found.append(self._deps.embedder.model)
+        return answer({"object": "list", "data": [_model(name) for name in found]})
 
     async def read(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
         model = request.path_params["model"]
+        if self._deps.embedder is not None and model == self._deps.embedder.model:
+            return answer(_model(model))
         target = names.target(model)
         if target.approach is not None:
             known = [one.name for one in self._deps.catalog.approaches()]
@@ -82,7 +71,7 @@ class ModelRoutes:
                 await self._deps.workflows.get(caller(request).tenant, target.name)
             except NotFound as error:
                 raise _missing(model) from error
-        return Json(dumped(_model(model)))
+        return answer(_model(model))
 
 
 def _missing(model: str) -> AgentServerError:

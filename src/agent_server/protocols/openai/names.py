@@ -15,6 +15,7 @@ KINDS: Final = ("agent", "workflow")
 _HEX = "[0-9a-f]{32}"
 _RESPONSE = re.compile(f"resp_({_HEX})")
 _ITEM = re.compile(f"[a-z]+_({_HEX})([0-9a-f]{{4}})")
+_KEPT_ITEM = re.compile(f"[a-z]+_({_HEX})([0-9a-f]{{8}})")
 _CONVERSATION = re.compile(f"conv_{_HEX}")
 
 
@@ -77,3 +78,14 @@ def run_of_item(item: str) -> RunId | None:
 
 def is_conversation(identity: str) -> bool:
     return _CONVERSATION.fullmatch(identity) is not None
+
+
+def conversation_item_id(prefix: str, conversation: str, position: int) -> str:
+    """The id of the item at ``position`` of a conversation."""
+    return f"{prefix}_{conversation.removeprefix('conv_')}{position:08x}"
+
+
+def conversation_of_item(item: str) -> tuple[str, int] | None:
+    """The conversation and the position that an item's id names."""
+    found = _KEPT_ITEM.fullmatch(item)
+    return ("conv_" + found[1], int(found[2], 16)) if found else None

@@ -205,8 +205,12 @@ def _part(text: str) -> JsonObject:
 
 
 def _failure(error: ErrorInfo) -> JsonObject:
-    """OpenAI's codes are few and closed; ours is in the message."""
+    """OpenAI's codes are few and closed; ours is in the message.
+
+    ``type`` and ``param`` are no part of OpenAI's own form: Vercel's AI SDK reads no error without.
+    """
     limited = error.code == ModelRateLimited.code
     said = f"{error.message} {error.hint}" if error.hint else error.message
     code = "rate_limit_exceeded" if limited else "server_error"
-    return {"code": code, "message": f"{said} ({error.code})"}
+    said = f"{said} ({error.code})"
+    return {"code": code, "message": said, "type": code, "param": None}
