@@ -45,10 +45,10 @@ class Budget(Frozen):
     """Ceilings over the whole tree of a run. None is no ceiling."""
 
     max_cost_usd: Decimal | None = Field(default=None, gt=0, le=1_000_000_000)
-    max_tokens: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    max_model_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    max_tool_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    deadline_s: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_S)
+    max_tokens: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    max_model_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    max_tool_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    deadline_s: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_S, strict=True)
     """Wall time from creation to end, in seconds."""
 
 
