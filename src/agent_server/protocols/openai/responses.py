@@ -170,10 +170,7 @@ class ResponseRoutes:
         """The events of the run, which begins: now if it is stored, else when it is entered."""
         tenant = principal.tenant
         if not asked.request.store:
-            size = self._deps.settings.stream_queue_size
-            return EphemeralFollow(
-                self._runs, asked.request, tenant, principal.name, queue_size=size
-            )
+            return EphemeralFollow(self._runs, asked.request, tenant, principal.name)
         run, _ = await self._runs.submit(
             asked.request, tenant=tenant, principal=principal.name, idempotency=key
         )
