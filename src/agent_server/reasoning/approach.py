@@ -29,6 +29,10 @@ class AgentResult(Protocol):
         """The final output as text."""
 
     @property
+    def new_items(self) -> Sequence[JsonObject]:
+        """What the run added to the conversation, as input items."""
+
+    @property
     def session_items(self) -> Sequence[JsonObject]:
         """What the run adds to its session, to be stored with the run's last transaction."""
 
@@ -47,6 +51,7 @@ class AgentRunner(Protocol):
         session_id: str | None = None,
         context: JsonObject | None = None,
         max_turns: int | None = None,
+        listener: Agent[Any] | None = None,
     ) -> AgentResult: ...
 
 
@@ -70,10 +75,13 @@ class ReasoningTask:
         *,
         step: str = "",
         max_turns: int | None = None,
+        listens: bool | None = None,
     ) -> AgentResult:
         """Run ``agent`` (the task's own by default) durably.
 
-        An approach that runs more than one agent gives each its own ``step``, which becomes part
+        What is said into the run meanwhile joins the conversation where it ``listens``: by default
+        where there is no ``step``. Of several runs only the last may, since a replay would give
+        an earlier one what came after it. An approach that runs more than one agent gives each its own ``step``, which becomes part
         of its steps' keys; the same run must have the same ``step`` on every replay.
         """
         return await self.loop.run(
@@ -85,6 +93,7 @@ class ReasoningTask:
             session_id=self.session_id,
             context=self.context,
             max_turns=max_turns,
+            listener=self.agent if (not step if listens is None else listens) else None,
         )
 
 

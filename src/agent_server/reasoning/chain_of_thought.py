@@ -29,6 +29,7 @@ class Reasoned:
 
     output: Any
     text: str
+    new_items: tuple[JsonObject, ...] = ()
     session_items: tuple[JsonObject, ...] = ()
 
 
@@ -53,6 +54,7 @@ class ChainOfThought:
             [*asked, message("assistant", thought.text), message("user", ANSWER)],
             step="answer",
             max_turns=1,
+            listens=True,
         )
-        kept = (*asked, message("assistant", answer.text)) if answer.session_items else ()
-        return Reasoned(answer.output, answer.text, kept)
+        kept = (*asked, *answer.new_items) if answer.session_items else ()
+        return Reasoned(answer.output, answer.text, tuple(answer.new_items), kept)

@@ -65,6 +65,7 @@ from agent_server.execution.store.tasks import (
     inherited_halt,
     insert_task,
     lane_busy,
+    lane_holder,
     lane_runs,
     nudge_awaiting,
     nudge_task,
@@ -86,8 +87,10 @@ from agent_server.execution.store.waits import (
     insert_approval,
     insert_signal,
     list_approval_rows,
+    open_signals,
     set_approval,
     take_signal,
+    take_signals,
     withdraw_approvals,
 )
 from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
@@ -169,6 +172,9 @@ __all__ = [
     "stored_key",
     "take_key",
     "take_signal",
+    "take_signals",
+    "open_signals",
+    "lane_holder",
     "task_of",
     "task_row",
     "take_up_root",

@@ -47,21 +47,30 @@ _AWAITS_ONE_THAT_WAITS = exists(
     .correlate(tasks)
 )
 """Something below the task stands still: that a process ended meanwhile is no fault of the task."""
-_BLOCKED = exists(
-    select(literal(1))
-    .where(
-        _SIBLING.c.lane == tasks.c.lane,
-        _SIBLING.c.status.in_(LIVE),
-        _SIBLING.c.run_id != tasks.c.run_id,
-        or_(
-            _SIBLING.c.status != "queued",
-            _SIBLING.c.created_at < tasks.c.created_at,
-            and_(_SIBLING.c.created_at == tasks.c.created_at, _SIBLING.c.run_id < tasks.c.run_id),
-        ),
+
+
+def _due(table: Any, now: datetime) -> ColumnElement[bool]:
+    """What is to begin later holds no lane until then."""
+    return or_(table.c.status != "queued", table.c.wake_at.is_(None), table.c.wake_at <= now)
+
+
+def _blocked(now: datetime) -> ColumnElement[bool]:
+    """Another task of the same lane (session) has begun and not ended, or is older."""
+    return exists(
+        select(literal(1))
+        .where(
+            _SIBLING.c.lane == tasks.c.lane,
+            _SIBLING.c.status.in_(LIVE),
+            _SIBLING.c.run_id != tasks.c.run_id,
+            _due(_SIBLING, now),
+            or_(
+                _SIBLING.c.status != "queued",
+                tuple_(_SIBLING.c.created_at, _SIBLING.c.run_id)
+                < tuple_(tasks.c.created_at, tasks.c.run_id),
+            ),
+        )
+        .correlate(tasks)
     )
-    .correlate(tasks)
-)
-"""Another task of the same lane (session) has begun and not ended, or is older."""
 
 
 _INSERT_TASK = {name: make(tasks).on_conflict_do_nothing() for name, make in INSERTS.items()}
@@ -156,14 +165,42 @@ def inherited_halt(
     return PAUSE if row.halt == PAUSE else None
 
 
-def lane_busy(connection: Connection, lane: str) -> bool:
+def lane_busy(connection: Connection, lane: str, now: datetime) -> bool:
     """Whether a task of the lane has not ended; on PostgreSQL holds the lane until commit."""
     if connection.dialect.name == "postgresql":
         connection.execute(
             text("SELECT pg_advisory_xact_lock(hashtextextended(:lane, 0))"), {"lane": lane}
         )
-    query = select(literal(1)).where(tasks.c.lane == lane, tasks.c.status.in_(LIVE)).limit(1)
-    return connection.execute(query).scalar() is not None
+    live = (tasks.c.lane == lane, tasks.c.status.in_(LIVE), _due(tasks, now))
+    return connection.execute(select(literal(1)).where(*live).limit(1)).scalar() is not None
+
+
+def _enters(connection: Connection, lane: str, run_id: str) -> bool:
+    """Whether the run may begin on the lane: on PostgreSQL nobody else does until commit. Never
+    waits, for whoever holds the lane may want the task."""
+    if connection.dialect.name != "postgresql":
+        return True
+    lock = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:lane, 0))")
+    if not connection.execute(lock, {"lane": lane}).scalar():
+        return False
+    begun = (tasks.c.lane == lane, tasks.c.status.in_(LIVE), tasks.c.status != "queued")
+    query = select(literal(1)).where(*begun, tasks.c.run_id != run_id).limit(1)
+    return connection.execute(query).scalar() is None
+
+
+def lane_holder(connection: Connection, lane: str, now: datetime) -> str | None:
+    """The run that works on the lane, or will as the next; it stays live until the transaction
+    ends."""
+    query = (
+        select(tasks.c.run_id)
+        .where(tasks.c.lane == lane, tasks.c.status.in_(LIVE), _due(tasks, now))
+        .order_by(tasks.c.status == "queued", tasks.c.created_at, tasks.c.run_id)
+        .limit(1)
+    )
+    while True:
+        found: str | None = connection.execute(query).scalar()
+        if found is None or root_status(connection, found) in LIVE:
+            return found
 
 
 def lane_runs(connection: Connection, lane: str, but: str) -> Sequence[str]:
@@ -181,21 +218,25 @@ def claim(
     still, one more attempt. With each comes the kind of what it stood still for, if it did.
     """
     due = (
-        select(tasks.c.run_id, tasks.c.path, tasks.c.status, tasks.c.waiting_for)
+        select(tasks.c.run_id, tasks.c.path, tasks.c.status, tasks.c.waiting_for, tasks.c.lane)
         .where(
             or_(
                 and_(tasks.c.status == "queued", tasks.c.wake_at.is_(None)),
                 and_(tasks.c.status.in_(("queued", "waiting")), tasks.c.wake_at <= now),
             ),
             tasks.c.halt.is_(None),
-            or_(tasks.c.lane.is_(None), ~_BLOCKED),
+            or_(tasks.c.lane.is_(None), ~_blocked(now)),
         )
         .order_by(tasks.c.created_at, tasks.c.run_id, tasks.c.path)
         .limit(limit)
     )
     if connection.dialect.name == "postgresql":
         due = due.with_for_update(skip_locked=True)
-    found = {(row.run_id, row.path): row for row in connection.execute(due)}
+    found = {
+        (row.run_id, row.path): row
+        for row in connection.execute(due).all()
+        if row.lane is None or _enters(connection, row.lane, row.run_id)
+    }
     keys = list(found)
     if not keys:
         return []
