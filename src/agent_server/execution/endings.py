@@ -29,7 +29,7 @@ from agent_server.execution.journal import Ending
 from agent_server.execution.ports import STEER, FinalOutput, RunSnapshot, Suspend
 from agent_server.execution.steering import queue_unheard
 
-AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], None]
+AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], object]
 """Appends a run's items to its session, inside the transaction that ends the run."""
 
 

@@ -531,4 +531,6 @@ def _ended(step: StepRecord) -> EventBase:
         usage=step.usage,
         duration_ms=duration_ms,
         output=output,
+        cached_tokens=step.cached_tokens,
+        reasoning_tokens=step.reasoning_tokens,
     )

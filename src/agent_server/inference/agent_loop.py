@@ -6,7 +6,7 @@ come from, how runs are stored, and what becomes of the result.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any, Protocol, TypeVar
@@ -34,6 +34,7 @@ from agent_server.inference.ledgered_model import History
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.prices import Prices
 from agent_server.inference.steered import Steered
+from agent_server.inference.tailored import calls_among, client_tools
 from agent_server.inference.tool_output import json_value
 from agent_server.settings import Settings
 
@@ -52,8 +53,9 @@ class RunSession(Protocol):
 
     async def get_items(self, limit: int | None = None) -> list[Any]: ...
     async def add_items(self, items: list[Any]) -> None: ...
-    def staged(self) -> list[JsonObject]:
-        """What to store with the run's last transaction."""
+    def staged(self, pending: Collection[str] = ()) -> list[JsonObject]:
+        """What to store with the run's last transaction; ``pending`` are ids of calls whose output
+        is still to come."""
 
 
 OpenSession = Callable[[TaskContext, str], RunSession]
@@ -74,6 +76,9 @@ class AgentResult:
     the input itself is not in it."""
     session_items: list[JsonObject] = field(default_factory=list)
     """What the run adds to its session, to be stored with the run's last transaction."""
+    calls: list[JsonObject] = field(default_factory=list)
+    """Calls for the caller to carry out: ``call_id``, ``name``, ``arguments`` (JSON). With any,
+    there is no final output yet."""
 
 
 class AgentLoop:
@@ -157,15 +162,18 @@ class AgentLoop:
                 steered=heard,
             )
             result = await self._played(place, agent, turns, playing)
-            await ask_for_all(place, result)
-            added = [_input_item(item) for item in result.new_items]
+            theirs = client_tools(agent)
+            await ask_for_all(place, [i for i in result.interruptions if i.name not in theirs])
+            calls = calls_among(result.interruptions, theirs) if theirs else []
+            added = [_input_item(one) for one in result.new_items if one.type not in _NOT_SAID]
             if session is None or isinstance(given, str):
                 new_items = added
                 break
             more: list[Any] = []
             if heard is not None:
-                taken = heard.more(result.context_wrapper, result.last_agent)
-                more = await self._played(place, agent, turns, taken)
+                if not calls:
+                    taken = heard.more(result.context_wrapper, result.last_agent)
+                    more = await self._played(place, agent, turns, taken)
                 added = heard.conversation([*given, *added], more)[len(given) :]
             new_items += added
             given = [*given, *added]
@@ -173,13 +181,15 @@ class AgentLoop:
                 await session.add_items(given)
                 break
             speaker = result.last_agent
-        output = json_value(result.final_output)
+        output = {"tool_calls": calls} if calls else json_value(result.final_output)
+        pending = [call["call_id"] for call in calls]
         return AgentResult(
             output=output,
             text=output if isinstance(output, str) else json.dumps(output, ensure_ascii=False),
             last_agent=result.last_agent.name,
             new_items=new_items,
-            session_items=session.staged() if session is not None else [],
+            session_items=session.staged(pending) if session is not None else [],
+            calls=calls,
         )
 
     async def _played(
@@ -268,6 +278,10 @@ class AgentLoop:
             tracing_disabled=not self._tracing,
             services=self._services,
         )
+
+
+_NOT_SAID = frozenset({"tool_approval_item"})
+"""Items of the SDK's own bookkeeping, which no model reads."""
 
 
 def _input_item(item: RunItem) -> JsonObject:

@@ -29,12 +29,16 @@ class AgentResult(Protocol):
         """The final output as text."""
 
     @property
+    def session_items(self) -> Sequence[JsonObject]:
+        """What the run adds to its session, to be stored with the run's last transaction."""
+
+    @property
     def new_items(self) -> Sequence[JsonObject]:
         """What the run added to the conversation, as input items."""
 
     @property
-    def session_items(self) -> Sequence[JsonObject]:
-        """What the run adds to its session, to be stored with the run's last transaction."""
+    def calls(self) -> Sequence[JsonObject]:
+        """Calls that the caller is to carry out before there is an output."""
 
 
 class AgentRunner(Protocol):
@@ -67,6 +71,8 @@ class ReasoningTask:
     context: JsonObject = field(default_factory=dict)
     scope: str = ""
     session_id: str | None = None
+    listens: bool = True
+    """Whether what is said into the run meanwhile may join the conversation."""
 
     async def run(
         self,
@@ -84,6 +90,7 @@ class ReasoningTask:
         an earlier one what came after it. An approach that runs more than one agent gives each its own ``step``, which becomes part
         of its steps' keys; the same run must have the same ``step`` on every replay.
         """
+        listens = self.listens and not step if listens is None else listens
         return await self.loop.run(
             self.ctx,
             self.agent if agent is None else agent,
@@ -93,7 +100,7 @@ class ReasoningTask:
             session_id=self.session_id,
             context=self.context,
             max_turns=max_turns,
-            listener=self.agent if (not step if listens is None else listens) else None,
+            listener=self.agent if listens else None,
         )
 
 
