@@ -253,6 +253,12 @@ class Settings(BaseSettings):
     max_document_bytes: int = Field(
         default=16_777_216, ge=1024, description="Size of a body that writes memories."
     )
+    max_file_bytes: int = Field(
+        default=33_554_432, ge=1024, description="Size of a file that is uploaded to `/v1/files`."
+    )
+    max_files_bytes: int = Field(
+        default=1_073_741_824, ge=0, description="Size of all files of one tenant together."
+    )
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
     body_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a request body may take to arrive."

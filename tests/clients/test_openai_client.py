@@ -61,6 +61,16 @@ def test_a_stream_accumulates_to_the_response_it_ends_with(
     assert client.responses.retrieve(final.id).output_text == final.output_text
 
 
+@pytest.mark.parametrize("store", [True, False])
+def test_a_burst_of_a_fast_model_reaches_the_client_whole(
+    client: openai.OpenAI, models: ModelThread, store: bool
+) -> None:
+    models.script(rule("count", {"tokens": 3_000}))
+    with client.responses.stream(model=MODEL, input="count", store=store) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert deltas == [f"tok{n} " for n in range(3_000)]
+
+
 def test_a_response_in_the_background_is_polled_and_its_stream_resumed(
     client: openai.OpenAI, models: ModelThread
 ) -> None:

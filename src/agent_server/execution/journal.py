@@ -264,7 +264,8 @@ class DurableJournal:
 
         False where ``last.unless`` found a reason not to end: then the task needs a new journal.
         """
-        if self._writing is not None:
+        # Not once: the next may begin before whoever waited for this one has its turn.
+        while self._writing is not None:
             await asyncio.shield(self._writing)
         self._check()
         self._closed = True

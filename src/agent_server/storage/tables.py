@@ -257,6 +257,29 @@ session_items = Table(
     Column("created_at", Moment, nullable=False),
 )
 
+files = Table(
+    "files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("size", BigInteger),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Index(None, "tenant", "created_at", "id"),
+)
+"""``size`` is null until every part is there."""
+
+file_parts = Table(
+    "file_parts",
+    metadata,
+    Column("file_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

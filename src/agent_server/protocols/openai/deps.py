@@ -17,9 +17,11 @@ from agent_server.api.ports import Catalog, RunsPort, WorkflowsPort
 from agent_server.api.sse import Streams
 from agent_server.auth.principal import Principal
 from agent_server.memory.conversations import Conversations
+from agent_server.memory.embedders import Embedder
 from agent_server.memory.session_store import SessionStore
 from agent_server.protocols.openai.errors import unsupported
 from agent_server.settings import Settings
+from agent_server.storage.files import Files
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -32,6 +34,8 @@ class OpenAIDeps:
     workflows: WorkflowsPort
     sessions: SessionStore
     conversations: Conversations
+    files: Files
+    embedder: Embedder | None
     streams: Streams
 
 

@@ -6,7 +6,7 @@ Leans on ``names``. Refuses what no model here can read, by its place in the inp
 import base64
 import json
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
@@ -17,6 +17,11 @@ ROLES: Final = ("user", "assistant", "system", "developer")
 Lookup = Callable[[str], Awaitable[JsonObject]]
 """The item of that id, of a stored response or conversation. Raises ``NotFound``."""
 _TEXTS: Final = ("input_text", "output_text", "text", "refusal", "summary_text")
+MEDIA: Final = {
+    "input_image": ("image_url", "file_id"),
+    "input_file": ("file_data", "file_id", "file_url"),
+}
+"""Parts of a message that carry a file, and by which of these."""
 SUMMARY: Final = "Summary of the conversation so far:\n"
 
 
@@ -92,17 +97,25 @@ def _content(part: Any, place: str) -> JsonObject:
         return {"type": "input_text", "text": _text(part, "text", place)}
     if kind == "refusal":
         return {"type": "refusal", "refusal": _text(part, "refusal", place)}
-    if kind in ("input_image", "input_file") and part.get("file_id"):
-        raise unsupported(f"{place}.file_id", "a file by its id", "Send its data or its address.")
-    if kind == "input_image":
-        if not part.get("image_url"):
-            raise refuse(place, f"'{place}' needs 'image_url'.")
-        return {"detail": "auto", **{k: v for k, v in part.items() if v is not None}}
-    if kind == "input_file":
-        if not (part.get("file_url") or part.get("file_data")):
-            raise refuse(place, f"'{place}' needs 'file_url' or 'file_data'.")
-        return {name: value for name, value in part.items() if value is not None}
+    if kind in MEDIA:
+        sources = [name for name in MEDIA[kind] if part.get(name) is not None]
+        if len(sources) != 1:
+            names = ", ".join(map(repr, MEDIA[kind]))
+            raise refuse(place, f"'{place}' needs one of {names}; it has {len(sources)}.")
+        _text(part, sources[0], place)
+        detail = {"detail": "auto"} if kind == "input_image" else {}
+        return {**detail, **{name: value for name, value in part.items() if value is not None}}
     raise unsupported(f"{place}.type", f"content of type {kind!r}")
+
+
+def media(items: Sequence[JsonObject], where: str) -> Iterator[tuple[str, JsonObject]]:
+    """The images and files in ``items``, each with its place."""
+    for number, item in enumerate(items):
+        for name in ("content", "output"):
+            parts = item.get(name)
+            for n, part in enumerate(parts if isinstance(parts, list) else ()):
+                if part.get("type") in MEDIA:
+                    yield f"{where}[{number}].{name}[{n}]", part
 
 
 def _text(item: JsonObject, name: str, place: str) -> str:

@@ -170,14 +170,10 @@ class ResponseRoutes:
         """The events of the run, which begins: now if it is stored, else when it is entered."""
         tenant = principal.tenant
         if not asked.request.store:
-            size = self._deps.settings.stream_queue_size
-            return EphemeralFollow(
-                self._runs, asked.request, tenant, principal.name, queue_size=size
-            )
-        submitted = await self._runs.submit(
+            return EphemeralFollow(self._runs, asked.request, tenant, principal.name)
+        run, *_ = await self._runs.submit(
             asked.request, tenant=tenant, principal=principal.name, idempotency=key
         )
-        run = submitted.run
         return self._runs.follow(tenant, RunId(run.id), 0)
 
     async def answer(
@@ -197,10 +193,9 @@ class ResponseRoutes:
                 )
                 return tale.response()
             raise Unavailable("The server is going down.")
-        submitted = await self._runs.submit(
+        run, *_ = await self._runs.submit(
             request, tenant=tenant, principal=principal.name, idempotency=key
         )
-        run = submitted.run
         if asked.body.background:
             return await self._stored.response(tenant, RunId(run.id))
         with self._deps.streams.poll():

@@ -14,7 +14,7 @@ from agent_server.execution.events import StoredEvent
 from agent_server.protocols.openai import names
 from agent_server.protocols.openai.deps import OpenAIDeps
 from agent_server.protocols.openai.errors import refuse
-from agent_server.protocols.openai.items import input_items, listed, prefix_of, read_input
+from agent_server.protocols.openai.items import input_items, listed, media, prefix_of, read_input
 from agent_server.protocols.openai.tale import echo_of, told
 
 PAGE = 500
@@ -69,7 +69,17 @@ class Stored:
         self, tenant: Tenant, given: str | Sequence[JsonObject] | None, place: str = "input"
     ) -> list[JsonObject]:
         """Items that a client sent, for an agent, with what they refer to."""
-        return await read_input(given, lambda item: self.item(tenant, item), place)
+        items = await read_input(given, lambda item: self.item(tenant, item), place)
+        for where, part in media(items, place):
+            if not part.get("file_id"):
+                continue
+            try:
+                found = await self._deps.files.get(tenant, part["file_id"])
+            except NotFound as error:
+                raise refuse(where, f"File with id {part['file_id'][:100]!r} not found.") from error
+            if part["type"] == "input_image" and not found.media_type.startswith("image/"):
+                raise refuse(where, f"The file {found.id!r} is no image: {found.media_type}.")
+        return items
 
     async def item(self, tenant: Tenant, identity: str) -> JsonObject:
         """The item of a response or a conversation."""
