@@ -140,7 +140,7 @@ class Settings(BaseSettings):
         default=8.0, ge=1, description="Seconds without a heartbeat until a worker counts as dead."
     )
     max_attempts: int = Field(
-        default=10, ge=1, description="Times a task may be taken up before its run is failed."
+        default=10, ge=1, description="Times that a task's worker may die before its run is failed."
     )
     model_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds without a byte until a model call is given up."

@@ -44,7 +44,9 @@ def succeeded(
 
     def spoken_to(connection: Connection) -> bool:
         """Somebody has said something into the run since it last went on to hear what there is."""
-        store.root_status(connection, run.id)  # From here on nobody says any more.
+        lane = store.lane_of(run.tenant, final.session_id)
+        assert lane is not None
+        store.hold_lane(connection, lane)  # From here on nobody says any more.
         left = set(store.open_signals(connection, run.id, STEER))
         fresh = left - attempt.unheard
         attempt.unheard |= left

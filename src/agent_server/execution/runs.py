@@ -224,9 +224,9 @@ class Runs:
         interrupted: dict[str, Told] = {}
 
         def transaction(connection: Connection) -> Submitted:
-            start = direct
-            if new.lane is not None and (direct or request.on_busy != "queue"):
-                busy = store.lane_busy(connection, new.lane, new.now)
+            start, busy = direct, False
+            if new.lane is not None:
+                busy = store.lane_busy(connection, new.lane)
                 start = direct and not busy
                 if busy and request.on_busy == "reject":
                     raise SessionBusy(
@@ -242,7 +242,7 @@ class Runs:
                     return Submitted(into, False, seq)
             run = new.shown(start)
             keep(connection, run, {})
-            new.insert(connection, self.engine.node if start else None)
+            new.insert(connection, self.engine.node if start else None, behind=busy)
             if new.lane is not None and request.on_busy == "interrupt":
                 for other in store.lane_runs(connection, new.lane, new.id):
                     reason = f"interrupted by {new.id}"

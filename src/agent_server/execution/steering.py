@@ -24,7 +24,7 @@ def say(connection: Connection, new: NewRun) -> tuple[Run, int] | None:
     The caller holds the lane.
     """
     assert new.lane is not None
-    holder = store.lane_holder(connection, new.lane, new.now)
+    holder = store.lane_holder(connection, new.lane)
     if holder is None:
         return None
     row = store.engine_run_row(connection, holder)
@@ -61,8 +61,10 @@ def say(connection: Connection, new: NewRun) -> tuple[Run, int] | None:
 
 def queue_unheard(connection: Connection, run: RunSnapshot, now: datetime) -> None:
     """What was said into ``run`` and not taken before it failed becomes runs of their own."""
-    if run.request.session_id is None:
+    lane = store.lane_of(run.tenant, run.request.session_id)
+    if lane is None:
         return
+    store.hold_lane(connection, lane)  # From here on nobody says any more.
     for row in store.take_signals(connection, run.id, STEER, "@failed"):
         new = NewRun(
             id=new_run_id(),
@@ -71,4 +73,4 @@ def queue_unheard(connection: Connection, run: RunSnapshot, now: datetime) -> No
             request=RunRequest.model_validate(row.payload["request"]),
             now=now,
         )
-        new.insert(connection, None)
+        new.insert(connection, None, behind=True)

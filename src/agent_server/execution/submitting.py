@@ -59,7 +59,7 @@ class NewRun:
     @property
     def lane(self) -> str | None:
         """What only one run at a time works on."""
-        return lane_of(self.tenant, self.request.session_id) if self.request.session_id else None
+        return store.lane_of(self.tenant, self.request.session_id)
 
     @property
     def workflow(self) -> str | None:
@@ -85,14 +85,17 @@ class NewRun:
             session_id=request.session_id,
             approach=request.approach,
             model=request.model,
+            priority=request.priority,
             forked_from=self.forked_from,
             created_at=self.now,
             started_at=self.now if started else None,
             metadata=request.metadata,
         )
 
-    def insert(self, connection: Connection, owner: str | None) -> None:
-        """Store it, queued or, with ``owner``, as carried out there (epoch 1)."""
+    def insert(self, connection: Connection, owner: str | None, *, behind: bool) -> None:
+        """Store it, queued or, with ``owner``, as carried out there (epoch 1). ``behind``: another
+        run goes before it on its lane; one that is to begin later enters the lane then.
+        """
         request, now, started = self.request, self.now, owner is not None
         name = request.goal or request.agent or self.workflow or ""
         created = RunCreated(kind=request.kind, name=name, at=now)
@@ -140,13 +143,10 @@ class NewRun:
                 "attempts": 1 if started else 0,
                 "wake_at": request.start_after if self.later else None,
                 "lane": self.lane,
+                "behind": behind or (self.later and self.lane is not None),
+                "rank": -request.priority,
             },
         )
         if self.origin is not None:
             self.origin.write(connection, self.id)
         store.insert_events(connection, self.tenant, self.id, 1, encoded)
-
-
-def lane_of(tenant: str, session_id: str) -> str:
-    """What runs on the session share, so that one at a time works on it."""
-    return f"{tenant}:{session_id}"

@@ -29,7 +29,6 @@ from agent_server.domain.memories import MemoryFilter
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
 from agent_server.execution import store
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
-from agent_server.execution.submitting import lane_of
 from agent_server.memory.ports import Memories
 from agent_server.storage.database import Database
 from agent_server.storage.tables import session_items, sessions
@@ -105,7 +104,7 @@ class SessionStore:
 
         def check(connection: Connection) -> None:
             session_row(connection, tenant, session_id)
-            if store.lane_busy(connection, lane_of(tenant, session_id), utcnow()):
+            if store.lane_busy(connection, f"{tenant}:{session_id}"):
                 raise Conflict(
                     f"A run works on the session {session_id!r}, and would add to it at its end.",
                     hint="Wait for the run's end or cancel it, then delete the session.",
