@@ -164,6 +164,7 @@ def _openai(parts: Parts) -> OpenAIDoor:
         OpenAIDeps(
             settings=parts.settings,
             runs=parts.runs,
+            control=parts.control,
             catalog=_Catalogue(parts),
             workflows=parts.library,
             sessions=parts.sessions,

@@ -334,7 +334,6 @@ class Engine:
     # Carrying one out --------------------------------------------------------------------------
 
     async def _carry_out(self, attempt: Attempt, announced: bool) -> None:
-        attempt.begun = True
         run = attempt.local.snapshot
         journal: DurableJournal | None = None
         try:
@@ -344,6 +343,9 @@ class Engine:
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )
             journal = attempt.journal = self._journal(attempt, recorded)
+            attempt.begun = (
+                True  # From here on an order interrupts it; until here it is looked for.
+            )
             if attempt.held:
                 raise asyncio.CancelledError
             if attempt.ordered:
@@ -371,13 +373,26 @@ class Engine:
         except LostLease as error:
             log.info("attempt ended", run_id=run.id, path=attempt.path, detail=str(error))
         except asyncio.CancelledError:
-            await self._let_go(attempt, journal)
+            await self._broken_off(attempt, journal)
         except PASSING as error:
             # What is stored decides; the task is taken up again when the database is back.
             log.warning("task let go of", run_id=run.id, path=attempt.path, error=error.detail)
             await self._let_go(attempt, journal)
         except Exception as error:
             await self._fail_unrecorded(attempt, journal, error)
+
+    async def _broken_off(self, attempt: Attempt, journal: DurableJournal | None) -> None:
+        """Cancelled outside its handler: what was told to stop for good ends so, and is not queued
+        for somebody to begin it anew."""
+        if journal is not None and attempt.ordered and not (attempt.lost or journal.closed):
+            try:
+                await self._end_ordered(attempt, journal)
+                return
+            except LostLease:
+                return
+            except (Exception, asyncio.CancelledError) as error:
+                log.warning("task let go of", path=attempt.path, error=str(error))
+        await self._let_go(attempt, journal)
 
     def _landed(self, attempt: Attempt) -> None:
         """The attempt is over, perhaps before its first line: its slot is free."""
