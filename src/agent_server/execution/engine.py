@@ -367,7 +367,12 @@ class Engine:
                     ),
                 )
             else:
-                await self._handle(attempt, journal)
+                while not await self._handle(attempt, journal):
+                    log.info("the run goes on with what was said into it", run_id=run.id)
+                    recorded = await self.database.read(
+                        lambda c: store.task_steps(c, run.id, attempt.path)
+                    )
+                    journal = attempt.journal = self._journal(attempt, recorded)
         except LostLease as error:
             log.info("attempt ended", run_id=run.id, path=attempt.path, detail=str(error))
         except asyncio.CancelledError:
@@ -467,7 +472,9 @@ class Engine:
                 )
             )
 
-    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> None:
+    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> bool:
+        """Carry the task out to its end; False where it must be carried out again, from its
+        ledger."""
         run = attempt.local.snapshot
         handler = self.handlers.get(attempt.kind)
         context = EngineContext(self._children, self._waits, attempt, journal)
@@ -501,7 +508,8 @@ class Engine:
                 else:
                     raise
             else:
-                await self._end_succeeded(attempt, journal, output)
+                return await self._end_succeeded(attempt, journal, output)
+        return True
 
     def _wake_soon(self, suspend: Suspend) -> None:
         """Look at a short wait's end, not up to a whole ``POLL_S`` later."""
@@ -539,7 +547,8 @@ class Engine:
 
     # Ends --------------------------------------------------------------------------------------
 
-    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> None:
+    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> bool:
+        """False where it does not end yet."""
         final = output if isinstance(output, FinalOutput) else FinalOutput(output)
         try:
             final = replace(final, value=as_stored(final.value))
@@ -549,9 +558,9 @@ class Engine:
                 hint="Give text, numbers, booleans, null, lists and objects with text as keys.",
             )
             await self._end_failed(attempt, journal, bad)
-            return
+            return True
         ending = endings.succeeded(attempt, final, self._append_items, utcnow())
-        await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
+        return await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
 
     async def _end_failed(
         self, attempt: Attempt, journal: DurableJournal, error: Exception
@@ -592,12 +601,14 @@ class Engine:
         journal: DurableJournal,
         ending: Ending,
         outcome: TaskOutcome,
-    ) -> None:
+    ) -> bool:
         point = "task" if attempt.path else "run"
         crash_point(f"{point}.before_end")
-        await journal.end(ending)
+        ended = await journal.end(ending)
         crash_point(f"{point}.after_end")
-        attempt.outcome = outcome
+        if ended:
+            attempt.outcome = outcome
+        return ended
 
     async def _undo(self, attempt: Attempt, journal: DurableJournal) -> list[FieldError]:
         """Let the handler undo what the task has done; see ``ports.Handler``."""
