@@ -48,6 +48,7 @@ from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.providers import Providers
 from agent_server.memory.consolidator import Consolidator
+from agent_server.memory.conversations import Conversations
 from agent_server.memory.desk import MemoryDesk
 from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
@@ -64,6 +65,8 @@ from agent_server.memory.trimming import Trimming, Window
 from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
 from agent_server.planning.goal import GoalRun, check_edit
+from agent_server.protocols.openai.deps import OpenAIDeps
+from agent_server.protocols.openai.door import OpenAIDoor
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
 from agent_server.reasoning.tasks import AgentRun, AgentTask
@@ -120,6 +123,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
     """
     require_safe(settings)
     parts = build_parts(settings, providers or Providers(settings))
+    openai = _openai(parts)
     app = build_app(
         ApiDeps(
             settings=settings,
@@ -143,11 +147,27 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
             ).routes(),
+            *openai.routes(),
         ],
+        {"v1": openai.manners},
     )
     app.state.parts = parts
     app.state.drain = parts.drain
     return app
+
+
+def _openai(parts: Parts) -> OpenAIDoor:
+    return OpenAIDoor(
+        OpenAIDeps(
+            settings=parts.settings,
+            runs=parts.runs,
+            catalog=_Catalogue(parts),
+            workflows=parts.library,
+            sessions=parts.sessions,
+            conversations=Conversations(parts.database),
+            streams=parts.streams,
+        )
+    )
 
 
 def build_parts(
@@ -235,7 +255,7 @@ def build_parts(
     handlers: dict[str, Handler] = {
         "run.goal": goals,
         "plan": timed(goals.node),
-        "run.agent": AgentRun(solver),
+        "run.agent": AgentRun(solver, lambda tenant, run_id: runs.conversation(tenant, run_id)),
         "action": ActionTask(actions),
         **of_workflows,
     }

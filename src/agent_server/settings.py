@@ -257,6 +257,10 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a request body may take to arrive."
     )
+    openai_approaches: bool = Field(
+        default=False,
+        description="List agents and goals under `/v1/models` with each approach, too.",
+    )
     max_streams: int = Field(default=10_000, ge=1, description="Event streams open at once.")
     stream_queue_size: int = Field(
         default=1_000, ge=10, description="Events held for a slow reader before it is cut off."

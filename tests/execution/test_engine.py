@@ -480,3 +480,23 @@ async def test_a_reader_that_never_reads_is_cut_off_and_the_run_goes_on(url: str
             ended = await finished(runs, run)
             assert ended.output == "done"
             assert follow.lagged
+
+
+async def test_the_end_of_a_task_waits_for_every_write_that_is_under_way(url: str) -> None:
+    """One began while the end waited for another: both at once, and one would find the task gone."""
+    writing: list[asyncio.Task[None]] = []
+
+    async def goal(ctx: TaskContext) -> Any:
+        for number in range(3):  # Each waits for the one before, and then begins its own.
+            step = StepRecord(f"value/{number}", "value", "note")
+            await ctx.journal.finish(step.done(number), commit=False)
+            writing.append(asyncio.create_task(ctx.journal.flush()))
+            await asyncio.sleep(0)
+        return "done"
+
+    async with running(url, {"goal": goal}) as runs:
+        for _ in range(10):
+            run = await finished(runs, await submit(runs, goal="g"))
+            assert run.output == "done"
+            await asyncio.gather(*writing)  # None of them lost its task.
+            writing.clear()

@@ -3,7 +3,6 @@
 import asyncio
 from pathlib import Path
 
-
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import rebuild

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from os import urandom
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -67,6 +67,21 @@ Serve = Callable[[Receive, Send, Send], Awaitable[None]]
 log = structlog.get_logger("agent_server.http")
 
 
+class Rendered(NamedTuple):
+    """An error as an answer."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+
+class Manners(Protocol):
+    """What another standard's door does its own way below its prefix."""
+
+    def render(self, error: AgentServerError, request_id: str) -> Rendered:
+        """``error`` in the form that the standard's clients read."""
+
+
 class Call(NamedTuple):
     """What the door found out about a call."""
 
@@ -77,10 +92,19 @@ class Call(NamedTuple):
 class Door:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, settings: Settings, observe: Observe) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        settings: Settings,
+        observe: Observe,
+        manners: Mapping[str, Manners],
+    ) -> None:
         self._app = app
         self._gate = gate
         self._observe = observe
+        self._manners = manners
         self._max_body = settings.max_body_bytes
         self._max_document = max(settings.max_document_bytes, settings.max_body_bytes)
         self._body_timeout_s = settings.body_timeout_s
@@ -159,7 +183,7 @@ class Door:
             error = problems.unexpected(request_id)
         finally:
             if error is not None and status == 0:
-                await _problem(error, scope["path"], request_id, answer)
+                await self._refuse(error, scope["path"], request_id, answer)
             if self._access_log:
                 tell = log.debug if scope["path"] in PROBES else log.info
                 tell(
@@ -217,6 +241,20 @@ class Door:
 
         return limited
 
+    def _manners_at(self, path: str) -> Manners | None:
+        return self._manners.get(path.split("/", 2)[1]) if self._manners else None
+
+    async def _refuse(
+        self, error: AgentServerError, path: str, request_id: str, send: Send
+    ) -> None:
+        own = self._manners_at(path)
+        if own is not None:
+            rendered = own.render(error, request_id)
+        else:
+            body = problems.render(error, instance=path, request_id=request_id)
+            rendered = Rendered(error.status, problems.MEDIA_TYPE, body)
+        await _send(rendered, error.headers, send)
+
     def _too_large(self, size: str, most: int) -> BodyTooLarge:
         knob = "MAX_BODY_BYTES" if most == self._max_body else "MAX_DOCUMENT_BYTES"
         return BodyTooLarge(
@@ -245,16 +283,15 @@ def _check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
     )
 
 
-async def _problem(error: AgentServerError, path: str, request_id: str, send: Send) -> None:
-    body = problems.render(error, instance=path, request_id=request_id)
+async def _send(rendered: Rendered, more: Mapping[str, str], send: Send) -> None:
     headers = [
-        (b"content-type", problems.MEDIA_TYPE.encode()),
-        (b"content-length", b"%d" % len(body)),
+        (b"content-type", rendered.media_type.encode()),
+        (b"content-length", b"%d" % len(rendered.body)),
         (b"cache-control", b"no-store"),
     ]
-    headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in more.items()]
+    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
+    await send({"type": "http.response.body", "body": rendered.body})
 
 
 def _without_body(send: Send) -> Send:

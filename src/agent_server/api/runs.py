@@ -233,8 +233,7 @@ class RunRoutes:
                 hint="Leave out `store`.",
             )
         if asked.stream:
-            size = self._settings.stream_queue_size
-            follow = EphemeralFollow(self._runs, asked, tenant, principal, queue_size=size)
+            follow = EphemeralFollow(self._runs, asked, tenant, principal)
             return EventStream(self._streams, follow)
         if not wait:
             raise InvalidRequest(

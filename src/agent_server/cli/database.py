@@ -4,12 +4,14 @@ Leans on the storage floor. Refuses to know what is in the rows.
 """
 
 import sys
+from dataclasses import dataclass
 
 import anyio
 
 from agent_server.domain.errors import ConfigurationError
+from agent_server.memory.rows import sizes
 from agent_server.memory.text_index import rebuild
-from agent_server.memory.vector_index import let_go
+from agent_server.memory.vector_index import let_go, way_of
 from agent_server.settings import Settings, load_settings
 from agent_server.storage.copy import Derive, copy
 from agent_server.storage.database import database_at
@@ -38,6 +40,29 @@ async def revision(settings: Settings, timeout_s: float) -> tuple[str | None, st
         await database.open()
         try:
             return await database.read(current_revision), head_revision()
+        finally:
+            await database.close()
+
+
+@dataclass(frozen=True)
+class MemorySizes:
+    """How much is remembered: in all, and in the largest namespace, with its name."""
+
+    rows: int
+    largest: int
+    name: str
+    vectors: str | None
+    """How vectors are searched here; None when they are not."""
+
+
+async def memory_sizes(settings: Settings, timeout_s: float) -> MemorySizes:
+    """What the memory of this database holds. Raises ``TimeoutError``."""
+    with anyio.fail_after(timeout_s):
+        database = database_at(settings.database)
+        await database.open()
+        try:
+            rows, (largest, name) = await database.read(sizes)
+            return MemorySizes(rows, largest, name, await database.read(way_of))
         finally:
             await database.close()
 

@@ -41,7 +41,8 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         │   ├── ModelUnauthorized      model_unauthorized
         │   ├── ModelRateLimited       model_rate_limited
         │   ├── ModelTimeout           model_timeout
-        │   └── ModelMalformed         model_malformed
+        │   ├── ModelMalformed         model_malformed
+        │   └── ModelIncomplete        model_incomplete
         ├── ToolError                  tool_error
         ├── GuardrailTripped           guardrail_tripped
         ├── MaxTurnsExceeded           max_turns
@@ -340,6 +341,12 @@ class ModelTimeout(ModelError):
 
 class ModelMalformed(ModelError):
     code = "model_malformed"
+
+
+class ModelIncomplete(ModelError):
+    """The answer reached its ceiling of tokens, or a content filter."""
+
+    code = "model_incomplete"
 
 
 class ToolError(RunError):

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.options import RunOptions
 from agent_server.domain.plans import TaskStatus
 
 RunKind = Literal["goal", "agent", "workflow"]
@@ -104,6 +105,10 @@ class RunRequest(Frozen):
     )
     input: str | list[JsonObject] | None = Field(
         default=None, description="With `agent`: a text, or a list of input items."
+    )
+
+    options: RunOptions | None = Field(
+        default=None, description="With `agent`: what this run changes of it."
     )
 
     workflow: str | JsonObject | None = Field(
@@ -201,6 +206,10 @@ class WaitingFor(Frozen):
     task_id: str | None = None
     step: str | None = None
     until: datetime | None = None
+    signal: str | None = None
+    """With ``signal``: the name that is waited for; null where the run is paused."""
+    paused_by: str | None = None
+    """Who paused the run: it waits for ``resume``, whatever else it may wait for."""
 
 
 class Reconciled(Frozen):

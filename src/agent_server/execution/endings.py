@@ -28,7 +28,7 @@ from agent_server.execution.attempts import Attempt
 from agent_server.execution.journal import Ending
 from agent_server.execution.ports import FinalOutput, RunSnapshot, Suspend
 
-AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], None]
+AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], object]
 """Appends a run's items to its session, inside the transaction that ends the run."""
 
 

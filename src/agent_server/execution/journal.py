@@ -257,7 +257,8 @@ class DurableJournal:
 
     async def end(self, last: Ending) -> None:
         """Commit everything still pending together with ``last``; nothing may follow."""
-        if self._writing is not None:
+        # Not once: the next may begin before whoever waited for this one has its turn.
+        while self._writing is not None:
             await asyncio.shield(self._writing)
         self._check()
         self._closed = True
@@ -524,4 +525,6 @@ def _ended(step: StepRecord) -> EventBase:
         usage=step.usage,
         duration_ms=duration_ms,
         output=output,
+        cached_tokens=step.cached_tokens,
+        reasoning_tokens=step.reasoning_tokens,
     )

@@ -49,6 +49,8 @@ class StepRecord:
     output: Any = None
     error: ErrorInfo | None = None
     usage: Usage = NO_USAGE
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
     attempts: int = 1
     started_at: datetime = field(default_factory=utcnow)
     ended_at: datetime | None = None

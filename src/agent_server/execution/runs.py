@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
+    Conflict,
     IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidRequest,
@@ -40,12 +41,14 @@ from agent_server.execution.events import (
 )
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.execution.ports import RunSnapshot
+from agent_server.execution.store import conversations
 from agent_server.execution.unstored import run_unstored
 from agent_server.settings import Settings
 from agent_server.storage.database import Database
 
 Events = list[StoredEvent]
 Tasks = list[Task]
+Items = list[JsonObject]
 PAGE = 500
 CANCEL_ANSWER_S = 5.0
 
@@ -369,6 +372,7 @@ class Runs:
         tenant: Tenant,
         principal: str,
         on_event: Callable[[StoredEvent], None] | None = None,
+        deltas: bool = True,
     ) -> Run:
         """Carry the run out without storing anything; cancelled with the caller."""
         request = self._limit(await self._prepare(request, tenant), tenant, principal)
@@ -378,6 +382,7 @@ class Runs:
             tenant=tenant,
             principal=principal,
             on_event=on_event,
+            deltas=deltas,
         )
 
     async def _stored_answer(self, tenant: Tenant, idempotency: Idempotency) -> Submitted | None:
@@ -397,6 +402,40 @@ class Runs:
         if row is None:
             raise _no_run(run_id)
         return store.run_of(row)
+
+    async def submitted(self, tenant: Tenant, run_id: str) -> tuple[Run, RunRequest]:
+        """The run, and what was asked for; raises ``NotFound``."""
+        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+        if row is None:
+            raise _no_run(run_id)
+        return store.run_of(row), RunRequest.model_validate(row.request)
+
+    async def conversation(self, tenant: Tenant, run_id: str) -> "Items":
+        """What was said up to the end of ``run_id``, as input items: its own turn and those it
+        continued. Raises ``NotFound`` when one of them is gone."""
+        found = await self.database.read(lambda c: conversations.conversation(c, tenant, run_id))
+        if found is None:
+            raise NotFound(
+                f"The conversation that ended with {run_id!r} is not here, or not whole.",
+                hint="A run that it continued was deleted; send the whole history as input.",
+            )
+        return found
+
+    async def delete(self, tenant: Tenant, run_id: str) -> None:
+        """Delete the run and all that was written of it. Raises ``NotFound``, and ``Conflict``
+        before its end."""
+
+        def transaction(connection: Connection) -> None:
+            row = store.run_row(connection, tenant, run_id)
+            if row is None:
+                raise _no_run(run_id)
+            if not RunStatus(row.status).ended:
+                raise Conflict(
+                    f"The run {run_id!r} has not ended: {row.status}.", hint="Cancel it first."
+                )
+            conversations.delete_run(connection, tenant, run_id)
+
+        await self.database.write(transaction)
 
     async def list(
         self, tenant: Tenant, *, filters: RunFilters, limit: int, cursor: str | None

@@ -58,9 +58,10 @@ class Waits:
 
             row = await self._roster.database.write(take)
             if row is None and (until is None or until > utcnow()):
-                shown = waiting_for or WaitingFor(
-                    kind="signal", detail=f"Waits for the signal {name!r}.", until=until
-                )
+                detail = f"Waits for the signal {name!r}."
+                shown = waiting_for or WaitingFor(kind="signal", detail=detail, until=until)
+                if shown.kind == "signal":
+                    shown = shown.model_copy(update={"signal": name})
                 raise Suspend(shown, wake_at=until, awaits=signal_awaited(name))
             got = None
             if row is not None:

@@ -6,7 +6,7 @@ come from, how runs are stored, and what becomes of the result.
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from agent_server.inference.hosting import install, run_at
 from agent_server.inference.ledgered_model import History
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.prices import Prices
+from agent_server.inference.tailored import calls_among, client_tools
 from agent_server.inference.tool_output import json_value
 from agent_server.settings import Settings
 
@@ -49,8 +50,9 @@ class RunSession(Protocol):
 
     async def get_items(self, limit: int | None = None) -> list[Any]: ...
     async def add_items(self, items: list[Any]) -> None: ...
-    def staged(self) -> list[JsonObject]:
-        """What to store with the run's last transaction."""
+    def staged(self, pending: Collection[str] = ()) -> list[JsonObject]:
+        """What to store with the run's last transaction; ``pending`` are ids of calls whose output
+        is still to come."""
 
 
 OpenSession = Callable[[TaskContext, str], RunSession]
@@ -70,6 +72,9 @@ class AgentResult:
     """What the run added to the conversation, as input items; the input itself is not in it."""
     session_items: list[JsonObject] = field(default_factory=list)
     """What the run adds to its session, to be stored with the run's last transaction."""
+    calls: list[JsonObject] = field(default_factory=list)
+    """Calls for the caller to carry out: ``call_id``, ``name``, ``arguments`` (JSON). With any,
+    there is no final output yet."""
 
 
 class AgentLoop:
@@ -162,8 +167,10 @@ class AgentLoop:
                 raise
             raise failure from error
         run.check()
-        await ask_for_all(place, result)
-        return await self._result(result, session, given)
+        theirs = client_tools(agent)
+        ours = [one for one in result.interruptions if one.name not in theirs]
+        await ask_for_all(place, ours)
+        return await self._result(result, session, given, theirs)
 
     async def call_tool(
         self, ctx: TaskContext, tool: FunctionTool, arguments: JsonObject, *, key: str
@@ -224,19 +231,31 @@ class AgentLoop:
         )
 
     async def _result(
-        self, result: RunResult, session: RunSession | None, given: str | Sequence[Any]
+        self,
+        result: RunResult,
+        session: RunSession | None,
+        given: str | Sequence[Any],
+        theirs: frozenset[str],
     ) -> AgentResult:
-        new_items = [_input_item(item) for item in result.new_items]
+        calls = calls_among(result.interruptions, theirs) if theirs else []
+        new_items = [_input_item(item) for item in result.new_items if item.type not in _NOT_SAID]
         if session is not None:
             await session.add_items([*given, *new_items])
-        output = json_value(result.final_output)
+        output = {"tool_calls": calls} if calls else json_value(result.final_output)
         return AgentResult(
             output=output,
             text=output if isinstance(output, str) else json.dumps(output, ensure_ascii=False),
             last_agent=result.last_agent.name,
             new_items=new_items,
-            session_items=session.staged() if session is not None else [],
+            session_items=(
+                session.staged([call["call_id"] for call in calls]) if session is not None else []
+            ),
+            calls=calls,
         )
+
+
+_NOT_SAID = frozenset({"tool_approval_item"})
+"""Items of the SDK's own bookkeeping, which no model reads."""
 
 
 def _input_item(item: RunItem) -> JsonObject:

@@ -43,8 +43,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import error_info
-from agent_server.domain.events import MessageCompleted
+from agent_server.domain.errors import ModelIncomplete, error_info
+from agent_server.domain.events import MessageCompleted, ReasoningCompleted
+from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import Usage
 from agent_server.execution.ports import StepRecord
 from agent_server.inference.approvals import foresee
@@ -269,7 +270,13 @@ class LedgeredModel(Model):
         await run.write(journal.begin(step, commit=False, estimate=expected))
         tries = 0
 
+        options = run.ctx.run.request.options
+        given: list[str] = []
+        kept = options is not None and (options.pieces or options.max_output_tokens is not None)
+
         def on_text(text: str) -> None:
+            if kept:
+                given.append(text)
             journal.delta(step.key, agent, text)
 
         async def once() -> ModelResponse:
@@ -286,6 +293,17 @@ class LedgeredModel(Model):
             cost = Decimal(0) if run.prices.known(step.name) else None
             used_up = Usage(model_calls=tries, cost_usd=cost)
             failed = replace(step, attempts=step.attempts + tries - 1)
+            if given and isinstance(error, ModelIncomplete):
+                said = "".join(given)
+                journal.emit(
+                    MessageCompleted(
+                        step=step.key,
+                        agent=agent,
+                        text=said,
+                        incomplete=True,
+                        pieces=_pieces(given, said, options),
+                    )
+                )
             await run.write(journal.finish(failed.failed(error_info(error), used_up), commit=False))
             raise
         except BaseException:
@@ -300,9 +318,16 @@ class LedgeredModel(Model):
         )
         text = text_of(response)
         if text:
-            journal.emit(MessageCompleted(step=step.key, agent=agent, text=text))
+            pieces = _pieces(given, text, options)
+            journal.emit(MessageCompleted(step=step.key, agent=agent, text=text, pieces=pieces))
+        thought = thought_of(response)
+        if thought:
+            journal.emit(ReasoningCompleted(step=step.key, agent=agent, text=thought))
         done = replace(step, attempts=step.attempts + tries - 1).done(
-            response_to_json(response), usage
+            response_to_json(response),
+            usage,
+            cached_tokens=used.input_tokens_details.cached_tokens,
+            reasoning_tokens=used.output_tokens_details.reasoning_tokens,
         )
         await run.write(journal.finish(done, commit=False))
         run.check()
@@ -354,6 +379,24 @@ def text_of(response: ModelResponse) -> str:
         for part in item.content
         if part.type == "output_text"
     )
+
+
+def thought_of(response: ModelResponse) -> str:
+    """The model's summary of its reasoning; empty where it gave none."""
+    return "\n\n".join(
+        part.text
+        for item in response.output
+        if isinstance(item, ResponseReasoningItem)
+        for part in item.summary
+        if part.text
+    )
+
+
+def _pieces(given: list[str], text: str, options: RunOptions | None) -> tuple[int, ...] | None:
+    """Where the message was cut; None where nobody asked, or an attempt was given up midway."""
+    if options is None or not options.pieces or "".join(given) != text:
+        return None
+    return tuple(map(len, given))
 
 
 def response_to_json(response: ModelResponse) -> JsonObject:

@@ -9,7 +9,18 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, and_, bindparam, func, or_, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
@@ -41,6 +52,19 @@ class PreparedMemories:
 
     rows: list[JsonObject] = field(default_factory=list)
     namespaces: list[str] = field(default_factory=list)
+
+
+def sizes(connection: Connection) -> tuple[int, tuple[int, str]]:
+    """How many memories there are of all tenants, and how many in which largest namespace."""
+    counted = (
+        select(func.count(m.c.serial).label("rows"), memory_spaces.c.name)
+        .select_from(JOINED)
+        .group_by(memory_spaces.c.id, memory_spaces.c.name)
+        .order_by(func.count(m.c.serial).desc())
+    )
+    found = connection.execute(counted).all()
+    largest = (int(found[0].rows), str(found[0].name)) if found else (0, "")
+    return sum(int(row.rows) for row in found), largest
 
 
 def prepare(memories: Sequence[NewMemory]) -> PreparedMemories:

@@ -32,6 +32,14 @@ class AgentResult(Protocol):
     def session_items(self) -> Sequence[JsonObject]:
         """What the run adds to its session, to be stored with the run's last transaction."""
 
+    @property
+    def new_items(self) -> Sequence[JsonObject]:
+        """What the run added to the conversation, as input items."""
+
+    @property
+    def calls(self) -> Sequence[JsonObject]:
+        """Calls that the caller is to carry out before there is an output."""
+
 
 class AgentRunner(Protocol):
     """The durable loop: runs an SDK agent, each of its effects a step below ``scope``."""

@@ -30,6 +30,8 @@ class Reasoned:
     output: Any
     text: str
     session_items: tuple[JsonObject, ...] = ()
+    new_items: tuple[JsonObject, ...] = ()
+    calls: tuple[JsonObject, ...] = ()
 
 
 class ChainOfThought:
@@ -47,6 +49,8 @@ class ChainOfThought:
             tool_use_behavior="run_llm_again",
         )
         thought = await task.run(thinker, [*asked, message("user", THINK)], step="think")
+        if thought.calls:
+            return thought
         speaker = without_tools(task.agent, input_guardrails=[])
         answer = await task.run(
             speaker,
@@ -55,4 +59,5 @@ class ChainOfThought:
             max_turns=1,
         )
         kept = (*asked, message("assistant", answer.text)) if answer.session_items else ()
-        return Reasoned(answer.output, answer.text, kept)
+        said = (message("assistant", answer.text),)
+        return Reasoned(answer.output, answer.text, kept, said)

@@ -239,6 +239,7 @@ sessions = Table(
     Column("id", Text, primary_key=True),
     Column("item_count", Integer, nullable=False),
     Column("summary", JsonText),
+    Column("metadata", JsonText),
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False),
     Index(None, "tenant", "created_at", "id"),
