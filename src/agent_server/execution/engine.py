@@ -240,22 +240,24 @@ class Engine:
             if free <= 0 or self.roster.draining:
                 continue
             try:
-                rows = await self.database.write(
+                rows, more = await self.database.write(
                     lambda c: self._claim(c, free)  # noqa: B023  # awaited within the iteration
                 )
+                self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
-                if len(rows) == free:
+                if more and rows:
                     self.roster.wake.set()
             except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
             except Exception:
                 log.exception("cannot take tasks")
 
-    def _claim(self, connection: Connection, free: int) -> list[_Taken]:
+    def _claim(self, connection: Connection, free: int) -> tuple[list[_Taken], bool]:
+        """Tasks taken, and whether there were more."""
         now = utcnow()
         taken = []
-        found = store.claim(connection, self.node, free, now)
+        found, more = store.claim(connection, self.node, free, now, self.roster.turns)
         # In one order by everybody: the runs' rows are locked on the way.
         for row, stood_for in sorted(found, key=lambda pair: (pair[0].run_id, pair[0].path)):
             run = store.engine_run_row(connection, row.run_id)
@@ -268,7 +270,7 @@ class Engine:
                 taken.append((row, run, stood_for))
             else:
                 store.cancel_task(connection, row.run_id, row.path, now)
-        return taken
+        return taken, more
 
     async def _launch_or_fail(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         """A run whose stored request cannot be read is set aside with the reason."""
@@ -302,6 +304,7 @@ class Engine:
                 hidden=row.hidden,
                 epoch=row.epoch,
                 number=row.attempts,
+                losses=row.losses,
                 stood_for=stood_for,
             )
         )
@@ -348,13 +351,13 @@ class Engine:
                 return
             if not announced:
                 self._announce(attempt, journal)
-            if attempt.number > self._settings.max_attempts:
+            if attempt.losses >= self._settings.max_attempts:
                 await self._end_failed(
                     attempt,
                     journal,
                     TooManyAttempts(
-                        f"The task was taken up {attempt.number - 1} times and never finished: "
-                        "its worker died or let go of it each time.",
+                        f"The task was taken up {attempt.losses} times and never finished: "
+                        "its worker died each time.",
                         hint="Look at what the task does; AGENT_SERVER_MAX_ATTEMPTS is the limit.",
                     ),
                 )
@@ -403,7 +406,7 @@ class Engine:
         except LostLease:
             pass
         except (Exception, asyncio.CancelledError):
-            await self._let_go(attempt, fresh)
+            await self._let_go(attempt, fresh, lost=True)
 
     def _journal(self, attempt: Attempt, recorded: list[StepRecord]) -> DurableJournal:
         run = attempt.local.snapshot
@@ -612,8 +615,11 @@ class Engine:
             child.interrupt()
         await settle(children)
 
-    async def _let_go(self, attempt: Attempt, journal: DurableJournal | None) -> None:
-        """Leave the task as it is stored, for whoever takes it next."""
+    async def _let_go(
+        self, attempt: Attempt, journal: DurableJournal | None, *, lost: bool = False
+    ) -> None:
+        """Leave the task as it is stored, for whoever takes it next. ``lost``: this
+        counts as the loss of a worker."""
         if journal is not None:
             await journal.abandon()
         if attempt.path == "":
@@ -623,7 +629,14 @@ class Engine:
         run_id = attempt.local.snapshot.id
         try:
             await self.database.write(
-                lambda c: store.release_task(c, run_id, attempt.path, self.node, attempt.epoch)
+                lambda c: store.release_task(
+                    c,
+                    run_id,
+                    attempt.path,
+                    self.node,
+                    attempt.epoch,
+                    lost=lost,
+                )
             )
         except Exception as error:  # The watch finds it later.
             log.warning("task not handed over", run_id=run_id, error=str(error))
