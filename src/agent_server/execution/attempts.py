@@ -73,6 +73,8 @@ class Attempt:
     looks: int = 0
     outcome: TaskOutcome | None = None
     had_children: bool = False
+    unheard: set[str] = field(default_factory=set)
+    """What was said into its run when it would have ended before, and it went on to hear it."""
     undoes: bool = False
     """It has stopped, and what it has done is being undone."""
     begun: bool = False

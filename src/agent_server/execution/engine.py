@@ -334,7 +334,6 @@ class Engine:
     # Carrying one out --------------------------------------------------------------------------
 
     async def _carry_out(self, attempt: Attempt, announced: bool) -> None:
-        attempt.begun = True
         run = attempt.local.snapshot
         journal: DurableJournal | None = None
         try:
@@ -344,6 +343,9 @@ class Engine:
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )
             journal = attempt.journal = self._journal(attempt, recorded)
+            attempt.begun = (
+                True  # From here on an order interrupts it; until here it is looked for.
+            )
             if attempt.held:
                 raise asyncio.CancelledError
             if attempt.ordered:
@@ -362,17 +364,35 @@ class Engine:
                     ),
                 )
             else:
-                await self._handle(attempt, journal)
+                while not await self._handle(attempt, journal):
+                    log.info("the run goes on with what was said into it", run_id=run.id)
+                    recorded = await self.database.read(
+                        lambda c: store.task_steps(c, run.id, attempt.path)
+                    )
+                    journal = attempt.journal = self._journal(attempt, recorded)
         except LostLease as error:
             log.info("attempt ended", run_id=run.id, path=attempt.path, detail=str(error))
         except asyncio.CancelledError:
-            await self._let_go(attempt, journal)
+            await self._broken_off(attempt, journal)
         except PASSING as error:
             # What is stored decides; the task is taken up again when the database is back.
             log.warning("task let go of", run_id=run.id, path=attempt.path, error=error.detail)
             await self._let_go(attempt, journal)
         except Exception as error:
             await self._fail_unrecorded(attempt, journal, error)
+
+    async def _broken_off(self, attempt: Attempt, journal: DurableJournal | None) -> None:
+        """Cancelled outside its handler: what was told to stop for good ends so, and is not queued
+        for somebody to begin it anew."""
+        if journal is not None and attempt.ordered and not (attempt.lost or journal.closed):
+            try:
+                await self._end_ordered(attempt, journal)
+                return
+            except LostLease:
+                return
+            except (Exception, asyncio.CancelledError) as error:
+                log.warning("task let go of", path=attempt.path, error=str(error))
+        await self._let_go(attempt, journal)
 
     def _landed(self, attempt: Attempt) -> None:
         """The attempt is over, perhaps before its first line: its slot is free."""
@@ -449,7 +469,9 @@ class Engine:
                 )
             )
 
-    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> None:
+    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> bool:
+        """Carry the task out to its end; False where it must be carried out again, from its
+        ledger."""
         run = attempt.local.snapshot
         handler = self.handlers.get(attempt.kind)
         context = EngineContext(self._children, self._waits, attempt, journal)
@@ -483,7 +505,8 @@ class Engine:
                 else:
                     raise
             else:
-                await self._end_succeeded(attempt, journal, output)
+                return await self._end_succeeded(attempt, journal, output)
+        return True
 
     def _wake_soon(self, suspend: Suspend) -> None:
         """Look at a short wait's end, not up to a whole ``POLL_S`` later."""
@@ -521,7 +544,8 @@ class Engine:
 
     # Ends --------------------------------------------------------------------------------------
 
-    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> None:
+    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> bool:
+        """False where it does not end yet."""
         final = output if isinstance(output, FinalOutput) else FinalOutput(output)
         try:
             final = replace(final, value=as_stored(final.value))
@@ -531,9 +555,9 @@ class Engine:
                 hint="Give text, numbers, booleans, null, lists and objects with text as keys.",
             )
             await self._end_failed(attempt, journal, bad)
-            return
+            return True
         ending = endings.succeeded(attempt, final, self._append_items, utcnow())
-        await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
+        return await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
 
     async def _end_failed(
         self, attempt: Attempt, journal: DurableJournal, error: Exception
@@ -574,12 +598,14 @@ class Engine:
         journal: DurableJournal,
         ending: Ending,
         outcome: TaskOutcome,
-    ) -> None:
+    ) -> bool:
         point = "task" if attempt.path else "run"
         crash_point(f"{point}.before_end")
-        await journal.end(ending)
+        ended = await journal.end(ending)
         crash_point(f"{point}.after_end")
-        attempt.outcome = outcome
+        if ended:
+            attempt.outcome = outcome
+        return ended
 
     async def _undo(self, attempt: Attempt, journal: DurableJournal) -> list[FieldError]:
         """Let the handler undo what the task has done; see ``ports.Handler``."""

@@ -42,8 +42,9 @@ from agent_server.execution.forking import (
     shared_events,
     with_arguments,
 )
-from agent_server.execution.runs import Idempotency, Origin, Runs, Submitted
+from agent_server.execution.runs import Idempotency, Runs, Submitted
 from agent_server.execution.store import Whole
+from agent_server.execution.submitting import Origin
 
 
 class BranchSession(Protocol):
