@@ -102,11 +102,20 @@ runs = Table(
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
     Column("ended_at", Moment),
+    Column("trimmed", Boolean, nullable=False, server_default=false()),
     *_usage(),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "tenant", "session_id"),
     Index(None, "tenant", "subject"),
+    Index(None, "ended_at"),
+    Index(
+        "ix_runs_whole",
+        "ended_at",
+        sqlite_where=text("NOT trimmed"),
+        postgresql_where=text("NOT trimmed"),
+    ),
 )
+"""``trimmed``: its events and steps were forgotten, or are being."""
 
 tasks = Table(
     "tasks",
