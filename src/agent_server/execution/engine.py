@@ -68,6 +68,7 @@ from agent_server.execution.ports import (
     TaskOutcome,
 )
 from agent_server.execution.relay import Ears, Relay
+from agent_server.execution.retention import keep_forgetting
 from agent_server.execution.roster import Roster, order_stop, settle
 from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
@@ -111,7 +112,7 @@ class Engine:
             observe=self._observe,
             tool_grace_s=settings.tool_grace_s,
         )
-        self._children = Children(self.roster, self._launch)
+        self._children = Children(self.roster, self._launch, settings.max_run_nodes)
         self._watch = Watch(self.roster)
         self._waits = Waits(self.roster)
         self.database = database
@@ -145,6 +146,8 @@ class Engine:
         if self.roster.slots:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
         self._loops.append(asyncio.create_task(self._watch.run(), name="engine-watch"))
+        forgetting = keep_forgetting(self.database, self._settings)
+        self._loops.append(asyncio.create_task(forgetting, name="engine-forget"))
 
     def _joined(self, url: str) -> Relay:
         roster = self.roster
@@ -215,6 +218,7 @@ class Engine:
     def launch_root(self, snapshot: RunSnapshot, payload: JsonObject) -> None:
         """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
         local = self._local(snapshot, None)
+        local.begun = set()
         self._launch(
             Attempt(
                 local=local,
