@@ -164,6 +164,7 @@ def _openai(parts: Parts) -> OpenAIDoor:
         OpenAIDeps(
             settings=parts.settings,
             runs=parts.runs,
+            control=parts.control,
             catalog=_Catalogue(parts),
             workflows=parts.library,
             sessions=parts.sessions,
@@ -255,6 +256,7 @@ def build_parts(
             call_tool=call_tool,
             actions=actions,
             max_parallel=settings.max_parallel_tasks,
+            max_nodes=settings.max_run_nodes,
             stored=checks.library,
         )
     )

@@ -122,10 +122,11 @@ class RunRequest(Frozen):
         max_length=200,
         description="The conversation that the run continues.",
     )
-    on_busy: Literal["queue", "reject", "interrupt"] = Field(
+    on_busy: Literal["queue", "reject", "interrupt", "steer"] = Field(
         default="queue",
         description="With `session_id`, while another run is under way on the session: `queue` "
-        "waits for it, `reject` refuses this one with 409, `interrupt` cancels the other.",
+        "waits for it, `reject` refuses this one with 409, `interrupt` cancels the other, `steer` "
+        "says `input` into the other at its next turn: that run is the answer.",
     )
     approach: str | None = Field(
         default=None,
@@ -153,6 +154,12 @@ class RunRequest(Frozen):
     )
     start_after: AwareDatetime | None = Field(
         default=None, description="Not before this moment (RFC 3339)."
+    )
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Place in the queue: what of a tenant has a higher one begins first.",
     )
     stream: bool = Field(default=False, description="The answer is the event stream.")
     store: bool = Field(
@@ -191,6 +198,8 @@ class RunRequest(Frozen):
                 raise ValueError(f"{wrong[0]!r} goes with {kind!r}, not with {given[0]!r}")
         if self.on_busy != "queue" and self.session_id is None:
             raise ValueError(f"'on_busy': {self.on_busy!r} goes with 'session_id'")
+        if self.on_busy == "steer" and (self.agent is None or self.start_after is not None):
+            raise ValueError("'on_busy': 'steer' goes with 'agent', and without 'start_after'")
         if self.review == "plan" and self.goal is None:
             raise ValueError("'review': 'plan' goes with 'goal': nothing else has a plan")
         if self.agent is not None and self.input is None:
@@ -262,6 +271,7 @@ class Run(Frozen):
     session_id: str | None = None
     approach: str | None = None
     model: str | None = None
+    priority: int = 0
     parent_id: str | None = None
     forked_from: str | None = None
     created_at: datetime

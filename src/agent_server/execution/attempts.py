@@ -32,6 +32,8 @@ class LocalRun:
     """Its root is about to end it: what else is carried out stops."""
     elsewhere: set[str] = field(default_factory=set)
     """Children awaited here that this process does not carry out."""
+    begun: set[str] | None = None
+    """The places of the tasks that the run has begun; None until they were looked for."""
 
     @property
     def stops(self) -> bool:
@@ -52,6 +54,8 @@ class Attempt:
     hidden: bool
     epoch: int
     number: int
+    losses: int = 0
+    """Workers that died at it and were not excused."""
     stood_for: str | None = None
     """The kind of what it waited for until now; None for a task that did not."""
     lost: bool = False
@@ -64,8 +68,15 @@ class Attempt:
     """Somebody cancelled this task by itself: it fails with this."""
     awaited: int = 0
     """Children it awaits just now; while there are any, it takes no slot."""
+    excused: bool = False
+    """It only stands above a task that waits: should the process die now, that was not its fault."""
+    look_at: float = 0.0
+    """When, by the loop's clock, to look again whether it is to be excused."""
+    looks: int = 0
     outcome: TaskOutcome | None = None
     had_children: bool = False
+    unheard: set[str] = field(default_factory=set)
+    """What was said into its run when it would have ended before, and it went on to hear it."""
     undoes: bool = False
     """It has stopped, and what it has done is being undone."""
     begun: bool = False

@@ -12,6 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from agent_server.api import inputs
+from agent_server.api.control import ControlPort
 from agent_server.api.door import CALL, Call
 from agent_server.api.ports import Catalog, RunsPort, WorkflowsPort
 from agent_server.api.sse import Streams
@@ -30,6 +31,7 @@ M = TypeVar("M", bound=BaseModel)
 class OpenAIDeps:
     settings: Settings
     runs: RunsPort
+    control: ControlPort
     catalog: Catalog
     workflows: WorkflowsPort
     sessions: SessionStore

@@ -17,6 +17,9 @@ ROLES: Final = ("user", "assistant", "system", "developer")
 Lookup = Callable[[str], Awaitable[JsonObject]]
 """The item of that id, of a stored response or conversation. Raises ``NotFound``."""
 _TEXTS: Final = ("input_text", "output_text", "text", "refusal", "summary_text")
+CONSENT: Final = "mcp_approval_response"
+OURS: Final = ("reasoning", "mcp_approval_request", CONSENT)
+"""What an earlier answer of ours had beside what was said, and what was answered to that."""
 MEDIA: Final = {
     "input_image": ("image_url", "file_id"),
     "input_file": ("file_data", "file_id", "file_url"),
@@ -30,7 +33,7 @@ async def read_input(
 ) -> list[JsonObject]:
     """The items for the agent. Ids and states of items are left out: they are not its model's.
 
-    Reasoning items are of an earlier answer of ours, and no model's to read: they are skipped.
+    Items that only we make of an answer are no model's to read, and are skipped.
     Raises ``InvalidRequest``.
     """
     if given is None:
@@ -69,7 +72,7 @@ def _read(item: JsonObject, kind: str, place: str) -> JsonObject | None:
         elif not isinstance(output, str):
             raise refuse(f"{place}.output", f"'{place}.output' must be a text or a list.")
         return {"type": kind, "call_id": _text(item, "call_id", place), "output": output}
-    if kind == "reasoning":
+    if kind in OURS:
         return None
     if kind == "compaction":
         return {"role": "developer", "content": SUMMARY + unpack(item, place)}
