@@ -75,6 +75,7 @@ from agent_server.registry.connected import ConnectedLoop
 from agent_server.registry.registry import Registry
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
+from agent_server.storage.files import Files
 from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
@@ -104,6 +105,7 @@ class Parts:
     sessions: SessionStore
     memories: MemoryStore
     long_term: LongTermMemory
+    files: Files
     memory: MemoryDesk
     erasure: Erasure
     consolidator: Consolidator | None
@@ -157,14 +159,18 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
 
 
 def _openai(parts: Parts) -> OpenAIDoor:
+    embedding = parts.long_term.embedding
     return OpenAIDoor(
         OpenAIDeps(
             settings=parts.settings,
             runs=parts.runs,
+            control=parts.control,
             catalog=_Catalogue(parts),
             workflows=parts.library,
             sessions=parts.sessions,
             conversations=Conversations(parts.database),
+            files=parts.files,
+            embedder=embedding.embedder if embedding is not None else None,
             streams=parts.streams,
         )
     )
@@ -216,12 +222,14 @@ def build_parts(
         Window(settings.session_max_items, settings.session_max_tokens),
         summarise if settings.session_summaries else None,
     )
+    files = Files(database, settings.max_files_bytes)
     bare_loop = AgentLoop(
         providers,
         settings,
         policies=registry,
         open_session=trimming.opener(history),
         services={MemoryDesk: desk},
+        fetch=files.whole,
     )
     loop = ConnectedLoop(bare_loop, registry)
     thinking = Thinking(loop)
@@ -314,6 +322,7 @@ def build_parts(
         sessions=history,
         memories=store,
         long_term=long_term,
+        files=files,
         memory=desk,
         erasure=Erasure(database, store, runs.cancel),
         consolidator=consolidator,

@@ -140,7 +140,7 @@ class Settings(BaseSettings):
         default=8.0, ge=1, description="Seconds without a heartbeat until a worker counts as dead."
     )
     max_attempts: int = Field(
-        default=10, ge=1, description="Times a task may be taken up before its run is failed."
+        default=10, ge=1, description="Times that a task's worker may die before its run is failed."
     )
     model_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds without a byte until a model call is given up."
@@ -252,6 +252,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1_048_576, ge=1024, description="Size of a request body.")
     max_document_bytes: int = Field(
         default=16_777_216, ge=1024, description="Size of a body that writes memories."
+    )
+    max_file_bytes: int = Field(
+        default=33_554_432, ge=1024, description="Size of a file that is uploaded to `/v1/files`."
+    )
+    max_files_bytes: int = Field(
+        default=1_073_741_824, ge=0, description="Size of all files of one tenant together."
     )
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
     body_timeout_s: float = Field(

@@ -124,7 +124,7 @@ class Trial:
         run = self.settle(api, run_id)
         events = api.events(run_id)
         in_order(events, draft)
-        undone(events, api.get(f"{RUNS}/{run_id}/tasks")["data"], run["status"], draft)
+        undone(events, api.listed(f"{RUNS}/{run_id}/tasks"), run["status"], draft)
         error = None if run["error"] is None else run["error"]["message"]
         result = {"status": run["status"], "output": timeless(run["output"]), "error": error}
         return result, branches_of(events)

@@ -198,7 +198,7 @@ async def test_a_worker_that_lost_its_task_stores_nothing_more(url: str) -> None
     async with running(url, {"goal": goal}) as runs:
         run = await submit(runs, goal="g")
         await runs.database.write(lambda c: store.release_tasks(c, runs.engine.node))
-        await runs.database.write(lambda c: store.claim(c, "another", 1, utcnow()))
+        await runs.database.write(lambda c: store.claim(c, "another", 1, utcnow(), store.Turns()))
         taken.set()
         await _until(lambda: bool(refused))
         # The other owner gives it up; this node may take it again.
@@ -376,12 +376,13 @@ async def test_a_task_taken_up_too_often_fails_its_run_with_the_reason(url: str)
         await asyncio.Event().wait()
 
     run = None
+    settings = {"max_attempts": 2, "lease_s": 1.0}
     for _ in range(2):
-        async with running(url, {"goal": goal}, max_attempts=2) as runs:
+        async with running(url, {"goal": goal}, dies=True, **settings) as runs:
             began.clear()
             run = run or await submit(runs, goal="g")
             await asyncio.wait_for(began.wait(), 20)
-    async with running(url, {"goal": goal}, max_attempts=2) as runs:
+    async with running(url, {"goal": goal}, **settings) as runs:
         assert run is not None
         ended = await finished(runs, run)
     assert ended.error is not None and ended.error.code == "too_many_attempts"

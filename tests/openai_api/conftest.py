@@ -28,6 +28,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, models: ModelThread) -> Iter
             models,
             AGENT_SERVER_AGENTS=str(AGENTS),
             AGENT_SERVER_API_KEY="key-of-the-tests",
+            AGENT_SERVER_MAX_FILE_BYTES="1048576",
         )
 
 

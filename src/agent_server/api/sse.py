@@ -195,6 +195,10 @@ class EventStream(Response):
         """What is written of ``event``, each in one write."""
         return (encode(event),)
 
+    def ended(self, event: StoredEvent) -> bool:
+        """Whether nothing is to come behind ``event``."""
+        return event.type in ENDING
+
     def lagged_notice(self) -> bytes:
         return LAGGED
 
@@ -250,7 +254,7 @@ class EventStream(Response):
                     await self._pinging
                 for frame in self.frames(event):
                     await send({"type": "http.response.body", "body": frame, "more_body": True})
-                if event.type in ENDING:
+                if self.ended(event):
                     return self.closing
             self._writing = False
             self._mark = streams.tick

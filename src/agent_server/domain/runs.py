@@ -45,10 +45,10 @@ class Budget(Frozen):
     """Ceilings over the whole tree of a run. None is no ceiling."""
 
     max_cost_usd: Decimal | None = Field(default=None, gt=0, le=1_000_000_000)
-    max_tokens: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    max_model_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    max_tool_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    deadline_s: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_S)
+    max_tokens: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    max_model_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    max_tool_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    deadline_s: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_S, strict=True)
     """Wall time from creation to end, in seconds."""
 
 
@@ -153,6 +153,12 @@ class RunRequest(Frozen):
     )
     start_after: AwareDatetime | None = Field(
         default=None, description="Not before this moment (RFC 3339)."
+    )
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Place in the queue: what of a tenant has a higher one begins first.",
     )
     stream: bool = Field(default=False, description="The answer is the event stream.")
     store: bool = Field(
@@ -262,6 +268,7 @@ class Run(Frozen):
     session_id: str | None = None
     approach: str | None = None
     model: str | None = None
+    priority: int = 0
     parent_id: str | None = None
     forked_from: str | None = None
     created_at: datetime

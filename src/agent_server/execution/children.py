@@ -38,7 +38,10 @@ class Children:
         self._roster.yield_slot(parent)
         try:
             future = await asyncio.shield(begun)
-            return await asyncio.shield(future)
+            outcome = await asyncio.shield(future)
+            if parent.excused:
+                await self._accuse(parent)
+            return outcome
         except asyncio.CancelledError:
             # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
             with anyio.CancelScope(shield=True):
@@ -52,6 +55,12 @@ class Children:
             raise
         finally:
             self._roster.take_slot_back(parent)
+
+    async def _accuse(self, parent: Attempt) -> None:
+        """The parent, which only stood above what waits, is at work again."""
+        parent.excused = False
+        run_id, node = parent.local.snapshot.id, self._roster.node
+        await self._roster.database.write(lambda c: store.accuse(c, node, run_id, parent.path))
 
     async def _begin(
         self, parent: Attempt, journal: DurableJournal, spec: TaskSpec
@@ -182,4 +191,5 @@ def _task_values(parent: Attempt, spec: TaskSpec) -> dict[str, Any]:
         "agent": spec.agent,
         "payload": spec.payload,
         "hidden": spec.hidden,
+        "rank": -run.request.priority,
     }

@@ -234,7 +234,8 @@ class History:
         repeats = []
         for row in share.repeated(origin):
             effect = self._effect_of(row.name)
-            inside = any(one.key.startswith(f"{row.key}/") for one in origin.steps)
+            calls = (one.key for one in origin.steps if one.kind != "value")
+            inside = any(key.startswith(f"{row.key}/") for key in calls)
             if effect is not ToolEffect.NONE and not inside:
                 repeats.append(
                     Repeat(step=row.key, name=row.name, effect=effect.value, arguments=row.input)

@@ -285,6 +285,11 @@ class DurableJournal:
             self._timer.cancel()
         self._pending = _Batch()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more: its last transaction is on its way, or it was given up."""
+        return self._closed
+
     def halt(self) -> None:
         """Begin nothing more: ``begin`` raises ``RunCancelled``, whoever swallowed the order."""
         self._halted = True

@@ -229,11 +229,11 @@ class Runs:
         direct = self.engine.roster.free_slot() and not later
         workflow = _workflow_name(request.workflow) if request.workflow is not None else None
         name = request.goal or request.agent or workflow or ""
-        lane = f"{tenant}:{request.session_id}" if request.session_id else None
+        lane = store.lane_of(tenant, request.session_id)
 
         def transaction(connection: Connection) -> tuple[bool, list[StoredEvent], Run | None]:
-            start = direct
-            if lane is not None and (direct or request.on_busy != "queue"):
+            start, busy = direct, False
+            if lane is not None:
                 busy = store.lane_busy(connection, lane)
                 start = direct and not busy
                 if busy and request.on_busy == "reject":
@@ -277,6 +277,7 @@ class Runs:
                 session_id=request.session_id,
                 approach=request.approach,
                 model=request.model,
+                priority=request.priority,
                 forked_from=forked_from,
                 created_at=now,
                 started_at=now if start else None,
@@ -312,6 +313,8 @@ class Runs:
                     "attempts": 1 if start else 0,
                     "wake_at": request.start_after if later else None,
                     "lane": lane,
+                    "behind": busy,
+                    "rank": -request.priority,
                     "created_at": now,
                     "started_at": now if start else None,
                 },

@@ -20,6 +20,7 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ApprovalExpired, ToolError
 from agent_server.execution.ports import Suspend, TaskContext
 from agent_server.inference.approvals import SeenCall, ask, ask_for_all, needs_consent
+from agent_server.inference.attachments import Fetch
 from agent_server.inference.durable_run import (
     DurableRun,
     HintedPolicies,
@@ -89,10 +90,13 @@ class AgentLoop:
         open_session: OpenSession | None = None,
         tracing: bool = False,
         services: Mapping[type[Any], Any] | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         """``tracing`` lets the SDK make spans for processors that this process has set; without
-        it a run makes none. ``services`` is what the server lends to its own tools."""
+        it a run makes none. ``services`` is what the server lends to its own tools, ``fetch`` how
+        it gets files that a conversation names."""
         self._services = services or {}
+        self._fetch = fetch
         self._provider = provider
         self._settings = settings
         self._policies = policies or HintedPolicies()
@@ -228,6 +232,7 @@ class AgentLoop:
             assumed_output_tokens=self._settings.budget_output_tokens,
             tracing_disabled=not self._tracing,
             services=self._services,
+            fetch=self._fetch,
         )
 
     async def _result(

@@ -124,12 +124,20 @@ async def ask(run: DurableRun, call: SeenCall, agent: str | None = None) -> Appr
         expires_at=expires_at,
         on_expiry=terms.on_expiry,
         approvers=terms.approvers,
-        schema=call.tool.params_json_schema if isinstance(call.tool, FunctionTool) else None,
+        schema=_takes(call),
         agent=agent,
     )
     scope = run.journal.scope
     below = call.key[len(scope) + 1 :] if scope else call.key
     return await run.at_home(run.ctx.ask_approval(wanted, key=f"{below}/approval"))
+
+
+def _takes(call: SeenCall) -> JsonObject:
+    """What edited arguments must fit. Only a function's call is made here and can be given others:
+    a hosted tool is called by the model's provider with what the model said."""
+    if isinstance(call.tool, FunctionTool):
+        return call.tool.params_json_schema
+    return {"const": call.arguments}
 
 
 async def ask_for_all(place: Place, interruptions: Sequence[ToolApprovalItem]) -> None:

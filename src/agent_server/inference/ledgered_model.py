@@ -49,6 +49,7 @@ from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import Usage
 from agent_server.execution.ports import StepRecord
 from agent_server.inference.approvals import foresee
+from agent_server.inference.attachments import attach
 from agent_server.inference.audit import AUDIT
 from agent_server.inference.durable_run import Place
 from agent_server.inference.estimate import estimate
@@ -264,6 +265,7 @@ class LedgeredModel(Model):
     async def _ask(self, model: Model, request: ModelRequest, step: StepRecord) -> ModelResponse:
         run, agent = self._place.run, step.agent
         journal = run.journal
+        request = await attach(request, run.ctx.run.tenant, run.fetch)
         expected = None
         if run.ctx.run.budget is not None:
             expected = estimate(request, step.name, run.prices, run.assumed_output_tokens)

@@ -28,7 +28,9 @@ from agent_server.execution.store.halts import (
     task_paths,
     unpause_tasks,
 )
+from agent_server.execution.store.lanes import free_lanes, lane_busy, lane_of, lane_runs
 from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
+from agent_server.execution.store.queue import Turns
 from agent_server.execution.store.reservations import (
     cut_off,
     forget_reservations,
@@ -53,19 +55,19 @@ from agent_server.execution.store.runs import (
 )
 from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
+    accuse,
     can_undo,
     cancel_task,
     cancel_tasks,
     claim,
     end_task,
     ended_tasks,
+    excuse,
     has_ended,
     held_tasks,
     holds,
     inherited_halt,
     insert_task,
-    lane_busy,
-    lane_runs,
     nudge_awaiting,
     nudge_task,
     park_task,
@@ -93,6 +95,11 @@ from agent_server.execution.store.waits import (
 from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
 
 __all__ = [
+    "Turns",
+    "accuse",
+    "excuse",
+    "free_lanes",
+    "lane_of",
     "Whole",
     "copy_steps",
     "copy_tasks",

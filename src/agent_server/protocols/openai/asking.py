@@ -16,7 +16,7 @@ from agent_server.domain.runs import Budget, RunRequest
 from agent_server.protocols.openai.bodies import CreateResponse
 from agent_server.protocols.openai.deps import check_include
 from agent_server.protocols.openai.errors import refuse, unsupported
-from agent_server.protocols.openai.items import last_text
+from agent_server.protocols.openai.items import last_text, media
 from agent_server.protocols.openai.names import Target
 
 TIERS: Final = ("auto", "default")
@@ -274,6 +274,8 @@ def _run_request(
     for name in ("temperature", "top_p", "max_output_tokens", "tool_choice", "reasoning"):
         if getattr(options, name) is not None:
             raise refuse(name, f"'{name}' is an agent's; a {target.kind} has several.")
+    for place, part in media(asked, "input"):
+        raise unsupported(place, f"{part['type']!r} for a {target.kind}", "An agent can read it.")
     text = last_text(asked)
     if not text:
         raise refuse("input", f"A {target.kind} needs a text from the user.")

@@ -81,6 +81,11 @@ class CompactBody(Frozen):
     service_tier: str | None = None
 
 
+class ExpiresAfter(Frozen):
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3_600, le=2_592_000)
+
+
 class CreateConversation(Frozen):
     """The body of ``POST /v1/conversations``."""
 
@@ -98,6 +103,24 @@ class AddItems(Frozen):
     """The body of ``POST /v1/conversations/{id}/items``."""
 
     items: list[JsonObject] = Field(min_length=1)
+
+
+class UploadFile(Frozen):
+    """The form of ``POST /v1/files``."""
+
+    file: bytes
+    purpose: Literal["assistants", "vision", "user_data"]
+    expires_after: ExpiresAfter | None = None
+
+
+class CreateEmbedding(Frozen):
+    """The body of ``POST /v1/embeddings``."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+    model: str = Field(min_length=1, max_length=300)
+    dimensions: int | None = Field(default=None, ge=1)
+    encoding_format: Literal["float", "base64"] | None = None
+    user: str | None = Field(default=None, max_length=200)
 
 
 class CreateChat(Frozen):

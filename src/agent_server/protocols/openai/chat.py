@@ -25,10 +25,11 @@ from agent_server.protocols.openai import asking, names
 from agent_server.protocols.openai.bodies import CreateChat, CreateResponse, ReasoningParam
 from agent_server.protocols.openai.deps import OpenAIDeps, caller, read
 from agent_server.protocols.openai.errors import RunFailed, error_object, refuse, unsupported
-from agent_server.protocols.openai.items import check_answered, read_input
+from agent_server.protocols.openai.items import check_answered
 from agent_server.protocols.openai.lists import answer, route
 from agent_server.protocols.openai.narrator import Narrator
 from agent_server.protocols.openai.script import DONE
+from agent_server.protocols.openai.stored import Stored
 from agent_server.protocols.openai.tale import in_form, moment
 
 PATH = "/v1/chat/completions"
@@ -45,6 +46,7 @@ class ChatRoutes:
     def __init__(self, deps: OpenAIDeps) -> None:
         self._deps = deps
         self._runs = deps.runs
+        self._stored = Stored(deps)
 
     def routes(self) -> Sequence[Route]:
         return (
@@ -62,7 +64,7 @@ class ChatRoutes:
     async def create(self, request: Request) -> Response:
         body = await read(request, CreateChat, self._deps.settings)
         principal = caller(request)
-        wanted = await self._wanted(body)
+        wanted = await self._wanted(body, principal)
         usage = bool(body.stream_options and body.stream_options.include_usage)
         tale = ChatTale(body.model, stream=bool(body.stream), usage=usage, form=in_form(wanted))
         if body.stream:
@@ -86,10 +88,10 @@ class ChatRoutes:
             return answer(tale.completion())
         raise Unavailable("The server is going down.")
 
-    async def _wanted(self, body: CreateChat) -> RunRequest:
+    async def _wanted(self, body: CreateChat, principal: Principal) -> RunRequest:
         _check(body)
         target = names.target(body.model)
-        given = await read_input(chat_items(body.messages), _no_lookup)
+        given = await self._stored.read(principal.tenant, chat_items(body.messages), "messages")
         check_answered([], given)
         # Where nothing is said of it nothing is stored, as with OpenAI; what needs a store has it.
         stored = bool(body.store) or (body.store is None and target.kind != "agent")
@@ -129,10 +131,6 @@ class ChatRoutes:
         return self._runs.follow(tenant, RunId(run.id), 0)
 
 
-async def _no_lookup(identity: str) -> JsonObject:
-    raise refuse("messages", "A message needs a role.")
-
-
 def _check(body: CreateChat) -> None:
     for name in _REFUSED:
         if getattr(body, name) is not None:
@@ -167,7 +165,7 @@ def chat_items(messages: Sequence[JsonObject]) -> list[JsonObject]:
                 content = _parts(message["content"], place)
                 found.append({"role": "assistant", "content": content})
             for call in message.get("tool_calls") or ():
-                function = call.get("function") or {}
+                function = _inner(call, "function", f"{place}.tool_calls")
                 found.append(
                     {
                         "type": "function_call",
@@ -190,15 +188,23 @@ def _parts(content: Any, place: str) -> Any:
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "image_url":
-            image = part.get("image_url") or {}
+            image = _inner(part, "image_url", place)
             detail = image.get("detail") or "auto"
             found.append({"type": "input_image", "image_url": image.get("url"), "detail": detail})
         elif kind == "file":
-            found.append({"type": "input_file", **(part.get("file") or {})})
+            found.append({"type": "input_file", **_inner(part, "file", place)})
         elif kind in ("text", "refusal"):
             found.append(part)
         else:
             raise unsupported(f"{place}.content[{number}].type", f"content of type {kind!r}")
+    return found
+
+
+def _inner(holder: Any, name: str, place: str) -> JsonObject:
+    """The object ``name`` in ``holder``."""
+    found = holder.get(name) if isinstance(holder, dict) else None
+    if not isinstance(found, dict):
+        raise refuse(f"{place}.{name}", f"'{place}' needs {name!r}, an object.")
     return found
 
 
@@ -207,7 +213,7 @@ def _tools(given: list[JsonObject] | None) -> list[JsonObject] | None:
         return None
     return [
         (
-            {"type": "function", **(tool.get("function") or {})}
+            {"type": "function", **_inner(tool, "function", "tools")}
             if tool.get("type") == "function"
             else tool
         )

@@ -12,14 +12,17 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from agent_server.api import inputs
+from agent_server.api.control import ControlPort
 from agent_server.api.door import CALL, Call
 from agent_server.api.ports import Catalog, RunsPort, WorkflowsPort
 from agent_server.api.sse import Streams
 from agent_server.auth.principal import Principal
 from agent_server.memory.conversations import Conversations
+from agent_server.memory.embedders import Embedder
 from agent_server.memory.session_store import SessionStore
 from agent_server.protocols.openai.errors import unsupported
 from agent_server.settings import Settings
+from agent_server.storage.files import Files
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,10 +31,13 @@ M = TypeVar("M", bound=BaseModel)
 class OpenAIDeps:
     settings: Settings
     runs: RunsPort
+    control: ControlPort
     catalog: Catalog
     workflows: WorkflowsPort
     sessions: SessionStore
     conversations: Conversations
+    files: Files
+    embedder: Embedder | None
     streams: Streams
 
 

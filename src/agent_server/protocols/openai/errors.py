@@ -16,6 +16,9 @@ from agent_server.domain.errors import (
     UnknownAgent,
 )
 
+FILES: Final = "/v1/files"
+FORM_BYTES: Final = 65_536
+"""What a form may have beside its file."""
 MODEL_NOT_FOUND: Final = "model_not_found"
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _RETRY_NOT: Final = {"x-should-retry": "false"}
@@ -62,6 +65,12 @@ def error_object(error: AgentServerError) -> tuple[int, JsonObject]:
 
 class OpenAIManners:
     """See ``api.door.Manners``."""
+
+    def __init__(self, max_file_bytes: int) -> None:
+        self._uploads = {FILES: max_file_bytes + FORM_BYTES}
+
+    def upload_bytes(self, path: str) -> int | None:
+        return self._uploads.get(path)
 
     def render(self, error: AgentServerError, request_id: str) -> Rendered:
         status, body = error_object(error)

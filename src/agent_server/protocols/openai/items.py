@@ -6,7 +6,7 @@ Leans on ``names``. Refuses what no model here can read, by its place in the inp
 import base64
 import json
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
@@ -17,6 +17,14 @@ ROLES: Final = ("user", "assistant", "system", "developer")
 Lookup = Callable[[str], Awaitable[JsonObject]]
 """The item of that id, of a stored response or conversation. Raises ``NotFound``."""
 _TEXTS: Final = ("input_text", "output_text", "text", "refusal", "summary_text")
+CONSENT: Final = "mcp_approval_response"
+OURS: Final = ("reasoning", "mcp_approval_request", CONSENT)
+"""What an earlier answer of ours had beside what was said, and what was answered to that."""
+MEDIA: Final = {
+    "input_image": ("image_url", "file_id"),
+    "input_file": ("file_data", "file_id", "file_url"),
+}
+"""Parts of a message that carry a file, and by which of these."""
 SUMMARY: Final = "Summary of the conversation so far:\n"
 
 
@@ -25,7 +33,7 @@ async def read_input(
 ) -> list[JsonObject]:
     """The items for the agent. Ids and states of items are left out: they are not its model's.
 
-    Reasoning items are of an earlier answer of ours, and no model's to read: they are skipped.
+    Items that only we make of an answer are no model's to read, and are skipped.
     Raises ``InvalidRequest``.
     """
     if given is None:
@@ -64,7 +72,7 @@ def _read(item: JsonObject, kind: str, place: str) -> JsonObject | None:
         elif not isinstance(output, str):
             raise refuse(f"{place}.output", f"'{place}.output' must be a text or a list.")
         return {"type": kind, "call_id": _text(item, "call_id", place), "output": output}
-    if kind == "reasoning":
+    if kind in OURS:
         return None
     if kind == "compaction":
         return {"role": "developer", "content": SUMMARY + unpack(item, place)}
@@ -92,17 +100,25 @@ def _content(part: Any, place: str) -> JsonObject:
         return {"type": "input_text", "text": _text(part, "text", place)}
     if kind == "refusal":
         return {"type": "refusal", "refusal": _text(part, "refusal", place)}
-    if kind in ("input_image", "input_file") and part.get("file_id"):
-        raise unsupported(f"{place}.file_id", "a file by its id", "Send its data or its address.")
-    if kind == "input_image":
-        if not part.get("image_url"):
-            raise refuse(place, f"'{place}' needs 'image_url'.")
-        return {"detail": "auto", **{k: v for k, v in part.items() if v is not None}}
-    if kind == "input_file":
-        if not (part.get("file_url") or part.get("file_data")):
-            raise refuse(place, f"'{place}' needs 'file_url' or 'file_data'.")
-        return {name: value for name, value in part.items() if value is not None}
+    if kind in MEDIA:
+        sources = [name for name in MEDIA[kind] if part.get(name) is not None]
+        if len(sources) != 1:
+            names = ", ".join(map(repr, MEDIA[kind]))
+            raise refuse(place, f"'{place}' needs one of {names}; it has {len(sources)}.")
+        _text(part, sources[0], place)
+        detail = {"detail": "auto"} if kind == "input_image" else {}
+        return {**detail, **{name: value for name, value in part.items() if value is not None}}
     raise unsupported(f"{place}.type", f"content of type {kind!r}")
+
+
+def media(items: Sequence[JsonObject], where: str) -> Iterator[tuple[str, JsonObject]]:
+    """The images and files in ``items``, each with its place."""
+    for number, item in enumerate(items):
+        for name in ("content", "output"):
+            parts = item.get(name)
+            for n, part in enumerate(parts if isinstance(parts, list) else ()):
+                if part.get("type") in MEDIA:
+                    yield f"{where}[{number}].{name}[{n}]", part
 
 
 def _text(item: JsonObject, name: str, place: str) -> str:

@@ -58,6 +58,9 @@ def route(
     *,
     query: type[BaseModel] = NoQuery,
     body: type[BaseModel] | None = None,
+    media: str = "application/json",
+    answer: str = "application/json",
+    errors: tuple[int, ...] = (),
     stream: bool = False,
 ) -> Route:
     """One of OpenAI's routes, as our document has it."""
@@ -71,7 +74,8 @@ def route(
         description="As OpenAI's API has it; see docs/openai.md.",
         query=query,
         body=body,
-        answers={200: "application/json"},
+        body_media=media,
+        answers={200: answer},
         stream=stream,
-        errors=(400, 404, 409, 413, 415, 429),
+        errors=(400, 404, 409, 413, 415, 429, *errors),
     )

@@ -49,11 +49,15 @@ class ModelRoutes:
         if self._deps.settings.openai_approaches:
             by = [one.name for one in self._deps.catalog.approaches()]
             found += [f"{m}:{a}" for m in found if not m.startswith("workflow/") for a in by]
+        if self._deps.embedder is not None:
+            found.append(self._deps.embedder.model)
         return answer({"object": "list", "data": [_model(name) for name in found]})
 
     async def read(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
         model = request.path_params["model"]
+        if self._deps.embedder is not None and model == self._deps.embedder.model:
+            return answer(_model(model))
         target = names.target(model)
         if target.approach is not None:
             known = [one.name for one in self._deps.catalog.approaches()]

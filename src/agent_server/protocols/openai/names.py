@@ -6,16 +6,17 @@ another approach; a response has the id of its run. Leans on the domain; refuses
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from agent_server.domain.errors import AgentServerError, NotFound, UnknownAgent
 from agent_server.domain.ids import RunId
 
 KINDS: Final = ("agent", "workflow")
 _HEX = "[0-9a-f]{32}"
-_RESPONSE = re.compile(f"resp_({_HEX})")
+_RESPONSE = re.compile(f"resp_({_HEX})([0-9a-f]{{4}})?")
 _ITEM = re.compile(f"[a-z]+_({_HEX})([0-9a-f]{{4}})")
 _KEPT_ITEM = re.compile(f"[a-z]+_({_HEX})([0-9a-f]{{8}})")
+_CONSENT = re.compile(f"mcpr_({_HEX})")
 _CONVERSATION = re.compile(f"conv_{_HEX}")
 
 
@@ -50,16 +51,24 @@ def unknown_model(model: str) -> AgentServerError:
     )
 
 
-def response_id(run_id: str) -> str:
-    return "resp_" + run_id.removeprefix("run_")
+class Ref(NamedTuple):
+    """What a response's id names: a run, and which part of it. A run that stood still for people's
+    consent has a further part for each time."""
+
+    run_id: RunId
+    part: int = 0
 
 
-def run_of(response: str) -> RunId:
+def response_id(run_id: str, part: int = 0) -> str:
+    return "resp_" + run_id.removeprefix("run_") + (f"{part:04x}" if part else "")
+
+
+def ref_of(response: str) -> Ref:
     """Raises ``NotFound`` for what cannot be a response's id."""
     found = _RESPONSE.fullmatch(response)
     if found is None:
         raise no_response(response)
-    return RunId("run_" + found[1])
+    return Ref(RunId("run_" + found[1]), int(found[2] or "0", 16))
 
 
 def no_response(response: str) -> AgentServerError:
@@ -89,3 +98,13 @@ def conversation_of_item(item: str) -> tuple[str, int] | None:
     """The conversation and the position that an item's id names."""
     found = _KEPT_ITEM.fullmatch(item)
     return ("conv_" + found[1], int(found[2], 16)) if found else None
+
+
+def consent_id(approval: str) -> str:
+    """The id of the item that asks for an approval."""
+    return "mcpr_" + approval.removeprefix("appr_")
+
+
+def approval_of(consent: str) -> str | None:
+    found = _CONSENT.fullmatch(consent)
+    return "appr_" + found[1] if found else None

@@ -178,6 +178,4 @@ def _thought(kind: str, event: JsonObject) -> str | None:
         return f"Task {event['node']} is done."
     if kind == "task.failed":
         return f"Task {event['node']} failed: {event['error']['message']}"
-    if kind == "approval.requested":
-        return f"Tool {event['tool']} waits for approval {event['approval_id']}."
     return None

@@ -24,10 +24,12 @@ from agent_server.domain.runs import RunRequest, RunStatus
 from agent_server.execution.runs import Idempotency
 from agent_server.protocols.openai import asking, names
 from agent_server.protocols.openai.bodies import CompactBody, CreateResponse
+from agent_server.protocols.openai.consents import Consents, answers
 from agent_server.protocols.openai.deps import OpenAIDeps, caller, query, read
 from agent_server.protocols.openai.errors import RunFailed, refuse
 from agent_server.protocols.openai.items import check_answered, input_items, pack
 from agent_server.protocols.openai.lists import ItemsQuery, answer, page, route
+from agent_server.protocols.openai.names import Ref
 from agent_server.protocols.openai.stored import Stored
 from agent_server.protocols.openai.tale import Tale, TaleStream, echo_of, in_form
 
@@ -48,16 +50,23 @@ class ResponseQuery(Frozen):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, read: the run that answers it."""
+    """A request, read: the run that answers it. ``going`` is one that is there already, and goes
+    on with what people decided."""
 
     body: CreateResponse
     request: RunRequest
+    going: Ref | None = None
 
     @property
     def tale(self) -> Tale:
         stream = bool(self.body.stream)
-        form = in_form(self.request)
-        return Tale(echo_of(self.request), events=stream, live=stream, last_only=form)
+        return Tale(
+            echo_of(self.request),
+            events=stream,
+            live=stream,
+            last_only=in_form(self.request),
+            part=self.going.part if self.going else 0,
+        )
 
 
 class ResponseRoutes:
@@ -67,6 +76,7 @@ class ResponseRoutes:
         self._deps = deps
         self._runs = deps.runs
         self._stored = Stored(deps)
+        self._consents = Consents(deps, self._stored)
 
     def routes(self) -> Sequence[Route]:
         one = PATH + "/{response_id}"
@@ -119,6 +129,10 @@ class ResponseRoutes:
         if body.stream:
             self._deps.streams.check_room()
         asked = await self.asked(body, principal)
+        if key is not None and asked.going is not None:
+            raise refuse("input", "A consent counts once: leave out the Idempotency-Key.")
+        if asked.going is not None:
+            await self._consents.settle(body, asked.going, principal)
         if body.stream:
             return TaleStream(
                 self._deps.streams, await self.follow(asked, principal, key), asked.tale
@@ -130,7 +144,9 @@ class ResponseRoutes:
         asking.check(body)
         target = names.target(body.model)
         tenant = principal.tenant
-
+        if answers(body.input):
+            going, request = await self._consents.check(body, principal)
+            return Asked(body, request, going)
         given = await self._stored.read(tenant, body.input)
         before, previous = [], None
         conversation = await self._stored.conversation(tenant, body.conversation)
@@ -169,6 +185,8 @@ class ResponseRoutes:
     async def follow(self, asked: Asked, principal: Principal, key: Idempotency | None) -> Any:
         """The events of the run, which begins: now if it is stored, else when it is entered."""
         tenant = principal.tenant
+        if asked.going is not None:
+            return self._runs.follow(tenant, asked.going.run_id, 0)
         if not asked.request.store:
             return EphemeralFollow(self._runs, asked.request, tenant, principal.name)
         run, _ = await self._runs.submit(
@@ -193,42 +211,47 @@ class ResponseRoutes:
                 )
                 return tale.response()
             raise Unavailable("The server is going down.")
-        run, _ = await self._runs.submit(
-            request, tenant=tenant, principal=principal.name, idempotency=key
-        )
+        ref = asked.going
+        if ref is None:
+            run, _ = await self._runs.submit(
+                request, tenant=tenant, principal=principal.name, idempotency=key
+            )
+            ref = Ref(RunId(run.id))
         if asked.body.background:
-            return await self._stored.response(tenant, RunId(run.id))
+            return await self._stored.response(tenant, ref)
         with self._deps.streams.poll():
-            async with self._runs.follow(tenant, RunId(run.id), 0) as follow:
+            async with self._runs.follow(tenant, ref.run_id, 0) as follow:
                 async for batch in follow.batches():
                     for event in batch:
                         tale.feed(event)
                     narrator = tale.narrator
-                    if narrator is not None and narrator.waiting is not None:
+                    if tale.ended or (narrator is not None and narrator.waiting is not None):
                         break
-                else:
-                    if not follow.lagged:
-                        return tale.response()
-        return await self._stored.response(tenant, RunId(run.id))
+                if tale.ended:
+                    return tale.response()
+        return await self._stored.response(tenant, ref)
 
     async def read(self, request: Request) -> Response:
         wanted = query(request, ResponseQuery)
-        run_id = names.run_of(request.path_params["response_id"])
+        ref = names.ref_of(request.path_params["response_id"])
+        run_id, part = ref
         tenant = caller(request).tenant
         if not wanted.stream:
             if wanted.starting_after is not None:
                 raise refuse("starting_after", "'starting_after' needs 'stream=true'.")
-            return answer(await self._stored.response(tenant, run_id))
+            return answer(await self._stored.response(tenant, ref))
         _, asked = await self._stored.run(tenant, run_id)
         after = -1 if wanted.starting_after is None else wanted.starting_after
-        tale = Tale(echo_of(asked), events=True, live=False, last_only=False, after=after)
+        if part and part >= await self._stored.parts(tenant, run_id):
+            raise names.no_response(names.response_id(run_id, part))
+        tale = Tale(echo_of(asked), events=True, live=False, after=after, part=part)
         follow = self._runs.follow(tenant, run_id, 0)
         return TaleStream(self._deps.streams, follow, tale)
 
     async def delete(self, request: Request) -> Response:
         query(request, inputs.NoQuery)
         response = request.path_params["response_id"]
-        run_id = names.run_of(response)
+        run_id = names.ref_of(response).run_id
         tenant = caller(request).tenant
         await self._stored.run(tenant, run_id)
         await self._runs.delete(tenant, run_id)
@@ -236,22 +259,20 @@ class ResponseRoutes:
 
     async def cancel(self, request: Request) -> Response:
         query(request, inputs.NoQuery)
-        run_id = names.run_of(request.path_params["response_id"])
-        tenant = caller(request).tenant
+        ref = names.ref_of(request.path_params["response_id"])
+        run_id, tenant = ref.run_id, caller(request).tenant
         run, _ = await self._stored.run(tenant, run_id)
         if run.status is not RunStatus.CANCELLED:
             try:
                 await self._runs.cancel(tenant, run_id, "cancelled by the client")
             except RunEnded as error:
                 raise refuse(None, f"Cannot cancel a response that has ended: {run.id}.") from error
-        return answer(await self._stored.response(tenant, run_id))
+        return answer(await self._stored.response(tenant, ref))
 
     async def items(self, request: Request) -> Response:
         wanted = query(request, ItemsQuery)
-        run_id = names.run_of(request.path_params["response_id"])
-        _, asked = await self._stored.run(caller(request).tenant, run_id)
-        found = input_items(run_id, asked.input if asked.agent else asked.goal or asked.variables)
-        return answer(page(found, wanted))
+        ref = names.ref_of(request.path_params["response_id"])
+        return answer(page(await self._stored.given(caller(request).tenant, ref), wanted))
 
     async def compact(self, request: Request) -> Response:
         """A summary by the agent's own model stands for the history from then on."""

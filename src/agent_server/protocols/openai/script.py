@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo, ModelRateLimited
-from agent_server.protocols.openai.names import item_id, response_id
+from agent_server.protocols.openai.names import consent_id, item_id, response_id
 from agent_server.protocols.openai.narrator import Tokens
 
+SERVER_LABEL: Final = "agent-server"
 DONE: Final = b"data: [DONE]\n\n"
 
 
@@ -26,6 +27,7 @@ class Script:
     """See ``narrator.Teller``. ``echo`` is what the response repeats of its request.
 
     Without ``events`` the object alone is made. Events up to number ``after`` are not given out.
+    ``part`` is which part of its run it tells, ``first`` how many items were told before.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class Script:
         *,
         events: bool,
         after: int = -1,
+        part: int = 0,
+        first: int = 0,
     ) -> None:
         self.tokens = Tokens()
         self.ended_at = created_at
         self.response: JsonObject = {
-            "id": response_id(run_id),
+            "id": response_id(run_id, part),
             "object": "response",
             "created_at": int(created_at.timestamp()),
             "completed_at": None,
@@ -52,6 +56,7 @@ class Script:
             **echo,
         }
         self._run_id = run_id
+        self._first = first
         self._events = events
         self._after = after
         self._number = 0
@@ -82,7 +87,7 @@ class Script:
 
     def open_text(self) -> None:
         item: JsonObject = {
-            "id": item_id("msg", self._run_id, len(self.output)),
+            "id": self._item_id("msg"),
             "type": "message",
             "status": "in_progress",
             "role": "assistant",
@@ -116,7 +121,7 @@ class Script:
 
     def think(self, text: str) -> None:
         index = len(self.output)
-        identity = item_id("rs", self._run_id, index)
+        identity = self._item_id("rs")
         item: JsonObject = {
             "id": identity,
             "type": "reasoning",
@@ -137,7 +142,7 @@ class Script:
     def call(self, call_id: str, name: str, arguments: str) -> None:
         index = len(self.output)
         item: JsonObject = {
-            "id": item_id("fc", self._run_id, index),
+            "id": self._item_id("fc"),
             "type": "function_call",
             "status": "in_progress",
             "arguments": "",
@@ -151,6 +156,18 @@ class Script:
             "response.function_call_arguments.done", **place, name=name, arguments=arguments
         )
         self._finish({**item, "arguments": arguments, "status": "completed"})
+
+    def consent(self, approval_id: str, name: str, arguments: Any) -> None:
+        """A call of the server's that a person is asked about."""
+        item: JsonObject = {
+            "id": consent_id(approval_id),
+            "type": "mcp_approval_request",
+            "server_label": SERVER_LABEL,
+            "name": name,
+            "arguments": json.dumps(arguments),
+        }
+        self._write("response.output_item.added", output_index=len(self.output), item=item)
+        self._finish(item)
 
     def end(self, status: str, error: ErrorInfo | None, reason: str | None) -> None:
         response, used = self.response, self.tokens
@@ -175,6 +192,9 @@ class Script:
         """The terminal event of a stream that ends before its response does."""
         event = {"type": "error", "code": code, "message": message, "param": None}
         return sse({**event, "sequence_number": self._number})
+
+    def _item_id(self, prefix: str) -> str:
+        return item_id(prefix, self._run_id, self._first + len(self.output))
 
     def _finish(self, item: JsonObject) -> None:
         index = len(self.output)
