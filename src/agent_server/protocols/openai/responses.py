@@ -189,7 +189,7 @@ class ResponseRoutes:
             return self._runs.follow(tenant, asked.going.run_id, 0)
         if not asked.request.store:
             return EphemeralFollow(self._runs, asked.request, tenant, principal.name)
-        run, _ = await self._runs.submit(
+        run, *_ = await self._runs.submit(
             asked.request, tenant=tenant, principal=principal.name, idempotency=key
         )
         return self._runs.follow(tenant, RunId(run.id), 0)
@@ -213,7 +213,7 @@ class ResponseRoutes:
             raise Unavailable("The server is going down.")
         ref = asked.going
         if ref is None:
-            run, _ = await self._runs.submit(
+            run, *_ = await self._runs.submit(
                 request, tenant=tenant, principal=principal.name, idempotency=key
             )
             ref = Ref(RunId(run.id))
