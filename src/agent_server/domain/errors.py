@@ -24,6 +24,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     │   ├── IdempotencyInFlight   409  idempotency_in_flight
     │   ├── RunEnded              409  run_ended
     │   ├── SessionBusy           409  session_busy
+    │   ├── NotSteerable          409  not_steerable
     │   └── AlreadyDecided        409  already_decided
     ├── PreconditionFailed        412  precondition_failed
     ├── BodyTooLarge              413  body_too_large
@@ -229,6 +230,13 @@ class SessionBusy(Conflict):
 
     code = "session_busy"
     title = "The session is busy"
+
+
+class NotSteerable(Conflict):
+    """The run under way on the session takes no message of this kind."""
+
+    code = "not_steerable"
+    title = "The run cannot be steered so"
 
 
 class PreconditionFailed(AgentServerError):

@@ -231,6 +231,14 @@ class RunResumed(EventBase):
     reason: str
 
 
+class RunSteered(EventBase):
+    type: Literal["run.steered"] = "run.steered"
+    input: Any
+    """What was said: a text, or a list of input items."""
+    by: str
+    sent_at: datetime
+
+
 class RunSucceeded(EventBase):
     type: Literal["run.succeeded"] = "run.succeeded"
     output: Any = None
@@ -291,6 +299,7 @@ Event = Annotated[
     | BudgetWarning
     | RunWaiting
     | RunResumed
+    | RunSteered
     | RunSucceeded
     | RunFailed
     | RunCancelled

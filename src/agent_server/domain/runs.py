@@ -122,10 +122,11 @@ class RunRequest(Frozen):
         max_length=200,
         description="The conversation that the run continues.",
     )
-    on_busy: Literal["queue", "reject", "interrupt"] = Field(
+    on_busy: Literal["queue", "reject", "interrupt", "steer"] = Field(
         default="queue",
         description="With `session_id`, while another run is under way on the session: `queue` "
-        "waits for it, `reject` refuses this one with 409, `interrupt` cancels the other.",
+        "waits for it, `reject` refuses this one with 409, `interrupt` cancels the other, `steer` "
+        "says `input` into the other at its next turn: that run is the answer.",
     )
     approach: str | None = Field(
         default=None,
@@ -197,6 +198,8 @@ class RunRequest(Frozen):
                 raise ValueError(f"{wrong[0]!r} goes with {kind!r}, not with {given[0]!r}")
         if self.on_busy != "queue" and self.session_id is None:
             raise ValueError(f"'on_busy': {self.on_busy!r} goes with 'session_id'")
+        if self.on_busy == "steer" and (self.agent is None or self.start_after is not None):
+            raise ValueError("'on_busy': 'steer' goes with 'agent', and without 'start_after'")
         if self.review == "plan" and self.goal is None:
             raise ValueError("'review': 'plan' goes with 'goal': nothing else has a plan")
         if self.agent is not None and self.input is None:

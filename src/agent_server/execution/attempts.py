@@ -32,6 +32,8 @@ class LocalRun:
     """Its root is about to end it: what else is carried out stops."""
     elsewhere: set[str] = field(default_factory=set)
     """Children awaited here that this process does not carry out."""
+    begun: set[str] | None = None
+    """The places of the tasks that the run has begun; None until they were looked for."""
 
     @property
     def stops(self) -> bool:
@@ -73,6 +75,8 @@ class Attempt:
     looks: int = 0
     outcome: TaskOutcome | None = None
     had_children: bool = False
+    unheard: set[str] = field(default_factory=set)
+    """What was said into its run when it would have ended before, and it went on to hear it."""
     undoes: bool = False
     """It has stopped, and what it has done is being undone."""
     begun: bool = False

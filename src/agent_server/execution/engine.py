@@ -68,6 +68,7 @@ from agent_server.execution.ports import (
     TaskOutcome,
 )
 from agent_server.execution.relay import Ears, Relay
+from agent_server.execution.retention import keep_forgetting
 from agent_server.execution.roster import Roster, order_stop, settle
 from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
@@ -111,7 +112,7 @@ class Engine:
             observe=self._observe,
             tool_grace_s=settings.tool_grace_s,
         )
-        self._children = Children(self.roster, self._launch)
+        self._children = Children(self.roster, self._launch, settings.max_run_nodes)
         self._watch = Watch(self.roster)
         self._waits = Waits(self.roster)
         self.database = database
@@ -145,6 +146,8 @@ class Engine:
         if self.roster.slots:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
         self._loops.append(asyncio.create_task(self._watch.run(), name="engine-watch"))
+        forgetting = keep_forgetting(self.database, self._settings)
+        self._loops.append(asyncio.create_task(forgetting, name="engine-forget"))
 
     def _joined(self, url: str) -> Relay:
         roster = self.roster
@@ -215,6 +218,7 @@ class Engine:
     def launch_root(self, snapshot: RunSnapshot, payload: JsonObject) -> None:
         """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
         local = self._local(snapshot, None)
+        local.begun = set()
         self._launch(
             Attempt(
                 local=local,
@@ -364,7 +368,12 @@ class Engine:
                     ),
                 )
             else:
-                await self._handle(attempt, journal)
+                while not await self._handle(attempt, journal):
+                    log.info("the run goes on with what was said into it", run_id=run.id)
+                    recorded = await self.database.read(
+                        lambda c: store.task_steps(c, run.id, attempt.path)
+                    )
+                    journal = attempt.journal = self._journal(attempt, recorded)
         except LostLease as error:
             log.info("attempt ended", run_id=run.id, path=attempt.path, detail=str(error))
         except asyncio.CancelledError:
@@ -464,7 +473,9 @@ class Engine:
                 )
             )
 
-    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> None:
+    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> bool:
+        """Carry the task out to its end; False where it must be carried out again, from its
+        ledger."""
         run = attempt.local.snapshot
         handler = self.handlers.get(attempt.kind)
         context = EngineContext(self._children, self._waits, attempt, journal)
@@ -498,7 +509,8 @@ class Engine:
                 else:
                     raise
             else:
-                await self._end_succeeded(attempt, journal, output)
+                return await self._end_succeeded(attempt, journal, output)
+        return True
 
     def _wake_soon(self, suspend: Suspend) -> None:
         """Look at a short wait's end, not up to a whole ``POLL_S`` later."""
@@ -536,7 +548,8 @@ class Engine:
 
     # Ends --------------------------------------------------------------------------------------
 
-    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> None:
+    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> bool:
+        """False where it does not end yet."""
         final = output if isinstance(output, FinalOutput) else FinalOutput(output)
         try:
             final = replace(final, value=as_stored(final.value))
@@ -546,9 +559,9 @@ class Engine:
                 hint="Give text, numbers, booleans, null, lists and objects with text as keys.",
             )
             await self._end_failed(attempt, journal, bad)
-            return
+            return True
         ending = endings.succeeded(attempt, final, self._append_items, utcnow())
-        await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
+        return await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
 
     async def _end_failed(
         self, attempt: Attempt, journal: DurableJournal, error: Exception
@@ -589,12 +602,14 @@ class Engine:
         journal: DurableJournal,
         ending: Ending,
         outcome: TaskOutcome,
-    ) -> None:
+    ) -> bool:
         point = "task" if attempt.path else "run"
         crash_point(f"{point}.before_end")
-        await journal.end(ending)
+        ended = await journal.end(ending)
         crash_point(f"{point}.after_end")
-        attempt.outcome = outcome
+        if ended:
+            attempt.outcome = outcome
+        return ended
 
     async def _undo(self, attempt: Attempt, journal: DurableJournal) -> list[FieldError]:
         """Let the handler undo what the task has done; see ``ports.Handler``."""

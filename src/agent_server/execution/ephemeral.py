@@ -298,6 +298,11 @@ class EphemeralContext:
         detail = f"Waits for the signal {name!r}."
         raise Suspend(waiting_for or WaitingFor(kind="signal", detail=detail, until=until))
 
+    async def take_steers(self, *, key: str) -> list[SignalReceived]:
+        whole = self.journal.key(key)
+        found = self.journal.recorded(whole).get(whole)
+        return [] if found is None else [SignalReceived.read(one) for one in found.output]
+
     async def sleep_until(self, moment: datetime, *, key: str) -> None:
         await asyncio.sleep(max(0.0, (moment - utcnow()).total_seconds()))
 

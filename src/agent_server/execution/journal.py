@@ -16,7 +16,7 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import DatabaseUnavailable, RunCancelled, StorageFull
@@ -67,7 +67,8 @@ class Ending:
     """How a task ends, or stands still, in its last transaction.
 
     ``parked`` is why, and until when, it stands still; ``run`` ends the run too; ``events`` (exactly ``count``) are made from the run's totals;
-    ``also`` writes whatever else belongs to the end.
+    ``also`` writes whatever else belongs to the end. Where ``unless`` says so in that transaction,
+    the task does not end: what came before is stored, and its owner keeps it.
     """
 
     status: str
@@ -79,10 +80,12 @@ class Ending:
     count: int = 0
     events: Callable[[Usage], list[EventBase]] = lambda usage: []
     also: Callable[[Connection], None] | None = None
+    unless: Callable[[Connection], bool] | None = None
 
 
-_Stored = tuple[list[StoredEvent] | None, Row[Any], list[EventBase]]
-"""The events for readers (None: they must look in the store), the run's totals, what happened."""
+_Stored = tuple[list[StoredEvent] | None, bool, list[EventBase]]
+"""The events for readers (None: they must look in the store), whether the task ended, and what
+happened."""
 
 
 class DurableJournal:
@@ -124,6 +127,7 @@ class DurableJournal:
         self._writing: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._closed = False
+        self._ended = False
         self._abandoned = asyncio.Event()
         self._holder = Holder(run_id, path, owner, epoch)
         self._lost_calls: dict[str, int] = {}
@@ -255,8 +259,11 @@ class DurableJournal:
             await asyncio.shield(self._writing)
         self._check()
 
-    async def end(self, last: Ending) -> None:
-        """Commit everything still pending together with ``last``; nothing may follow."""
+    async def end(self, last: Ending) -> bool:
+        """Commit everything still pending together with ``last``; nothing may follow.
+
+        False where ``last.unless`` found a reason not to end: then the task needs a new journal.
+        """
         # Not once: the next may begin before whoever waited for this one has its turn.
         while self._writing is not None:
             await asyncio.shield(self._writing)
@@ -270,6 +277,7 @@ class DurableJournal:
         await asyncio.shield(self._writing)
         if self._failure is not None:
             raise self._failure
+        return self._ended
 
     async def abandon(self) -> None:
         """Write nothing more; wait for what is already on its way."""
@@ -362,7 +370,7 @@ class DurableJournal:
     async def _commit(self, batch: _Batch, last: Ending | None) -> None:
         """One transaction. Never raises: the failure is kept and raised to whoever waits."""
         try:
-            published, totals, observed = await self._persist(batch, last)
+            published, self._ended, observed = await self._persist(batch, last)
         except LostLease as error:
             self._failure = error
             self._on_lost()
@@ -407,6 +415,8 @@ class DurableJournal:
             if stored is not None:
                 return stored
         lease = (connection, self.run_id, self._path, self._owner, self._epoch)
+        if last is not None and last.unless is not None and last.unless(connection):
+            last = None
         if last is None:
             held = store.holds(*lease)
         elif last.parked is not None:
@@ -465,7 +475,7 @@ class DurableJournal:
             StoredEvent(first + i, kind, splice_seq(first + i, data))
             for i, (kind, data) in enumerate(events)
         ]
-        return published, totals, observed
+        return published, last is not None, observed
 
     def _settle(
         self, connection: Connection, batch: _Batch, last: Ending | None, used: dict[str, int]
@@ -489,21 +499,18 @@ class DurableJournal:
 
     def _stored(self, connection: Connection, batch: _Batch, last: Ending | None) -> _Stored | None:
         """What an earlier try of this commit stored after all; None when it did not."""
-        if batch.events:
-            happened = store.event_stored(connection, self.run_id, batch.events[0][1])
-        elif last is not None:
-            happened = store.has_ended(
-                connection, self.run_id, self._path, self._epoch, last.status
-            )
-        else:
-            happened = False
-        if not happened:
+        ended = last is not None and store.has_ended(
+            connection, self.run_id, self._path, self._epoch, last.status
+        )
+        told = batch.events and store.event_stored(connection, self.run_id, batch.events[0][1])
+        if not (ended or told):
             return None
         # Readers are woken and find the events in the store.
-        totals = store.engine_run_row(connection, self.run_id)
-        said = last.events(store.usage_of(totals)) if last is not None else []
+        said: list[EventBase] = []
+        if last is not None and ended:
+            said = last.events(store.usage_of(store.engine_run_row(connection, self.run_id)))
         said = [store.stamped(event, self.run_id, self.task_id) for event in said]
-        return None, totals, batch.observed + said
+        return None, ended, batch.observed + said
 
 
 def _ended(step: StepRecord) -> EventBase:

@@ -23,12 +23,11 @@ from agent_server.domain.errors import (
     RunEnded,
     SessionBusy,
 )
-from agent_server.domain.events import EventBase, RunCancelled, RunCreated, RunStarted
-from agent_server.domain.ids import RunId, Tenant, new_run_id, task_id
+from agent_server.domain.events import EventBase, RunCancelled, RunStarted
+from agent_server.domain.ids import Tenant, new_run_id, task_id
 from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
-from agent_server.execution import store
-from agent_server.execution.attempts import root_kind
+from agent_server.execution import steering, store
 from agent_server.execution.crash import crash_point
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import (
@@ -37,11 +36,11 @@ from agent_server.execution.events import (
     StoredEvent,
     Told,
     guarded,
-    splice_seq,
 )
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.execution.ports import RunSnapshot
 from agent_server.execution.store import conversations
+from agent_server.execution.submitting import NewRun, Origin
 from agent_server.execution.unstored import run_unstored
 from agent_server.settings import Settings
 from agent_server.storage.database import Database
@@ -61,10 +60,15 @@ class Idempotency(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """The run, and whether it is the stored answer to an earlier equal request."""
+    """The run, and whether it is the stored answer to an earlier equal request.
+
+    ``steered``: the run was under way, and the request was said into it when its last event had
+    that number.
+    """
 
     run: Run
     replayed: bool
+    steered: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Follow:
     async def batches(self) -> AsyncIterator[Events]:
         async for batch in self._stored():
             yield batch
+            del batch  # It would live until the next event, which may be hours.
         while not self._over and not self.lagged:
             taken = await self._subscription.get()
             fresh = [e for e in taken if e.seq is None or e.seq > self._last]
@@ -147,19 +152,6 @@ Prepare = Callable[[RunRequest, Tenant], Awaitable[RunRequest]]
 """Looks up the names in a request and answers it with what the run needs of them written out (a
 stored workflow's definition), so that a later change never touches the run. Raises
 ``InvalidRequest`` or a kind of it."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a new run brings along from the run ``run_id`` that it is made from."""
-
-    run_id: str
-    payload: JsonObject
-    """Of its root task."""
-    events: Callable[[str], list[tuple[str, str]]]
-    """For the new run's id: type and JSON of what is said of the shared part."""
-    write: Callable[[Connection, str], None]
-    """Stores the shared part under the new run's id."""
 
 
 Limit = Callable[[RunRequest, Tenant, str], RunRequest]
@@ -221,121 +213,62 @@ class Runs:
         idempotency: Idempotency | None,
         origin: Origin | None,
     ) -> Submitted:
-        now = utcnow()
-        run_id = new_run_id()
-        forked_from = origin.run_id if origin is not None else None
-        payload = origin.payload if origin is not None else {}
-        later = request.start_after is not None and request.start_after > now
-        direct = self.engine.roster.free_slot() and not later
-        workflow = _workflow_name(request.workflow) if request.workflow is not None else None
-        name = request.goal or request.agent or workflow or ""
-        lane = store.lane_of(tenant, request.session_id)
+        new = NewRun(
+            id=new_run_id(),
+            tenant=tenant,
+            principal=principal,
+            request=request,
+            now=utcnow(),
+            origin=origin,
+        )
+        direct = self.engine.roster.free_slot() and not new.later
+        interrupted: dict[str, Told] = {}
 
-        def transaction(connection: Connection) -> tuple[bool, list[StoredEvent], Run | None]:
+        def transaction(connection: Connection) -> Submitted:
             start, busy = direct, False
-            if lane is not None:
-                busy = store.lane_busy(connection, lane)
+            if new.lane is not None:
+                busy = store.lane_busy(connection, new.lane)
                 start = direct and not busy
                 if busy and request.on_busy == "reject":
                     raise SessionBusy(
                         f"A run is under way on the session {request.session_id!r}.",
-                        hint='Wait for it, or send "on_busy": "queue" or "interrupt".',
+                        hint='Wait for it, or send "on_busy": "queue", "steer" or "interrupt".',
                     )
-            values = {
-                "id": run_id,
-                "tenant": tenant,
-                "kind": request.kind,
-                "status": "running" if start else "queued",
-                "name": name,
-                "request": request.model_dump(mode="json", exclude_defaults=True),
-                "agent": request.agent,
-                "workflow": workflow,
-                "session_id": request.session_id,
-                "principal": principal,
-                "forked_from": forked_from,
-                "created_at": now,
-                "started_at": now if start else None,
-            }
-            created = RunCreated(kind=request.kind, name=name, at=now)
-            encoded = [store.encode_event(store.stamped(created, run_id, None))]
-            if origin is not None:
-                encoded += origin.events(run_id)
-            if start:
-                began = RunStarted(attempt=1, at=now)
-                encoded.append(store.encode_event(store.stamped(began, run_id, None)))
-            store.insert_run(connection, values | {"last_seq": len(encoded)})
-            run = Run(
-                id=run_id,
-                kind=request.kind,
-                status=RunStatus.RUNNING if start else RunStatus.QUEUED,
-                goal=request.goal,
-                agent=request.agent,
-                workflow=workflow,
-                workflow_version=request.workflow_version,
-                input=request.input if request.agent is not None else request.variables,
-                budget=request.budget,
-                session_id=request.session_id,
-                approach=request.approach,
-                model=request.model,
-                priority=request.priority,
-                forked_from=forked_from,
-                created_at=now,
-                started_at=now if start else None,
-                metadata=request.metadata,
-            )
-            if idempotency is not None:
-                fresh = store.take_key(
-                    connection,
-                    {
-                        "tenant": tenant,
-                        "key": idempotency.key,
-                        "fingerprint": idempotency.fingerprint,
-                        "run_id": run_id,
-                        "response": run.model_dump(mode="json"),
-                        "created_at": now,
-                    },
-                )
-                if not fresh:
-                    raise _KeyTaken
-            store.insert_task(
-                connection,
-                {
-                    "run_id": run_id,
-                    "path": "",
-                    "tenant": tenant,
-                    "node": "",
-                    "kind": root_kind(request),
-                    "payload": payload,
-                    "hidden": True,
-                    "status": "running" if start else "queued",
-                    "owner": self.engine.node if start else None,
-                    "epoch": 1 if start else 0,
-                    "attempts": 1 if start else 0,
-                    "wake_at": request.start_after if later else None,
-                    "lane": lane,
-                    "behind": busy,
-                    "rank": -request.priority,
-                    "created_at": now,
-                    "started_at": now if start else None,
-                },
-            )
-            if origin is not None:
-                origin.write(connection, run_id)
-            if lane is not None and request.on_busy == "interrupt":
-                for other in store.lane_runs(connection, lane, run_id):
-                    reason = f"interrupted by {run_id}"
-                    interrupted[other] = self._order_cancel(connection, tenant, other, reason, now)
-            store.insert_events(connection, tenant, run_id, 1, encoded)
-            published = [
-                StoredEvent(i + 1, kind, splice_seq(i + 1, data))
-                for i, (kind, data) in enumerate(encoded)
-            ]
-            return start, published, run
+                said = None
+                if busy and request.on_busy == "steer" and origin is None:
+                    said = steering.say(connection, new)
+                if said is not None:
+                    into, seq = said
+                    keep(connection, into, {"steered": seq})
+                    return Submitted(into, False, seq)
+            run = new.shown(start)
+            keep(connection, run, {})
+            new.insert(connection, self.engine.node if start else None, behind=busy)
+            if new.lane is not None and request.on_busy == "interrupt":
+                for other in store.lane_runs(connection, new.lane, new.id):
+                    reason = f"interrupted by {new.id}"
+                    told = self._order_cancel(connection, tenant, other, reason, new.now)
+                    interrupted[other] = told
+            return Submitted(run, False)
 
-        interrupted: dict[str, Told] = {}
+        def keep(connection: Connection, answer: Run, more: JsonObject) -> None:
+            """The answer under the caller's key, where it gave one."""
+            if idempotency is None:
+                return
+            values = {
+                "tenant": tenant,
+                "key": idempotency.key,
+                "fingerprint": idempotency.fingerprint,
+                "run_id": answer.id,
+                "response": answer.model_dump(mode="json") | more,
+                "created_at": new.now,
+            }
+            if not store.take_key(connection, values):
+                raise _KeyTaken
+
         crash_point("submit.before_commit")
         try:
-            started, published, run = await self.database.write(transaction)
+            submitted = await self.database.write(transaction)
         except _KeyTaken:
             assert idempotency is not None
             known = await self._stored_answer(tenant, idempotency)
@@ -346,27 +279,28 @@ class Runs:
                 ) from None
             return known
         crash_point("submit.after_commit")
-        assert run is not None
         for other, told in interrupted.items():
             self.engine.roster.tell(other, told)
             self.engine.roster.order(other)
-        if started:
-            self._observe([RunStarted(run_id=run_id)])
+        if submitted.steered is not None:
+            return submitted
+        if submitted.run.status is RunStatus.RUNNING:
+            self._observe([RunStarted(run_id=new.id)])
             self.engine.launch_root(
                 RunSnapshot(
-                    id=run_id,
+                    id=new.id,
                     tenant=tenant,
                     request=request,
-                    created_at=now,
+                    created_at=new.now,
                     budget=request.budget,
                     principal=principal,
-                    forked_from=RunId(forked_from) if forked_from else None,
+                    forked_from=new.forked_from,
                 ),
-                payload,
+                new.payload,
             )
         else:
             self.engine.wake()
-        return Submitted(run, False)
+        return submitted
 
     async def run_ephemeral(
         self,
@@ -397,7 +331,9 @@ class Runs:
                 f"The Idempotency-Key {idempotency.key!r} was used with another body.",
                 hint="Use a new key for a new request; send the same body to repeat one.",
             )
-        return Submitted(Run.model_validate(row.response), True)
+        answer = dict(row.response)
+        steered = answer.pop("steered", None)
+        return Submitted(Run.model_validate(answer), True, steered)
 
     async def get(self, tenant: Tenant, run_id: str) -> Run:
         """The run; raises ``NotFound``, for another tenant's too."""
@@ -540,6 +476,7 @@ class Runs:
             if row is None:
                 raise _no_run(run_id)
             follow.start(row.last_seq, RunStatus(row.status).ended)
+            del row  # A reader may stay for hours.
             yield follow
         finally:
             follow.close()
@@ -611,9 +548,3 @@ class _KeyTaken(Exception):
 
 def _no_run(run_id: str) -> NotFound:
     return NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")
-
-
-def _workflow_name(workflow: Any) -> str:
-    if isinstance(workflow, dict):
-        return str(workflow.get("name", "inline"))[:200]
-    return str(workflow or "")

@@ -55,6 +55,7 @@ from agent_server.inference.durable_run import Place
 from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
+from agent_server.inference.steered import Steered
 
 Items = list[TResponseInputItem]
 
@@ -81,6 +82,7 @@ class LedgeredModel(Model):
         provider: ModelProvider,
         override: str | Model | None = None,
         history: History | None = None,
+        steered: Steered | None = None,
     ) -> None:
         self.agent: SdkAgent[Any] | None = None
         self.context: RunContextWrapper[Any] | None = None
@@ -88,6 +90,8 @@ class LedgeredModel(Model):
         self.provider = provider
         self._place = place
         self._history = history
+        self._steered = steered
+        self._given: Items = []
         self._call_ids: dict[str, int] = {}
         self._asked: Items = []
         self._asker = ""
@@ -216,8 +220,13 @@ class LedgeredModel(Model):
         items = request.input
         if isinstance(items, str):
             items = [{"role": "user", "content": items}]
-        if not self._asked or items != self._asked or agent != self._asker:
+        if not self._given or items != self._given or agent != self._asker:
+            self._given = items
+            if self._steered is not None:
+                items = await self._steered.next_input(items, self.context)
             self._describe(items, agent, request.system_instructions)
+        if self._steered is not None:
+            request = replace(request, input=self._asked)
         asked, digest = self._question, self._digest
         key, earlier = self._place.scope.model_call(digest, agent)
         self._asked_key = key

@@ -57,7 +57,7 @@ class ChainOfThought:
             [*asked, message("assistant", thought.text), message("user", ANSWER)],
             step="answer",
             max_turns=1,
+            listens=task.listens,
         )
-        kept = (*asked, message("assistant", answer.text)) if answer.session_items else ()
-        said = (message("assistant", answer.text),)
-        return Reasoned(answer.output, answer.text, kept, said)
+        kept = (*asked, *answer.new_items) if answer.session_items else ()
+        return Reasoned(answer.output, answer.text, kept, tuple(answer.new_items))

@@ -89,6 +89,7 @@ class Solver:
             model=assignment.model,
             context=assignment.context,
             session_id=assignment.session_id,
+            listens=schema is None,
         )
         result = await self._approaches.get(approach_name, agent, asked).solve(task)
         if schema is None or result.calls:

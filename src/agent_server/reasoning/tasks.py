@@ -113,7 +113,8 @@ async def _tell(ctx: TaskContext, result: AgentResult) -> None:
     in the transaction that ends the run."""
     journal = ctx.journal
     key = journal.key(SAID)
-    if key in journal.recorded(key):
+    known = journal.recorded(key).get(key)
+    if known is not None and known.output == list(result.new_items):
         return
     step = StepRecord(key=key, kind="value", name=SAID)
     for call in result.calls:

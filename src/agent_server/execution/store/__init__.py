@@ -28,7 +28,14 @@ from agent_server.execution.store.halts import (
     task_paths,
     unpause_tasks,
 )
-from agent_server.execution.store.lanes import free_lanes, lane_busy, lane_of, lane_runs
+from agent_server.execution.store.lanes import (
+    free_lanes,
+    hold_lane,
+    lane_busy,
+    lane_holder,
+    lane_of,
+    lane_runs,
+)
 from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
 from agent_server.execution.store.queue import Turns
 from agent_server.execution.store.reservations import (
@@ -56,6 +63,7 @@ from agent_server.execution.store.runs import (
 from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
     accuse,
+    begun_tasks,
     can_undo,
     cancel_task,
     cancel_tasks,
@@ -88,8 +96,10 @@ from agent_server.execution.store.waits import (
     insert_approval,
     insert_signal,
     list_approval_rows,
+    open_signals,
     set_approval,
     take_signal,
+    take_signals,
     withdraw_approvals,
 )
 from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
@@ -97,6 +107,7 @@ from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, wh
 __all__ = [
     "Turns",
     "accuse",
+    "begun_tasks",
     "excuse",
     "free_lanes",
     "lane_of",
@@ -176,6 +187,10 @@ __all__ = [
     "stored_key",
     "take_key",
     "take_signal",
+    "take_signals",
+    "open_signals",
+    "hold_lane",
+    "lane_holder",
     "task_of",
     "task_row",
     "take_up_root",

@@ -6,7 +6,18 @@ it when what went before has ended.
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, and_, exists, func, literal, or_, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    and_,
+    exists,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from agent_server.execution.store.columns import LIVE
 from agent_server.storage.tables import IS_BEHIND, tasks
@@ -42,11 +53,26 @@ def lane_of(tenant: str, session_id: str | None) -> str | None:
     return None if session_id is None else f"{tenant}:{session_id}"
 
 
+_ENTERED = not_(and_(tasks.c.status == "queued", tasks.c.wake_at.is_not(None)))
+"""What is to begin later is on no lane until then."""
+
+
 def lane_busy(connection: Connection, lane: str) -> bool:
     """Whether a task of the lane has not ended; on PostgreSQL holds the lane until commit."""
-    _hold(connection, lane)
-    query = select(literal(1)).where(tasks.c.lane == lane, tasks.c.status.in_(LIVE)).limit(1)
-    return connection.execute(query).scalar() is not None
+    hold_lane(connection, lane)
+    return lane_holder(connection, lane) is not None
+
+
+def lane_holder(connection: Connection, lane: str) -> str | None:
+    """The run that works on the lane, or will as the next."""
+    query = (
+        select(tasks.c.run_id)
+        .where(tasks.c.lane == lane, tasks.c.status.in_(LIVE), _ENTERED)
+        .order_by(tasks.c.behind, tasks.c.created_at, tasks.c.run_id)
+        .limit(1)
+    )
+    found: str | None = connection.execute(query).scalar()
+    return found
 
 
 def lane_runs(connection: Connection, lane: str, but: str) -> Sequence[str]:
@@ -69,7 +95,7 @@ def put_behind(connection: Connection, keys: Sequence[tuple[str, str]]) -> None:
 
 def free_lane(connection: Connection, lane: str) -> None:
     """Let the oldest that stands behind in the lane into the queue, if nothing goes before."""
-    _hold(connection, lane)
+    hold_lane(connection, lane)
     ahead = select(literal(1)).where(
         tasks.c.lane == lane, tasks.c.behind.is_(False), tasks.c.status.in_(LIVE)
     )
@@ -77,7 +103,7 @@ def free_lane(connection: Connection, lane: str) -> None:
         return
     oldest = (
         select(tasks.c.run_id, tasks.c.path)
-        .where(tasks.c.lane == lane, IS_BEHIND, tasks.c.status.in_(LIVE))
+        .where(tasks.c.lane == lane, IS_BEHIND, tasks.c.status.in_(LIVE), _ENTERED)
         .order_by(tasks.c.created_at, tasks.c.run_id)
         .limit(1)
     )
@@ -92,7 +118,7 @@ def free_lane(connection: Connection, lane: str) -> None:
 
 def free_lanes(connection: Connection) -> int:
     """Do so in each lane where nothing goes before: its end was not noticed. How many."""
-    lanes = select(tasks.c.lane).where(IS_BEHIND).distinct().subquery()
+    lanes = select(tasks.c.lane).where(IS_BEHIND, _ENTERED).distinct().subquery()
     ahead = exists(
         select(literal(1)).where(
             _SIBLING.c.lane == lanes.c.lane,
@@ -106,6 +132,7 @@ def free_lanes(connection: Connection) -> int:
     return len(stuck)
 
 
-def _hold(connection: Connection, lane: str) -> None:
+def hold_lane(connection: Connection, lane: str) -> None:
+    """Let nobody else in on the lane until the transaction ends. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(lane, 0))))

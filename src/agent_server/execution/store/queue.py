@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, select, text, tuple_, update
 
-from agent_server.execution.store.lanes import BLOCKED, put_behind
+from agent_server.execution.store.lanes import BLOCKED, free_lane, put_behind
 from agent_server.storage.tables import IN_QUEUE, tasks
 
 WINDOW = 16
@@ -69,7 +69,7 @@ class Picked(NamedTuple):
 def enqueue_due(connection: Connection, now: datetime) -> None:
     """Put tasks whose moment has come into the queue; those that stood still keep what for."""
     due = (
-        select(tasks.c.run_id, tasks.c.path)
+        select(tasks.c.run_id, tasks.c.path, tasks.c.lane, tasks.c.behind)
         .where(
             tasks.c.wake_at <= now,
             tasks.c.status.in_(("queued", "waiting")),
@@ -80,13 +80,16 @@ def enqueue_due(connection: Connection, now: datetime) -> None:
     )
     if connection.dialect.name == "postgresql":
         due = due.with_for_update(skip_locked=True)
-    keys = [(row.run_id, row.path) for row in connection.execute(due)]
+    found = connection.execute(due).all()
+    keys = [(row.run_id, row.path) for row in found]
     if keys:
         connection.execute(
             update(tasks)
             .where(tuple_(tasks.c.run_id, tasks.c.path).in_(keys))
             .values(status="queued", wake_at=None)
         )
+    for lane in sorted({row.lane for row in found if row.behind and row.lane is not None}):
+        free_lane(connection, lane)
 
 
 def pick(connection: Connection, limit: int, turns: Turns) -> Picked:

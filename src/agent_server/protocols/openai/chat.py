@@ -127,7 +127,7 @@ class ChatRoutes:
         tenant = principal.tenant
         if not wanted.store:
             return EphemeralFollow(self._runs, wanted, tenant, principal.name)
-        run, _ = await self._runs.submit(wanted, tenant=tenant, principal=principal.name)
+        run, *_ = await self._runs.submit(wanted, tenant=tenant, principal=principal.name)
         return self._runs.follow(tenant, RunId(run.id), 0)
 
 

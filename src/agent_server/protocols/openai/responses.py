@@ -199,7 +199,7 @@ class ResponseRoutes:
         if asked.going is not None:
             await self._consents.settle(asked.body, asked.going, principal)
             return asked.going
-        run, _ = await self._runs.submit(
+        run, *_ = await self._runs.submit(
             asked.request, tenant=principal.tenant, principal=principal.name, idempotency=key
         )
         return Ref(RunId(run.id))
