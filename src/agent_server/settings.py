@@ -142,6 +142,21 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         default=10, ge=1, description="Times that a task's worker may die before its run is failed."
     )
+    retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days until runs that succeeded or were cancelled are deleted; 0 keeps them.",
+    )
+    retention_failed_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days until runs that failed or exceeded their budget are deleted; 0 keeps them.",
+    )
+    retention_detail_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days until the events and steps of any ended run are deleted; 0 keeps them.",
+    )
     model_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds without a byte until a model call is given up."
     )

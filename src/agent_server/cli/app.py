@@ -217,6 +217,27 @@ def db_upgrade() -> None:
     do(upgrade_database)
 
 
+@db_app.command("vacuum")
+def db_vacuum(
+    days: Annotated[
+        Number, typer.Option("--days", min=1, help="Age of runs that succeeded or were cancelled.")
+    ] = None,
+    failed_days: Annotated[
+        Number, typer.Option("--failed-days", min=1, help="Age of runs that failed.")
+    ] = None,
+    detail_days: Annotated[
+        Number, typer.Option("--detail-days", min=1, help="Age at which events and steps go.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many, and delete nothing.")
+    ] = False,
+) -> None:
+    """Delete runs that ended long ago, or their events and steps; default: by the settings."""
+    from agent_server.cli.database import vacuum_database
+
+    do(vacuum_database, days, failed_days, detail_days, dry_run)
+
+
 @db_app.command("copy")
 def db_copy(
     source: Annotated[str, typer.Option("--from", help="URL of the database that is copied.")],

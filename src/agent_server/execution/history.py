@@ -194,7 +194,15 @@ class History:
     async def _whole(self, tenant: Tenant, run_id: str) -> Whole:
         def fetch(connection: Connection) -> Whole | None:
             row = store.run_row(connection, tenant, run_id)
-            return None if row is None else store.whole(connection, row)
+            found = None if row is None else store.whole(connection, row)
+            # Looked at behind the rest, which may have gone meanwhile.
+            row = store.run_row(connection, tenant, run_id)
+            if row is not None and row.trimmed:
+                raise Conflict(
+                    f"The events and steps of the run {run_id!r} were deleted: it is too old.",
+                    hint="AGENT_SERVER_RETENTION_DETAIL_DAYS says how long they are kept.",
+                )
+            return None if row is None else found
 
         found = await self._runs.database.read(fetch)
         if found is None:

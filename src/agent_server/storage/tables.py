@@ -102,11 +102,20 @@ runs = Table(
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
     Column("ended_at", Moment),
+    Column("trimmed", Boolean, nullable=False, server_default=false()),
     *_usage(),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "tenant", "session_id"),
     Index(None, "tenant", "subject"),
+    Index(None, "ended_at"),
+    Index(
+        "ix_runs_whole",
+        "ended_at",
+        sqlite_where=text("NOT trimmed"),
+        postgresql_where=text("NOT trimmed"),
+    ),
 )
+"""``trimmed``: its events and steps were forgotten, or are being."""
 
 tasks = Table(
     "tasks",
@@ -439,8 +448,8 @@ memory_embedders = Table(
     Column("complete", Boolean, nullable=False),
     Index(None, "provider", "model", "dimension", "version", "kept_in", unique=True),
 )
-"""Where vectors came from, and whether every memory has one of it. ``kept_in``: ``blob`` or
-``halfvec``."""
+"""Where vectors came from, and whether every memory has one of it. ``kept_in``: ``blob`` for
+``memory_vectors``, or ``vec0`` or ``halfvec`` for a table beside it (``memory.vector_index``)."""
 
 memory_vectors = Table(
     "memory_vectors",
@@ -453,5 +462,5 @@ memory_vectors = Table(
     Index(None, "serial"),
     sqlite_with_rowid=False,
 )
-"""The vector of one version, 32-bit floats, little-endian, of length 1. With pgvector it is in
-``memory_halfvecs`` (``memory.vector_index``), and NULL here."""
+"""The vector of one version, 32-bit floats, little-endian, of length 1; NULL when it is kept in a
+table beside this one."""
