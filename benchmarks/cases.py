@@ -61,8 +61,8 @@ class Stage:
     def bare(self) -> Server:
         return self._stack.enter_context(self._field.bare())
 
-    def ours(self, kind: str, **settings: object) -> Server:
-        return self._stack.enter_context(self._field.ours(kind, **settings))
+    def ours(self, kind: str, **settings: int) -> Server:
+        return self._stack.enter_context(self._field.ours(kind, database_url=None, **settings))
 
 
 def answers(field: Field, effort: Effort) -> list[Row]:

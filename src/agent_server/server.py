@@ -256,6 +256,7 @@ def build_parts(
             call_tool=call_tool,
             actions=actions,
             max_parallel=settings.max_parallel_tasks,
+            max_nodes=settings.max_run_nodes,
             stored=checks.library,
         )
     )

@@ -199,6 +199,12 @@ class Settings(BaseSettings):
     max_parallel_tasks: int = Field(
         default=100, ge=1, description="Tasks of one run at the same time."
     )
+    max_run_nodes: int = Field(
+        default=10_000,
+        ge=1,
+        description="Nodes that a run's workflows may carry out (iterations, items, attempts and "
+        "sub-workflows counted), and tasks that a run may begin.",
+    )
 
     # What a run may use
     default_budget: Budget | None = Field(

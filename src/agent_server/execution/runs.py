@@ -112,6 +112,7 @@ class Follow:
     async def batches(self) -> AsyncIterator[Events]:
         async for batch in self._stored():
             yield batch
+            del batch  # It would live until the next event, which may be hours.
         while not self._over and not self.lagged:
             taken = await self._subscription.get()
             fresh = [e for e in taken if e.seq is None or e.seq > self._last]
@@ -475,6 +476,7 @@ class Runs:
             if row is None:
                 raise _no_run(run_id)
             follow.start(row.last_seq, RunStatus(row.status).ended)
+            del row  # A reader may stay for hours.
             yield follow
         finally:
             follow.close()
