@@ -212,8 +212,8 @@ def unpriced(why: str) -> BudgetExceeded:
     """The error of a money budget that cannot be kept."""
     return BudgetExceeded(
         f"The run has a money budget (max_cost_usd), but {why}.",
-        hint="Set the price in AGENT_SERVER_PRICES, use a model with a known price, or limit "
-        "tokens or calls instead.",
+        hint="Set the price in AGENT_SERVER_PRICES or under [prices] in agent-server.toml, use a "
+        "model with a known price, or limit tokens or calls instead.",
         errors=[FieldError(path="/budget/max_cost_usd", message=why)],
     )
 
