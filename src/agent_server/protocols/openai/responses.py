@@ -225,7 +225,7 @@ class ResponseRoutes:
         if asked.body.background:
             return await self._stored.response(tenant, ref)
         with self._deps.streams.poll():
-            async with self._runs.follow(tenant, ref.run_id, 0) as follow:
+            async with self._runs.follow(tenant, ref.run_id, 0, deltas=False) as follow:
                 async for batch in follow.batches():
                     for event in batch:
                         tale.feed(event)
