@@ -154,6 +154,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             *openai.routes(),
         ],
         {"v1": openai.manners},
+        openai.sockets(),
     )
     app.state.parts = parts
     app.state.drain = parts.drain

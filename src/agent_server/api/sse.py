@@ -265,7 +265,7 @@ class EventStream(Response):
                 await self._pinging
             for frame in self.frames(event):
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
-            if event.type in ENDING:
+            if self.ended(event):
                 return True
         return False
 

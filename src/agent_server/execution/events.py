@@ -54,11 +54,13 @@ def splice_seq(seq: int, data: str) -> bytes:
 class Subscription:
     """One reader's bounded queue. ``lagged`` is set when it overflowed; nothing follows then.
 
+    Without ``deltas`` it takes facts alone, and never lags: the store has them all.
     There are thousands of them, so that it is a list and a future: a deque or an ``asyncio.Event``
     takes ten times as much.
     """
 
-    def __init__(self, size: float) -> None:
+    def __init__(self, size: float, deltas: bool = True) -> None:
+        self.deltas = deltas
         self._size = size
         self._queue: list[StoredEvent] = []
         self._ready = False
@@ -67,10 +69,11 @@ class Subscription:
         self.lagged = False
 
     def put(self, event: StoredEvent) -> None:
-        if self.lagged:
+        if self.lagged or (event.seq is None and not self.deltas):
             return
         if len(self._queue) >= self._size:
-            self.lagged = True
+            self.lagged = self.deltas
+            self._looks = not self.deltas
             self._queue.clear()
         else:
             self._queue.append(event)
@@ -127,8 +130,8 @@ class EventHub:
         """Carry events to and from other nodes; None parts again."""
         self._elsewhere = elsewhere
 
-    def subscribe(self, run_id: str) -> Subscription:
-        subscription = Subscription(self._queue_size)
+    def subscribe(self, run_id: str, *, deltas: bool = True) -> Subscription:
+        subscription = Subscription(self._queue_size, deltas)
         self._readers.setdefault(run_id, set()).add(subscription)
         self._follow(run_id)
         return subscription
@@ -141,8 +144,8 @@ class EventHub:
                 del self._readers[run_id]
 
     def listened(self, run_id: str) -> bool:
-        """Whether anybody reads the run's events, here or elsewhere."""
-        return run_id in self._readers or (
+        """Whether anybody reads the run's deltas, here or elsewhere."""
+        return any(reader.deltas for reader in self._readers.get(run_id, ())) or (
             self._elsewhere is not None and self._elsewhere.wanted(run_id)
         )
 
