@@ -81,6 +81,8 @@ class DurableRun:
     default_model: str
     model_retries: int
     tool_timeout_s: float
+    max_depth: int
+    """Agents that may stand around an agent."""
     prices: Prices
     assumed_output_tokens: int
     tracing_disabled: bool = True
@@ -169,6 +171,12 @@ class Place:
 
     run: DurableRun
     scope: Scope
+    depth: int = 0
+    """Tool calls around it."""
+
+    def inside(self, key: str) -> "Place":
+        """The place of what the tool call ``key`` does."""
+        return Place(self.run, self.scope.ledger.scope(key), self.depth + 1)
 
 
 PLACE: ContextVar[Place | None] = ContextVar("agent_server_place", default=None)

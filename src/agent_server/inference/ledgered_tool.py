@@ -152,7 +152,7 @@ async def call_tool(
         audit.tool(now, recorded, earlier is not None)
         earlier = recorded
         if tool._is_agent_tool and recorded is not None and recorded.status == "done":
-            with at(Place(run, place.scope.ledger.scope(key))):
+            with at(place.inside(key)):
                 output = await invoke(context, arguments)
             run.check()
             audit.output(f"the agent {name!r}", output_to_json(tool, output), recorded.output, key)
@@ -190,15 +190,15 @@ async def call_tool(
         arguments = context.tool_arguments = json.dumps(decision.arguments)
         context._function_tool_arguments = None  # those that the SDK prepared
         step = replace(step, input=decision.arguments)
-    inside = place.scope.ledger.scope(key)
-    call = _Call(run, tool, effect, step, inside, entered_s)
+    inside = place.inside(key)
+    call = _Call(run, tool, effect, step, inside.scope, entered_s)
     try:
         await run.write(run.journal.begin(step, commit=not effect.repeatable))
     except asyncio.CancelledError:
         if call.overdue():
             return await call.timed_out(context, cast(float, tool.timeout_seconds), True)
         raise
-    with at(Place(run, inside)):
+    with at(inside):
         if container:
             return await call.carry_out(context, arguments, invoke)
         with run.acting(key):
