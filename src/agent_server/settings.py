@@ -220,7 +220,8 @@ class Settings(BaseSettings):
     budget_output_tokens: int = Field(
         default=4_096,
         ge=1,
-        description="Output tokens that are reserved for a model call whose agent sets no maximum.",
+        description="Output tokens that are reserved for a model call whose agent sets no maximum; "
+        "the most that such calls of a run with a budget may ask for side by side.",
     )
     prices: dict[str, ModelPrice] = Field(
         default_factory=dict,
