@@ -32,6 +32,8 @@ class LocalRun:
     """Its root is about to end it: what else is carried out stops."""
     elsewhere: set[str] = field(default_factory=set)
     """Children awaited here that this process does not carry out."""
+    begun: set[str] | None = None
+    """The places of the tasks that the run has begun; None until they were looked for."""
 
     @property
     def stops(self) -> bool:
@@ -118,7 +120,7 @@ def as_stored(value: Any) -> Any:
 def outcome_of(row: Row[Any]) -> TaskOutcome:
     """How a stored task ended."""
     error = ErrorInfo.model_validate(row.error) if row.error else None
-    return TaskOutcome(row.status, row.output, error)
+    return TaskOutcome(row.status, row.output, error, begun=row.attempts > 0)
 
 
 def snapshot_of(row: Row[Any]) -> RunSnapshot:

@@ -253,8 +253,10 @@ reservations = Table(
     Column("tokens", BigInteger, nullable=False),
     Column("cost_pico", BigInteger, nullable=False),
     Column("under_way", Boolean, nullable=False),
+    Column("open_ended", Boolean, nullable=False, server_default=false()),
 )
-"""What calls under way hold of their run's budget; only runs that have one have rows here."""
+"""What calls under way hold of their run's budget; only runs that have one have rows here.
+``open_ended``: it may say as much as it likes."""
 
 events = Table(
     "events",

@@ -63,6 +63,7 @@ from agent_server.execution.store.runs import (
 from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
     accuse,
+    begun_tasks,
     can_undo,
     cancel_task,
     cancel_tasks,
@@ -87,6 +88,7 @@ from agent_server.execution.store.tasks import (
     task_of,
     task_row,
     task_rows,
+    undoing_tasks,
     waiting_for,
 )
 from agent_server.execution.store.waits import (
@@ -106,6 +108,7 @@ from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, wh
 __all__ = [
     "Turns",
     "accuse",
+    "begun_tasks",
     "excuse",
     "free_lanes",
     "lane_of",
@@ -193,6 +196,7 @@ __all__ = [
     "task_row",
     "take_up_root",
     "task_rows",
+    "undoing_tasks",
     "task_steps",
     "tell",
     "upsert_steps",
