@@ -36,8 +36,11 @@ class ToolPolicies(Protocol):
     def reconciler(self, tool: str) -> FunctionTool | None:
         """What can say how a call of ``tool`` went that is in doubt; None: a person must."""
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
-        """How a person's consent to each call is asked for; None where none is needed."""
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
+        """How a person's consent to a call by ``agent`` (its name; ``"*"``: by any; None: by no
+        agent) is asked for; None where none is needed."""
 
 
 class HintedPolicies:
@@ -52,7 +55,9 @@ class HintedPolicies:
     def reconciler(self, tool: str) -> FunctionTool | None:
         return None
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
         return None
 
 
