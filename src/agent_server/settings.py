@@ -186,6 +186,9 @@ class Settings(BaseSettings):
         default=False, description="Let the HTTP action reach private and loopback addresses."
     )
     max_turns: int = Field(default=50, ge=1, description="Model calls in one agent's loop.")
+    max_agent_depth: int = Field(
+        default=10, ge=0, le=100, description="Agents inside agents, by their tools, at most."
+    )
     max_plan_tasks: int = Field(default=50, ge=1, description="Tasks in one plan.")
     max_plan_repairs: int = Field(
         default=2, ge=0, description="Times a faulty plan goes back to the model."

@@ -1,6 +1,7 @@
 """``agent-server.toml``, through the registry."""
 
 from decimal import Decimal
+from textwrap import dedent
 
 import pytest
 
@@ -189,6 +190,70 @@ async def test_limits_and_prices_stand_in_the_policy_file_and_follow_its_edits(
     ],
 )
 async def test_limits_and_prices_that_make_no_sense_are_named(
+    make: MakeRegistry, write: Write, text: str, says: str
+) -> None:
+    write("agents.py", FILE)
+    write("agent-server.toml", text)
+    with pytest.raises(AgentsFileError) as refused:
+        await make().load()
+    assert says in str(refused.value)
+
+
+RULES = """
+    [tools.pay]
+    tags = ["money"]
+    [tools.look]
+    approval = false
+    [[approvals]]
+    tools = ["delete_*"]
+    agents = ["The Clerk"]
+    approvers = ["ann"]
+    [[approvals]]
+    tags = ["money", "destructive"]
+    tools = ["l*"]
+    expires_s = 60
+    on_expiry = "fail"
+"""
+
+
+async def test_rules_hold_tools_by_name_and_by_tag_for_some_agents_or_all(
+    make: MakeRegistry, write: Write
+) -> None:
+    tagging = "from agent_server.tools import tagged\n"
+    drop = """
+    @tagged("destructive")
+    @function_tool
+    def drop(table: str) -> str:
+        return table
+    """
+    write("agents.py", tagging + dedent(FILE) + dedent(drop))
+    write("agent-server.toml", RULES)
+    catalog = await make().load()
+    assert catalog.errors == ()
+    money = catalog.approval("pay")
+    assert money is not None and (money.expires_s, money.on_expiry) == (60, "fail")
+    assert catalog.approval("transfer", frozenset({"money"}), "anybody") == money
+    assert catalog.approval("look") is None, "its own entry goes before the rules"
+    assert catalog.approval("list") == money and catalog.approval("read") is None
+    for agent, held in (("The Clerk", True), ("the-clerk", True), ("other", False), (None, False)):
+        found = catalog.approval("delete_all", agent=agent)
+        assert (found is not None) is held, agent
+        assert found is None or found.approvers == ("ann",)
+    listed = {info.name: info for info in catalog.describe_tools()}
+    assert (listed["drop"].approval, listed["drop"].tags) == (True, ("destructive",))
+    assert listed["pay"].tags == ("money",) and listed["look"].approval  # its author's own
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[approvals]]\nexpires_s = 3", 'tools = ["*"]'),
+        ("[[approvals]]\ntool = ['x']", "unknown key 'tool'. Did you mean 'tools'?"),
+        ("[[approvals]]\ntools = ['x']\nexpires_s = -3", "expires_s = -3 is not valid"),
+        ("[approvals]\ntools = ['x']", "write [[approvals]]"),
+    ],
+)
+async def test_a_rule_that_would_hold_nothing_refuses_to_start(
     make: MakeRegistry, write: Write, text: str, says: str
 ) -> None:
     write("agents.py", FILE)

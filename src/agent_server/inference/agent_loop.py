@@ -278,6 +278,7 @@ class AgentLoop:
             default_model=model or self._settings.effective_model,
             model_retries=self._settings.model_retries,
             tool_timeout_s=self._settings.tool_timeout_s,
+            max_depth=self._settings.max_agent_depth,
             prices=self._prices,
             assumed_output_tokens=self._settings.budget_output_tokens,
             tracing_disabled=not self._tracing,

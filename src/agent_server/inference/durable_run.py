@@ -36,8 +36,11 @@ class ToolPolicies(Protocol):
     def reconciler(self, tool: str) -> FunctionTool | None:
         """What can say how a call of ``tool`` went that is in doubt; None: a person must."""
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
-        """How a person's consent to each call is asked for; None where none is needed."""
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
+        """How a person's consent to a call by ``agent`` (its name; ``"*"``: by any; None: by no
+        agent) is asked for; None where none is needed."""
 
 
 class HintedPolicies:
@@ -52,7 +55,9 @@ class HintedPolicies:
     def reconciler(self, tool: str) -> FunctionTool | None:
         return None
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
         return None
 
 
@@ -76,6 +81,8 @@ class DurableRun:
     default_model: str
     model_retries: int
     tool_timeout_s: float
+    max_depth: int
+    """Agents that may stand around an agent."""
     prices: Prices
     assumed_output_tokens: int
     tracing_disabled: bool = True
@@ -164,6 +171,12 @@ class Place:
 
     run: DurableRun
     scope: Scope
+    depth: int = 0
+    """Tool calls around it."""
+
+    def inside(self, key: str) -> "Place":
+        """The place of what the tool call ``key`` does."""
+        return Place(self.run, self.scope.ledger.scope(key), self.depth + 1)
 
 
 PLACE: ContextVar[Place | None] = ContextVar("agent_server_place", default=None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from agent_server.domain.agents import AgentPolicy, LoadError, ToolPolicy
+from agent_server.domain.agents import AgentPolicy, ApprovalRule, LoadError, ToolPolicy
 from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.runs import Budget, Limits, ModelPrice
 from agent_server.registry.sources import place
@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 FILE_NAME = "agent-server.toml"
-_TABLES = ["tools", "agents", "limits", "prices"]
+_TABLES = ["tools", "agents", "approvals", "limits", "prices"]
 _PLACED = {"tenants": "limits.tenants", "keys": "limits.keys"}
 """Where in the file a field of ``Policies`` stands, if not under its own name."""
 
@@ -39,6 +39,8 @@ class Policies:
     tenants: Mapping[str, Limits] = field(default_factory=dict)
     keys: Mapping[str, Limits] = field(default_factory=dict)
     """By the name of the key, as a principal bears it."""
+    approvals: tuple[ApprovalRule, ...] = ()
+    """In the order in which they are looked through."""
     prices: Mapping[str, ModelPrice] = field(default_factory=dict)
     """By the name of the model."""
     places: Mapping[str, str] = field(default_factory=dict)
@@ -77,10 +79,17 @@ def read_policy_file(path: Path, cwd: Path) -> Policies | tuple[LoadError, ...]:
     found: dict[str, dict[str, Any]] = {"tools": tools, "agents": agents, "prices": prices}
     for kind in ("tenants", "keys"):
         found[kind] = _limits(limits.get(kind, {}), f"limits.{kind}", source, text, errors)
+    rules = data.get("approvals", [])
+    if not isinstance(rules, list):
+        message = "'approvals' must be a list of tables: write [[approvals]]."
+        errors.append(LoadError(source=source, line=_line(text, "approvals"), message=message))
+        rules = []
+    approvals = [_validate(ApprovalRule, "approvals", rule, source, text, errors) for rule in rules]
     if errors:
         return tuple(errors)
     names = [f"{_PLACED.get(kind, kind)}.{n}" for kind, table in found.items() for n in table]
-    return Policies(**found, places=dict.fromkeys(names, source))
+    held = tuple(rule for rule in approvals if isinstance(rule, ApprovalRule))
+    return Policies(**found, approvals=held, places=dict.fromkeys(names, source))
 
 
 def _limits(
@@ -109,9 +118,12 @@ class _LimitsTable(Frozen):
 
 def merged(policies: Iterable[Policies]) -> tuple[Policies, tuple[LoadError, ...]]:
     """One set of all files' entries. Of two that set the same name the first stands."""
-    whole: dict[str, dict[str, Any]] = {one.name: {} for one in fields(Policies)}
+    parts = list(policies)
+    approvals = tuple(rule for part in parts for rule in part.approvals)
+    tables = [one.name for one in fields(Policies) if one.name != "approvals"]
+    whole: dict[str, dict[str, Any]] = {name: {} for name in tables}
     errors: list[LoadError] = []
-    for part in policies:
+    for part in parts:
         for name, source in part.places.items():
             if name in whole["places"]:
                 stands = whole["places"][name]
@@ -119,7 +131,7 @@ def merged(policies: Iterable[Policies]) -> tuple[Policies, tuple[LoadError, ...
                 errors.append(LoadError(source=source, message=message))
         for table, known in whole.items():
             whole[table] = {**getattr(part, table), **known}
-    return Policies(**whole), tuple(errors)
+    return Policies(**whole, approvals=approvals), tuple(errors)
 
 
 def _entries(
@@ -163,6 +175,8 @@ def _validate(
             elif key:
                 value = problem["input"]
                 message = f"[{where}] {key} = {value!r} is not valid: {problem['msg']}."
+            elif problem["type"] == "value_error":
+                message = f"[{where}] {problem['ctx']['error']}."
             else:
                 message = f"[{where}] must be a table of {', '.join(sorted(kind.model_fields))}."
             errors.append(LoadError(source=source, line=line, message=message))

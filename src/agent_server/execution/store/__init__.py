@@ -88,6 +88,7 @@ from agent_server.execution.store.tasks import (
     task_of,
     task_row,
     task_rows,
+    undoing_tasks,
     waiting_for,
 )
 from agent_server.execution.store.waits import (
@@ -195,6 +196,7 @@ __all__ = [
     "task_row",
     "take_up_root",
     "task_rows",
+    "undoing_tasks",
     "task_steps",
     "tell",
     "upsert_steps",
