@@ -47,7 +47,7 @@ from agent_server.domain.errors import ModelIncomplete, error_info
 from agent_server.domain.events import MessageCompleted, ReasoningCompleted
 from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import Usage
-from agent_server.execution.ports import StepRecord
+from agent_server.execution.ports import StepRecord, Suspend
 from agent_server.inference.approvals import foresee
 from agent_server.inference.attachments import attach
 from agent_server.inference.audit import AUDIT
@@ -276,8 +276,13 @@ class LedgeredModel(Model):
         journal = run.journal
         request = await attach(request, run.ctx.run.tenant, run.fetch)
         expected = None
-        if run.ctx.run.budget is not None:
+        throttle = run.throttle
+        counted = throttle is not None and throttle.counts_tokens(step.name)
+        if run.ctx.run.budget is not None or counted:
             expected = estimate(request, step.name, run.prices, run.assumed_output_tokens)
+        tokens = expected.tokens if expected is not None else 0
+        if throttle is not None:
+            await throttle.turn(run, step, tokens)
         await run.write(journal.begin(step, commit=False, estimate=expected))
         tries = 0
 
@@ -293,12 +298,22 @@ class LedgeredModel(Model):
         async def once() -> ModelResponse:
             nonlocal tries
             if tries:
+                if throttle is not None:
+                    await throttle.turn(run, step, tokens)
                 await run.write(journal.again(step, expected))
             tries += 1
-            return await respond(model, request, on_text)
+            try:
+                return await respond(model, request, on_text)
+            except Exception as error:
+                if throttle is not None:
+                    await throttle.refused(run, step, error)
+                raise
 
         try:
             response = await retrying(once, run.model_retries)
+        except Suspend:
+            journal.cut_off(step)
+            raise
         except Exception as error:
             # A provider does not bill what failed; what it would have cost is known or not.
             cost = Decimal(0) if run.prices.known(step.name) else None
@@ -321,6 +336,8 @@ class LedgeredModel(Model):
             journal.cut_off(step)
             raise
         used = response.usage
+        if throttle is not None and counted:
+            await throttle.settle(step.name, used.total_tokens - tokens)
         usage = Usage(
             model_calls=tries,
             input_tokens=used.input_tokens,
