@@ -202,6 +202,9 @@ class Settings(BaseSettings):
         default=False, description="Let the HTTP action reach private and loopback addresses."
     )
     max_turns: int = Field(default=50, ge=1, description="Model calls in one agent's loop.")
+    max_agent_depth: int = Field(
+        default=10, ge=0, le=100, description="Agents inside agents, by their tools, at most."
+    )
     max_plan_tasks: int = Field(default=50, ge=1, description="Tasks in one plan.")
     max_plan_repairs: int = Field(
         default=2, ge=0, description="Times a faulty plan goes back to the model."
@@ -214,6 +217,12 @@ class Settings(BaseSettings):
     )
     max_parallel_tasks: int = Field(
         default=100, ge=1, description="Tasks of one run at the same time."
+    )
+    max_run_nodes: int = Field(
+        default=10_000,
+        ge=1,
+        description="Nodes that a run's workflows may carry out (iterations, items, attempts and "
+        "sub-workflows counted), and tasks that a run may begin.",
     )
 
     # What a run may use
@@ -230,7 +239,8 @@ class Settings(BaseSettings):
     budget_output_tokens: int = Field(
         default=4_096,
         ge=1,
-        description="Output tokens that are reserved for a model call whose agent sets no maximum.",
+        description="Output tokens that are reserved for a model call whose agent sets no maximum; "
+        "the most that such calls of a run with a budget may ask for side by side.",
     )
     prices: dict[str, ModelPrice] = Field(
         default_factory=dict,

@@ -8,6 +8,7 @@
 Leans on the registry, which serves them. They work in a run of the server and say so elsewhere.
 """
 
+from agent_server.inference.tags import tagged
 from agent_server.registry.builtin_tools import calculator, current_time, text_statistics
 from agent_server.registry.memory_tools import forget, recall, remember, search_documents
 
@@ -18,5 +19,6 @@ __all__ = [
     "recall",
     "remember",
     "search_documents",
+    "tagged",
     "text_statistics",
 ]

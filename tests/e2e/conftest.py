@@ -35,7 +35,7 @@ def till(
     env: dict[str, str] = {}
     if request.param == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres_server")
-        env["AGENT_SERVER_DATABASE_URL"] = server.fresh_database()
+        env = {"AGENT_SERVER_DATABASE_URL": server.fresh_database(), "AGENT_SERVER_LEASE_S": "2"}
     yield Till(tmp_path_factory.mktemp("till") / "house", nursery, models, **env)
 
 

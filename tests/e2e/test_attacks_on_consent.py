@@ -145,6 +145,20 @@ def test_a_budget_below_the_first_call_or_beyond_reason_is_refused_before_anythi
     assert len(api.listed(RUNS)) == before and models.calls == []
 
 
+def test_an_agent_that_calls_itself_without_end_stops_at_its_depth_and_at_its_budget(
+    api: Api, models: ModelThread
+) -> None:
+    models.script(default=calling(("ask_mirror", {"input": "deeper"})))
+    deep = finished(api, api.submit(agent="mirror", input="go"))
+    assert (deep["status"], deep["error"]["code"]) == ("failed", "agents_too_deep"), deep
+    assert deep["usage"]["model_calls"] == len(models.calls) == 11
+    models.script(default=calling(("ask_mirror", {"input": "deeper"})))
+    short = finished(api, api.submit(agent="mirror", input="go", budget={"max_tool_calls": 3}))
+    assert short["status"] == "budget_exceeded" and len(models.calls) == 4
+    check_totals(api, deep)
+    check_totals(api, short)
+
+
 def test_an_mcp_servers_tool_waits_for_consent_directly_and_inside_agents_over_a_restart(
     till: Till, api: Api, models: ModelThread
 ) -> None:

@@ -11,6 +11,7 @@ from tests.support.server_process import Nursery
 from tests.support.terminal import Terminal
 
 from .kit import RUNS, Api, House
+from .till import Till, finished, in_book, restart
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,63 @@ def test_a_person_at_the_terminal_is_shown_each_call_and_answers_there(
         assert seen.exit_code() == 0
     inputs = [step["input"]["amount"] for step in api.steps(run_id) if step["kind"] == "tool"]
     assert inputs == [1, 9, 4]
+
+
+def test_a_call_in_doubt_is_listed_and_settled_by_command_and_at_the_terminal(
+    till: Till, models: ModelThread
+) -> None:
+    names = ("happened", "did-not-happen", "fail", "typed")
+    rules = [
+        rule(rf"\A{name}\b", calling(("stall", {"what": name})), {"text": f"{name} ends"})
+        for name in names
+    ]
+    models.script(*rules)
+    api = till.start()
+    runs = {name: api.submit(agent="teller", input=name) for name in names}
+    for name, run_id in runs.items():
+        in_book(till, api, run_id, f"stall {name}")
+    restart(till, api)
+    for run_id in runs.values():
+        assert api.ended(run_id)["waiting_for"]["kind"] == "reconciliation"
+
+    def told(*argv: str, code: int = 0) -> str:
+        return said(till, *argv, "--server", api.url, code=code)
+
+    listed = told("reconcile", "list")
+    assert all(
+        run_id in listed and f"stall(what={name})" in listed for name, run_id in runs.items()
+    )
+    (one,) = [
+        x for x in json.loads(told("reconcile", "list", "--json")) if x["run_id"] == runs["fail"]
+    ]
+    assert one["status"] == "in_doubt"
+    out = told("runs", "follow", runs["fail"], code=3)
+    assert f"agent-server reconcile did-not-happen {runs['fail']} {one['key']}" in out
+    told("reconcile", "happened", runs["happened"], "--result", '{"ref": 77}')
+    assert "is in doubt" in told("reconcile", "happened", runs["happened"], code=1)
+    told("reconcile", "did-not-happen", runs["did-not-happen"])
+    told("reconcile", "fail", runs["fail"], one["key"], "--reason", "nobody knows")
+    with Terminal(
+        "runs", "follow", runs["typed"], "--server", api.url, env=till.env, folder=till.folder
+    ) as seen:
+        assert "stall is in doubt" in seen.expect("Did it happen?")
+        seen.type("y")
+        seen.expect("What did it give?")
+        seen.type("a text")
+        assert seen.exit_code() == 0
+    for name in ("happened", "did-not-happen", "typed"):
+        assert finished(api, runs[name])["output"] == f"{name} ends"
+    failed = finished(api, runs["fail"])
+    assert failed["status"] == "failed" and "nobody knows" in failed["error"]["message"]
+    given = {
+        n: [s["output"] for s in api.steps(r) if s["kind"] == "tool"][0] for n, r in runs.items()
+    }
+    assert (given["happened"], given["typed"]) == ({"ref": 77}, "a text")
+    assert sorted(till.book("stall")) == sorted(
+        [*(f"stall {n}" for n in names), "stall did-not-happen"]
+    )
+    assert told("reconcile", "list") == "No call is in doubt.\n"
+    api.server.stop()
 
 
 WAIT = {"name": "w", "nodes": [{"id": "a", "type": "wait", "signal": "go"}]}

@@ -68,6 +68,15 @@ def finished(api: Api, run_id: str) -> Json:
     raise AssertionError(run)
 
 
+def in_book(till: Till, api: Api, run_id: str, line: str) -> None:
+    """Return when the run has left that line in the book."""
+    for _ in range(60):
+        if line in till.book():
+            return
+        api.get(f"{RUNS}/{run_id}", wait=0.2)
+    raise AssertionError((api.get(f"{RUNS}/{run_id}"), till.book()))
+
+
 def asked_after(api: Api, decided: Json, **about: str) -> Json:
     """What the run asks for next, perhaps only ``about`` a ``subject``."""
     for _ in range(60):

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from agents import Agent, FunctionTool, function_tool, handoff
 
-from agent_server.domain.agents import ApprovalTerms
+from agent_server.domain.agents import ApprovalRule, ApprovalTerms
 from agent_server.domain.approvals import Approval, Decide
 from agent_server.domain.errors import AlreadyDecided
 from agent_server.domain.ids import DEFAULT_TENANT
@@ -17,6 +17,9 @@ from agent_server.domain.runs import Run
 from agent_server.execution.ports import TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.inference.durable_run import HintedPolicies
+from agent_server.registry.catalog import Catalog
+from agent_server.registry.policies import Policies
+from agent_server.tools import tagged
 from tests.execution.kit import control, event_types, finished, running, submit
 from tests.execution.test_waits import waiting
 from tests.support.durable import Rule, call, loop_for, outputs_of, say
@@ -30,7 +33,9 @@ class Held(HintedPolicies):
     def __init__(self, **tools: ApprovalTerms) -> None:
         self._tools: Mapping[str, ApprovalTerms] = tools
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
         return self._tools.get(tool)
 
 
@@ -268,3 +273,32 @@ async def test_what_a_hostile_page_talks_the_model_into_has_no_effect_without_co
         ended = await finished(runs, await submit(runs, **ASK))
         assert "Nobody decided in time" in ended.output
         assert till.paid == []
+
+
+async def test_a_rule_by_tag_and_agent_holds_the_calls_of_that_agent_alone(url: str) -> None:
+    till = Till(own=False)
+    tagged("money")(till.tool)
+    rules = (ApprovalRule(tags=("money",), agents=("a",), approvers=("ann",)),)
+    policies = Catalog(policies=Policies(approvals=rules))
+
+    def rule(instructions: str, items: list[Any]) -> list[Any]:
+        if outputs_of(items):
+            return [say("done")]
+        # The same call id by both: it is not by its id that a call is told whose it is.
+        if instructions == "outer":
+            return [call("inner", {"input": "x"}, "i"), call("pay", {"eur": 1}, "p")]
+        return [call("pay", {"eur": 2}, "p")]
+
+    def make() -> Agent[Any]:
+        inner = Agent(name="b", instructions="inner", tools=[till.tool])
+        tools = [till.tool, inner.as_tool("inner", "Inner")]
+        return Agent(name="a", instructions="outer", tools=tools)
+
+    async with running(url, {"agent": handler(rule, make, policies=policies)}) as runs:
+        run = await submit(runs, **ASK)
+        (asked,) = await inbox(runs, run)
+        assert (asked.arguments, asked.agent, asked.approvers) == ({"eur": 1}, "a", ("ann",))
+        assert till.paid == [2]
+        await decide(runs, asked)
+        await finished(runs, run)
+        assert till.paid == [2, 1]

@@ -39,7 +39,9 @@ class Policies(HintedPolicies):
     def timeout_s(self, tool: str) -> float | None:
         return self._timeout_s
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
         return ApprovalTerms() if self._approve else None
 
 

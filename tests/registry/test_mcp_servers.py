@@ -11,6 +11,7 @@ from agents.testing import ScriptedModel, assistant_message, function_call
 
 from agent_server.domain.agents import ToolEffect
 from agent_server.domain.errors import ToolError
+from agent_server.inference.tags import tags_of
 from agent_server.registry.registry import Registry
 
 from .conftest import MakeRegistry, Write
@@ -125,6 +126,25 @@ async def test_annotations_say_what_may_be_repeated_and_policy_overrules_them(
         assert (await registry.reload([])).errors == ()
         said = await hints(helper, "send")
         assert (registry.effect("send", said), registry.timeout_s("send")) == (ToolEffect.NONE, 3)
+
+
+async def test_a_rule_holds_what_its_server_calls_destructive_or_says_nothing_of(
+    make: MakeRegistry, write: Write, starts: Path
+) -> None:
+    write("agents.py", FILE.replace("WHERE", repr(str(starts))))
+    write("agent-server.toml", "[[approvals]]\ntags = ['destructive']\n")
+    registry = make()
+    await registry.load()
+    helper = registry.snapshot.agent("helper")
+    async with registry.connected(helper):
+        tools = await helper.get_all_tools(RunContextWrapper(None))
+        held = {t.name: registry.approval(t.name, tags_of(t), "Helper") is not None for t in tools}
+        listed = {info.name: info for info in registry.describe_tools() if info.source == "mcp"}
+    assert held == {"echo": False, "put": True, "send": True} | dict.fromkeys(
+        held.keys() - {"echo", "put", "send"}, True
+    )
+    assert {name: info.approval for name, info in listed.items()} == held
+    assert {"mcp", "mcp:echo", "read_only"} <= set(listed["echo"].tags)
 
 
 async def test_a_server_that_died_is_connected_again(registry: Registry, starts: Path) -> None:

@@ -3,10 +3,12 @@
 Leans on the domain's base. Refuses to know the Agents SDK: these are descriptions, not objects.
 """
 
+from collections.abc import Collection
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent_server.domain.approvals import OnExpiry
 from agent_server.domain.base import Frozen, JsonObject
@@ -37,6 +39,28 @@ class ApprovalTerms(Frozen):
     """The names of those who may decide; None: whoever may see the run."""
 
 
+class ApprovalRule(ApprovalTerms):
+    """One ``[[approvals]]`` of ``agent-server.toml``: whose calls of which tools are held."""
+
+    tools: tuple[str, ...] = ()
+    """Names of tools, with ``*`` and ``?``."""
+    tags: tuple[str, ...] = ()
+    """Any of these tags is enough."""
+    agents: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Only calls by these agents; None: by anybody, plans and workflows included."""
+
+    @model_validator(mode="after")
+    def _of_something(self) -> "ApprovalRule":
+        if not self.tools and not self.tags:
+            raise ValueError("name 'tools' or 'tags'; for every tool write tools = [\"*\"]")
+        return self
+
+    def covers(self, tool: str, tags: Collection[str]) -> bool:
+        """Whether it is about that tool."""
+        named = any(fnmatchcase(tool, pattern) for pattern in self.tools)
+        return named or not set(tags).isdisjoint(self.tags)
+
+
 class ToolPolicy(Frozen):
     """One tool's entry in ``agent-server.toml``."""
 
@@ -47,6 +71,7 @@ class ToolPolicy(Frozen):
     """The name of a served tool that says how a call in doubt went."""
     max_concurrent: int | None = Field(default=None, ge=1)
     """Calls of it at once, over all nodes."""
+    tags: tuple[str, ...] = ()
 
 
 class AgentPolicy(Frozen):
@@ -69,6 +94,8 @@ class ToolInfo(Frozen):
     approval: bool = False
     timeout_s: float | None = None
     source: Literal["builtin", "file", "mcp"] = "file"
+    tags: tuple[str, ...] = ()
+    """By which approval policies may name it."""
 
 
 class AgentInfo(Frozen):

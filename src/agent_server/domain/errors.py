@@ -47,6 +47,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         ├── ToolError                  tool_error
         ├── GuardrailTripped           guardrail_tripped
         ├── MaxTurnsExceeded           max_turns
+        ├── AgentsTooDeep              agents_too_deep
         ├── PlanInvalid                plan_invalid
         ├── OutputInvalid              output_invalid
         ├── TaskFailed                 task_failed
@@ -367,6 +368,12 @@ class GuardrailTripped(RunError):
 
 class MaxTurnsExceeded(RunError):
     code = "max_turns"
+
+
+class AgentsTooDeep(RunError):
+    """Agents call agents that call agents, further down than is allowed."""
+
+    code = "agents_too_deep"
 
 
 class PlanInvalid(RunError):

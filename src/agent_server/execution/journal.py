@@ -33,7 +33,7 @@ from agent_server.execution import store
 from agent_server.execution.budget import Holder, Meter, warnings
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import DELTA, EventHub, StoredEvent, splice_seq
-from agent_server.execution.ports import Estimate, LostLease, StepRecord, Suspend
+from agent_server.execution.ports import NO_USAGE, Estimate, LostLease, StepRecord, Suspend
 from agent_server.storage.database import Database
 
 LINGER_S = 0.02
@@ -170,13 +170,15 @@ class DurableJournal:
 
     async def begin(
         self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
-    ) -> None:
+    ) -> int | None:
         self._check()
+        most = None
         await self._stand_still()
         if step.kind != "value" and self._meter.limited:
             self._refuse_halted()
-            lost = await self._meter.reserve(self._holder, step.key, step.kind, estimate)
-            self._lost_calls[step.key] = lost
+            grant = await self._meter.reserve(self._holder, step.key, step.kind, estimate)
+            self._lost_calls[step.key] = grant.lost
+            most = grant.most_output
             self._check()
         self._refuse_halted()
         self._recorded[step.key] = step
@@ -189,20 +191,24 @@ class DurableJournal:
             )
         if not commit:
             self._linger()
-            return
+            return most
         self._pending.steps[step.key] = step
         self._unsafe.add(step.key)
         self._safe.clear()
         crash_point("step.before_begin")
         await self.flush()
         crash_point("step.after_begin")
+        return most
 
-    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+    async def again(
+        self, step: StepRecord, estimate: Estimate | None = None, spent: Usage = NO_USAGE
+    ) -> int | None:
         self._check()
         await self._stand_still()
         self._refuse_halted()
-        if self._meter.limited:
-            await self._meter.again(self._holder, step.key, estimate)
+        if not self._meter.limited:
+            return None
+        return (await self._meter.again(self._holder, step.key, estimate, spent)).most_output
 
     def cut_off(self, step: StepRecord) -> None:
         if self._meter.limited and not self._closed:

@@ -96,6 +96,7 @@ class AgentLoop:
         open_session: OpenSession | None = None,
         tracing: bool = False,
         services: Mapping[type[Any], Any] | None = None,
+        prices: Prices | None = None,
         fetch: Fetch | None = None,
         permits: Permits | None = None,
         throttle: Throttle | None = None,
@@ -113,7 +114,7 @@ class AgentLoop:
         self._policies = policies or HintedPolicies()
         self._open_session = open_session
         self._tracing = tracing
-        self._prices = Prices(settings.prices)
+        self._prices = prices or Prices(settings.prices)
         install()
 
     async def run(
@@ -302,6 +303,7 @@ class AgentLoop:
             default_model=model or self._settings.effective_model,
             model_retries=self._settings.model_retries,
             tool_timeout_s=self._settings.tool_timeout_s,
+            max_depth=self._settings.max_agent_depth,
             prices=self._prices,
             assumed_output_tokens=self._settings.budget_output_tokens,
             tracing_disabled=not self._tracing,

@@ -22,6 +22,7 @@ from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.runs import WaitingFor
 from agent_server.execution.ports import ApprovalAsk, ApprovalDecision, Suspend
 from agent_server.inference.durable_run import PLACE, DurableRun, Place
+from agent_server.inference.tags import tags_of
 
 NOBODY = "Nobody decided in time about this call, so it was not made."
 NO_TERMS = ApprovalTerms()
@@ -36,21 +37,29 @@ class SeenCall:
     name: str
     arguments: Any
     tool: Tool | None
+    agent: str | None = None
+
+    def terms(self, run: DurableRun) -> ApprovalTerms | None:
+        """How the operator wants consent to it, if so."""
+        return run.policies.approval(self.name, tags_of(self.tool), self.agent)
 
 
 class ByPolicy:
     """A tool's ``needs_approval`` in a durable run: its own, or the operator's policy."""
 
-    def __init__(self, name: str, own: bool | Callable[..., Any]) -> None:
-        self._name = name
-        self._own = own
+    def __init__(self, tool: FunctionTool) -> None:
+        self._name = tool.qualified_name
+        self._tags = tags_of(tool)
+        self._own: bool | Callable[..., Any] = tool.needs_approval
 
     async def __call__(
         self, context: RunContextWrapper[Any], arguments: JsonObject, call_id: str
     ) -> bool:
         place = PLACE.get()
-        if place is not None and place.run.policies.approval(self._name) is not None:
-            return True
+        if place is not None:
+            agent = _caller(place, call_id)
+            if place.run.policies.approval(self._name, self._tags, agent) is not None:
+                return True
         if callable(self._own):
             said = self._own(context, arguments, call_id)
             return bool(await said if isinstance(said, Awaitable) else said)
@@ -59,9 +68,20 @@ class ByPolicy:
 
 def hold_by_policy(run: DurableRun, tool: FunctionTool) -> None:
     """Let the SDK stop at ``tool`` where the policy asks for consent."""
-    held = isinstance(tool.needs_approval, ByPolicy)
-    if not held and run.policies.approval(tool.qualified_name) is not None:
-        tool.needs_approval = ByPolicy(tool.qualified_name, tool.needs_approval)
+    if isinstance(tool.needs_approval, ByPolicy):
+        return
+    if run.policies.approval(tool.qualified_name, tags_of(tool), "*") is not None:
+        tool.needs_approval = ByPolicy(tool)
+
+
+def _caller(place: Place, call_id: str) -> str | None:
+    """The agent whose model wished for that call at ``place``."""
+    start = place.scope.tool_key("")
+    wished: list[SeenCall] = list(place.run.seen.values())
+    for seen in reversed(wished):
+        if seen.key.startswith(start) and _field(seen.item, "call_id") == call_id:
+            return seen.agent
+    return None
 
 
 async def foresee(
@@ -87,7 +107,7 @@ async def foresee(
         if isinstance(tool, FunctionTool):
             name = tool.qualified_name
         key = place.scope.next_tool_key(call_id, call_digest(name, text))
-        seen = SeenCall(item, key, name, given, tool)
+        seen = SeenCall(item, key, name, given, tool, getattr(agent, "name", None))
         place.run.seen[id(item)] = seen
         decision = await decided(place.run, seen)
         if decision is None or context is None:
@@ -114,7 +134,7 @@ async def decided(run: DurableRun, call: SeenCall) -> ApprovalDecision | None:
 
 async def ask(run: DurableRun, call: SeenCall, agent: str | None = None) -> ApprovalDecision:
     """The decision about ``call``, asked for once. Raises ``Suspend`` until there is one."""
-    terms = run.policies.approval(call.name) or NO_TERMS
+    terms = call.terms(run) or NO_TERMS
     expires_at = None
     if terms.expires_s is not None:
         expires_at = utcnow() + timedelta(seconds=terms.expires_s)  # only the first asking counts
@@ -166,7 +186,7 @@ async def needs_consent(
     run: DurableRun, tool: FunctionTool, context: Any, arguments: JsonObject, call_id: str
 ) -> bool:
     """Whether a call outside any agent would be held, too."""
-    return await ByPolicy(tool.qualified_name, tool.needs_approval)(context, arguments, call_id)
+    return await ByPolicy(tool)(context, arguments, call_id)
 
 
 def call_digest(name: str, arguments: str | None) -> str:

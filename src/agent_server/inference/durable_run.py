@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from agents import FunctionTool, ModelProvider
 
 from agent_server.domain.agents import ApprovalTerms, ToolEffect
-from agent_server.execution.permits import Permits
+from agent_server.execution.permits import Permits, held, holding
 from agent_server.execution.ports import Journal, StepRecord, Suspend, TaskContext
 from agent_server.inference.attachments import Fetch
 from agent_server.inference.audit import AUDIT
@@ -41,8 +41,11 @@ class ToolPolicies(Protocol):
     def reconciler(self, tool: str) -> FunctionTool | None:
         """What can say how a call of ``tool`` went that is in doubt; None: a person must."""
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
-        """How a person's consent to each call is asked for; None where none is needed."""
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
+        """How a person's consent to a call by ``agent`` (its name; ``"*"``: by any; None: by no
+        agent) is asked for; None where none is needed."""
 
 
 class HintedPolicies:
@@ -60,7 +63,9 @@ class HintedPolicies:
     def reconciler(self, tool: str) -> FunctionTool | None:
         return None
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
         return None
 
 
@@ -84,6 +89,8 @@ class DurableRun:
     default_model: str
     model_retries: int
     tool_timeout_s: float
+    max_depth: int
+    """Agents that may stand around an agent."""
     prices: Prices
     assumed_output_tokens: int
     permits: Permits | None = None
@@ -121,20 +128,16 @@ class DurableRun:
         """While in it, this is one of those calls of ``tool``, or tasks of ``agent``, that may be at
         once; waits for its turn."""
         most = self.policies.max_concurrent(tool, agent)
-        if most is None or self.permits is None or AUDIT.get() is not None:
-            yield
-            return
         name = f"tool {tool}" if tool is not None else f"agent {agent}"
-        if asyncio.get_running_loop() is self.loop:
-            async with self.permits.hold(self.ctx, name, most):
-                yield
-            return
-        held = self.permits.hold(self.ctx, name, most)
-        await self.at_home(held.__aenter__())
-        try:
+        if most is None or self.permits is None or AUDIT.get() is not None or held(name):
             yield
-        finally:
-            await self.at_home(held.__aexit__(None, None, None))
+            return
+        holder = await self.write(self.permits.take(self.ctx, name, most))
+        with holding(name):
+            try:
+                yield
+            finally:
+                await self.at_home(self.permits.give_back(name, holder))
 
     async def write(self, entry: Coroutine[Any, Any, T]) -> T:
         """Await a journal's write, from whichever loop; what it raises stops the run."""
@@ -205,6 +208,12 @@ class Place:
 
     run: DurableRun
     scope: Scope
+    depth: int = 0
+    """Tool calls around it."""
+
+    def inside(self, key: str) -> "Place":
+        """The place of what the tool call ``key`` does."""
+        return Place(self.run, self.scope.ledger.scope(key), self.depth + 1)
 
 
 PLACE: ContextVar[Place | None] = ContextVar("agent_server_place", default=None)

@@ -14,6 +14,7 @@ from agents.result import RunResult, RunResultStreaming
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
 from agents.tracing.provider import DefaultTraceProvider
 
+from agent_server.domain.errors import AgentsTooDeep
 from agent_server.inference.durable_run import PLACE, Place
 from agent_server.inference.ledgered_model import History, LedgeredModel
 from agent_server.inference.steered import Steered
@@ -64,7 +65,7 @@ class DurableRunner(AgentRunner):
     async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:
         place = PLACE.get()
         if place is not None:
-            place.run.check()
+            _begin(place, starting_agent)
             kwargs.update(_nested(place, kwargs.get("run_config"), kwargs.get("hooks")))
         return await super().run(starting_agent, input, **kwargs)
 
@@ -73,12 +74,28 @@ class DurableRunner(AgentRunner):
     ) -> RunResultStreaming:
         place = PLACE.get()
         if place is not None:
-            place.run.check()
+            _begin(place, starting_agent)
             kwargs.update(_nested(place, kwargs.get("run_config"), kwargs.get("hooks")))
         return super().run_streamed(starting_agent, input, **kwargs)
 
 
 _PLAIN = AgentRunner()
+
+
+def _begin(place: Place, agent: Agent[Any]) -> None:
+    """Let an agent run inside another, if the run goes on and is not too deep in itself."""
+    run = place.run
+    run.check()
+    if place.depth > run.max_depth:
+        error = AgentsTooDeep(
+            f"Agent {agent.name!r} would run inside {place.depth} others.",
+            hint="An agent that calls itself needs instructions that end it. "
+            "AGENT_SERVER_MAX_AGENT_DEPTH allows more.",
+        )
+        run.stop(
+            error
+        )  # Told to a model as a tool's failure, it would be tried again at each level.
+        raise error
 
 
 def _nested(

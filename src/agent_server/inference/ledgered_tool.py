@@ -45,6 +45,7 @@ from agent_server.inference.audit import AUDIT
 from agent_server.inference.claims import Scope
 from agent_server.inference.durable_run import PLACE, DurableRun, Place, at
 from agent_server.inference.reconcile import reconciled
+from agent_server.inference.tags import hint
 from agent_server.inference.tool_output import output_from_json, output_to_json
 
 Invoke = Callable[[Any, str], Awaitable[Any]]
@@ -140,7 +141,8 @@ async def call_tool(
     name = tool.qualified_name
     digest = call_digest(name, arguments)
     key, earlier = place.scope.tool_call(context.tool_call_id, digest)
-    wish = SeenCall(None, key, name, parsed(arguments), tool)
+    agent = getattr(context.agent, "name", None)
+    wish = SeenCall(None, key, name, parsed(arguments), tool, agent)
     audit = AUDIT.get()
     if audit is not None:
         recorded = place.scope.ledger.earlier.get(key)
@@ -150,7 +152,7 @@ async def call_tool(
         audit.tool(now, recorded, earlier is not None)
         earlier = recorded
         if tool._is_agent_tool and recorded is not None and recorded.status == "done":
-            with at(Place(run, place.scope.ledger.scope(key))):
+            with at(place.inside(key)):
                 output = await invoke(context, arguments)
             run.check()
             audit.output(f"the agent {name!r}", output_to_json(tool, output), recorded.output, key)
@@ -161,7 +163,6 @@ async def call_tool(
         if earlier.output is not None:
             return output_from_json(tool, earlier.output)
         raise _again(earlier)
-    agent = getattr(context.agent, "name", None)
     step = StepRecord(
         key=key,
         kind="tool",
@@ -189,8 +190,8 @@ async def call_tool(
         arguments = context.tool_arguments = json.dumps(decision.arguments)
         context._function_tool_arguments = None  # those that the SDK prepared
         step = replace(step, input=decision.arguments)
-    inside = place.scope.ledger.scope(key)
-    call = _Call(run, tool, effect, step, inside, entered_s)
+    inside = place.inside(key)
+    call = _Call(run, tool, effect, step, inside.scope, entered_s)
     async with run.permitted(tool=name):
         run.check()
         try:
@@ -199,7 +200,7 @@ async def call_tool(
             if call.overdue():
                 return await call.timed_out(context, cast(float, tool.timeout_seconds), True)
             raise
-        with at(Place(run, inside)):
+        with at(inside):
             if container:
                 return await call.carry_out(context, arguments, invoke)
             with run.acting(key):
@@ -318,7 +319,7 @@ async def _consent(run: DurableRun, call: SeenCall, agent: str | None) -> Approv
     """The consent to ``call``; None where none is needed. The SDK stops at such a call before it
     comes here; one that came by another way stops the run."""
     try:
-        if run.policies.approval(call.name) is None:
+        if call.terms(run) is None:
             decision = await decided(run, call)
         else:
             decision = await ask(run, call, agent)
@@ -346,17 +347,9 @@ def _hints(tool: FunctionTool) -> JsonObject | None:
     if given is None:
         return None
     return {
-        "read_only": _hint(given, "read_only_hint", "readOnlyHint"),
-        "idempotent": _hint(given, "idempotent_hint", "idempotentHint"),
+        "read_only": hint(given, "read_only_hint", "readOnlyHint"),
+        "idempotent": hint(given, "idempotent_hint", "idempotentHint"),
     }
-
-
-def _hint(given: object, *names: str) -> bool | None:
-    for name in names:
-        value = getattr(given, name, None)
-        if value is not None:
-            return bool(value)
-    return None
 
 
 def _tool_error(error: Exception) -> ErrorInfo:

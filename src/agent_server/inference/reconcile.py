@@ -66,7 +66,7 @@ async def _asked(place: Place, tool: FunctionTool, doubted: StepRecord) -> Recon
         tool_arguments=text,
     )
     try:
-        with at(Place(run, place.scope.ledger.scope(doubted.key))):
+        with at(place.inside(doubted.key)):
             said = await invoke_function_tool(function_tool=asked, context=context, arguments=text)
         if isinstance(said, str):
             said = json.loads(said)

@@ -24,7 +24,8 @@ from agent_server.domain.agents import (
 )
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import UnknownAgent, UnknownTool
-from agent_server.domain.runs import Budget, RunRequest
+from agent_server.domain.runs import Budget, Limits, RunRequest
+from agent_server.inference.tags import tags_of
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
 from agent_server.registry.consolidation_tools import CONSOLIDATION_TOOLS
 from agent_server.registry.mcp_servers import effect_of_annotations, reachable_agents
@@ -105,13 +106,26 @@ class Catalog:
         """The served tool that the policy names to say how a call of ``tool`` in doubt went."""
         return self.tools.get(self.tool_policy(tool).reconcile or "")
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
-        """How the policy asks for approval, if it does. It adds to a tool's own
-        ``needs_approval`` and cannot lift it: what the author held back stays held."""
-        said = self.tool_policy(tool).approval
-        if isinstance(said, ApprovalTerms):
-            return said
-        return ApprovalTerms() if said else None
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
+        """How the policy asks for approval of a call of ``tool`` by ``agent`` (``"*"``: by any; None:
+        by a plan or a workflow itself), if it does: by the tool's own entry, else by the first rule.
+
+        It adds to a tool's own ``needs_approval`` and cannot lift it: what the author held back
+        stays held."""
+        policy = self.tool_policy(tool)
+        if isinstance(policy.approval, ApprovalTerms):
+            return policy.approval
+        if policy.approval is not None:
+            return ApprovalTerms() if policy.approval else None
+        for rule in self.policies.approvals:
+            among = rule.agents is None or agent == "*"
+            if agent is not None and rule.agents is not None:
+                among = among or slug(agent) in map(slug, rule.agents)
+            if among and rule.covers(tool, tags.union(policy.tags)):
+                return rule
+        return None
 
     def tool_policy(self, name: str) -> ToolPolicy:
         return self.policies.tools.get(name, _NO_TOOL_POLICY)
@@ -122,6 +136,15 @@ class Catalog:
             if name == written or slug(name) == slug(written):
                 return policy
         return _NO_AGENT_POLICY
+
+    def limits(self, tenant: str, key: str) -> dict[str, Limits]:
+        """What the policy sets for runs of that key (its name) and of that tenant, in this order,
+        by where it stands."""
+        found = {
+            f"[limits.keys.{key}]": self.policies.keys.get(key),
+            f"[limits.tenants.{tenant}]": self.policies.tenants.get(tenant),
+        }
+        return {f"{where} in agent-server.toml": one for where, one in found.items() if one}
 
     def agent_budget(self, name: str) -> Budget | None:
         """The budget that the agent's policy sets for its runs."""
@@ -182,7 +205,9 @@ class Catalog:
             description=tool.description,
             parameters=tool.params_json_schema,
             effect=self.effect(tool.name),
-            approval=bool(tool.needs_approval) or self.approval(tool.name) is not None,
+            approval=bool(tool.needs_approval)
+            or self.approval(tool.name, tags_of(tool), "*") is not None,
+            tags=tuple(sorted(tags_of(tool).union(self.tool_policy(tool.name).tags))),
             timeout_s=self.timeout_s(tool.name),
             source="builtin" if id(tool) in _BUILTIN_IDS else "file",
         )

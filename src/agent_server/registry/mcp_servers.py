@@ -17,6 +17,7 @@ from agents.mcp import MCPServer
 
 from agent_server.domain.agents import ToolEffect, ToolInfo
 from agent_server.domain.errors import ToolError
+from agent_server.inference.tags import mcp_tags
 
 log = structlog.get_logger("agent_server.registry")
 
@@ -276,6 +277,7 @@ async def _described_tools(server: MCPServer) -> tuple[ToolInfo, ...]:
             parameters=_either(tool, "input_schema", "inputSchema") or {},
             effect=effect_of_annotations(tool.annotations) or ToolEffect.ONCE,
             source="mcp",
+            tags=tuple(sorted(mcp_tags(tool.annotations, server.name))),
         )
         for tool in await server.list_tools()
     )

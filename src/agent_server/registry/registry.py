@@ -154,8 +154,18 @@ class Registry:
         for name, info in sorted(self._connections.tools().items()):
             if name not in names:
                 policy = catalog.tool_policy(name)
-                changes = policy.model_dump(exclude_none=True)
-                listed.append(info.model_copy(update=changes) if changes else info)
+                tags = frozenset(info.tags)
+                held = catalog.approval(name, tags, "*") is not None
+                listed.append(
+                    info.model_copy(
+                        update={
+                            "effect": policy.effect or info.effect,
+                            "timeout_s": policy.timeout_s,
+                            "approval": info.approval or held,
+                            "tags": tuple(sorted(tags.union(policy.tags))),
+                        }
+                    )
+                )
         return listed
 
     # What inference asks of the operator's policies, answered by the newest catalog.
@@ -174,8 +184,10 @@ class Registry:
     def reconciler(self, tool: str) -> FunctionTool | None:
         return self._catalog.reconciler(tool)
 
-    def approval(self, tool: str) -> ApprovalTerms | None:
-        return self._catalog.approval(tool)
+    def approval(
+        self, tool: str, tags: frozenset[str] = frozenset(), agent: str | None = None
+    ) -> ApprovalTerms | None:
+        return self._catalog.approval(tool, tags, agent)
 
     async def watch(self, watching: "asyncio.Future[None] | None" = None) -> None:
         """Reload on edits until ``close``. ``watching`` is resolved once no edit can be missed."""

@@ -4,6 +4,7 @@ Each call leaves a line in the file ``COUNT_FILE``. ``TILL`` set to ``v2`` is th
 ``pay`` has another schema, and ``lend`` is gone.
 """
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def tip(eur: int) -> str:
 
 
 @function_tool
+async def stall(what: str) -> str:
+    """Do something for good, which never ends the first time."""
+    first = f"stall {what}" not in BOOK.read_text()
+    count(f"stall {what}")
+    if first:
+        await asyncio.Event().wait()
+    return f"stalled {what}"
+
+
+@function_tool
 def look(what: str) -> str:
     """Look something up."""
     return count(f"look {what}")
@@ -79,7 +90,7 @@ bank = MCPServerStdio(
     require_approval={"always": {"tool_names": ["transfer", "deposit"]}},
 )
 teller = Agent(
-    name="Teller", instructions="You pay.", tools=[pay, look, tip, gift, read_page, *more]
+    name="Teller", instructions="You pay.", tools=[pay, look, tip, gift, stall, read_page, *more]
 )
 banker = Agent(name="Banker", instructions="You bank.", tools=[look], mcp_servers=[bank])
 head = Agent(
@@ -95,3 +106,5 @@ remote = HostedMCPTool(
     }
 )
 abroad = Agent(name="Abroad", instructions="You use a server elsewhere.", tools=[remote])
+mirror = Agent(name="Mirror", instructions="You ask yourself.")
+mirror.tools.append(mirror.as_tool("ask_mirror", "Ask the mirror."))

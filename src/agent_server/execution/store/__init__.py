@@ -71,6 +71,7 @@ from agent_server.execution.store.runs import (
 from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
     accuse,
+    begun_tasks,
     can_undo,
     cancel_task,
     cancel_tasks,
@@ -120,6 +121,7 @@ __all__ = [
     "void_permits_of_others",
     "Turns",
     "accuse",
+    "begun_tasks",
     "excuse",
     "free_lanes",
     "lane_of",
