@@ -29,6 +29,8 @@ MATRIX: dict[str, tuple[str, ...]] = {
     ),
     "kill -9 at random steps of random workflows, and of what goes on with them": (
         "tests/e2e/test_random_workflows.py::test_random_workflows_that_are_killed_at_random_steps_end_as_if_nothing_had_happened",
+        "tests/e2e/test_random_workflows.py::test_random_workflows_that_are_cancelled_after_a_kill_undo_all_that_had_happened",
+        "tests/e2e/test_random_workflows.py::test_a_hundred_random_workflows_that_are_cancelled_after_a_kill",
         "tests/e2e/test_random_workflows.py::test_two_hundred_random_workflows_that_are_killed_at_random_steps",
     ),
     "a frozen worker wakes after its work was taken over": (

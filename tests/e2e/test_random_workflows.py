@@ -180,6 +180,42 @@ def test_random_workflows_that_are_killed_at_random_steps_end_as_if_nothing_had_
     kill_at_random(Trial(tmp_path, nursery, models), random.Random(seed), 3)
 
 
+def cancel_at_random(trial: Trial, choose: random.Random, kills: int) -> None:
+    """Kill the server under workflows, and cancel them when it is back."""
+    for _ in range(kills):
+        drafts = [seeded(choose.randrange(1_000_000)) for _ in range(BATCH)]
+        api = trial.house.start()
+        runs = submit(api, [definition for _, definition in drafts])
+        api = fall(trial, api, choose)
+        for run in runs:
+            answer = api.http.post(f"{RUNS}/{run}/cancel", json={})
+            assert answer.status_code in (200, 202, 409), answer.text
+        for run, (draft, _) in zip(runs, drafts, strict=True):
+            trial.told(api, run, draft)
+        trial.check()
+        assert api.server is not None
+        api.server.signal(signal.SIGKILL)
+        assert trial.house.ended(api)
+
+
+def test_random_workflows_that_are_cancelled_after_a_kill_undo_all_that_had_happened(
+    nursery: Nursery, models: ModelThread, tmp_path: Path
+) -> None:
+    seed = random.randrange(1_000_000)
+    print("seed", seed)  # shown when the test fails
+    cancel_at_random(Trial(tmp_path, nursery, models), random.Random(seed), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hundred_random_workflows_that_are_cancelled_after_a_kill(
+    nursery: Nursery, models: ModelThread, tmp_path: Path
+) -> None:
+    seed = random.randrange(1_000_000)
+    print("seed", seed)  # shown when the test fails
+    cancel_at_random(Trial(tmp_path, nursery, models), random.Random(seed), 20)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_hundred_random_workflows_that_are_killed_at_random_steps(

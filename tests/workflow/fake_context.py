@@ -136,6 +136,8 @@ class FakeContext:
         }
 
     async def child(self, spec: TaskSpec) -> TaskOutcome:
+        if spec.path in self.world.ended and spec.hidden:
+            return self.world.ended[spec.path]
         known = self.world.specs.setdefault(spec.path, spec)
         assert (known.kind, known.node, known.payload) == (spec.kind, spec.node, spec.payload)
         if spec.path in self.world.ended:
@@ -177,7 +179,10 @@ class FakeContext:
             raise
 
     async def skip(self, spec: TaskSpec, reason: str) -> None:
-        self.world.skipped[spec.path] = reason
+        if spec.hidden:
+            self.world.ended.setdefault(spec.path, TaskOutcome("skipped"))
+        else:
+            self.world.skipped[spec.path] = reason
 
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         if self._process.dead:

@@ -3,12 +3,19 @@
 import asyncio
 from typing import Any
 
+import pytest
+from sqlalchemy import delete
+
 from agent_server.domain.base import JsonObject
 from agent_server.domain.ids import DEFAULT_TENANT
-from agent_server.domain.runs import RunStatus
-from tests.execution.kit import finished
+from agent_server.domain.runs import Budget, RunStatus, Usage
+from agent_server.execution.budget import undoing
+from agent_server.execution.halts import Halts
+from agent_server.execution.ports import StepRecord
+from agent_server.storage.tables import steps
+from tests.execution.kit import finished, submit
 
-from .workbench import bench, note
+from .workbench import Bench, bench, note
 
 
 def booking(id: str, **fields: Any) -> JsonObject:
@@ -155,3 +162,109 @@ async def test_what_a_node_that_ran_out_of_time_had_done_is_undone(sqlite_url: s
         run = await made.run({**sub, "on_error": "continue"})
         assert run.status is RunStatus.SUCCEEDED
         assert made.calls == ["room", "undo room"]
+
+
+# What is not known, and what comes in between ------------------------------------------------
+
+UNDO_SEEN = "undo {{ nodes.a.status }} {{ nodes.a.output }}"
+
+
+async def test_a_node_whose_time_was_up_may_have_happened_and_is_undone_as_unknown(
+    sqlite_url: str,
+) -> None:
+    async with bench(sqlite_url) as made:
+        a = {**HOLD, "id": "a", "timeout_s": 0.1, "compensate": [note("u", UNDO_SEEN)]}
+        run = await made.run({**a, "on_error": "continue"}, fail())
+        assert run.status is RunStatus.FAILED and made.calls == ["undo unknown null"]
+
+
+async def test_a_node_that_failed_has_not_happened_and_is_not_undone(sqlite_url: str) -> None:
+    async with bench(sqlite_url) as made:
+        await made.run(fail("a", compensate=[note("u")], on_error="continue"), fail())
+        assert made.calls == []
+
+
+async def test_a_node_that_a_cancelled_run_breaks_off_is_undone_as_unknown(url: str) -> None:
+    async with bench(url) as made:
+        run = await made.submit({**HOLD, "id": "a", "compensate": [note("u", UNDO_SEEN)]})
+        await made.reached.wait()
+        await made.runs.cancel(DEFAULT_TENANT, run.id)
+        assert (await finished(made.runs, run)).status is RunStatus.CANCELLED
+        assert made.calls == ["undo unknown null"]
+
+
+async def test_an_end_that_was_stored_and_not_written_down_is_looked_up_and_undone(
+    sqlite_url: str,
+) -> None:
+    """The process died, or was told to stop, between the end of a node and the record of it."""
+    async with bench(sqlite_url) as made:
+        run = await made.submit(booking("a", output="x"), {**HOLD, "id": "h2"})
+        await made.reached.wait()
+    async with bench(sqlite_url, role="api") as idle:
+
+        def forget(connection: Any) -> None:
+            found = steps.c.name == "1/ended"
+            assert connection.execute(delete(steps).where(found)).rowcount == 1
+
+        await idle.runs.database.write(forget)
+        await idle.runs.cancel(DEFAULT_TENANT, run.id)
+    async with bench(sqlite_url) as again:
+        assert (await finished(again.runs, run)).status is RunStatus.CANCELLED
+        assert again.calls == ["undo a"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_a_queued_sub_workflow_undoes_what_it_did_when_its_run_is_cancelled(
+    workers: int, url: str
+) -> None:
+    inner = {"name": "inner", "nodes": [booking("room"), HOLD]}
+    async with bench(url) as made:
+        run = await made.submit(
+            booking("car"), {"id": "sub", "type": "workflow", "workflow": inner}
+        )
+        await made.reached.wait()
+    async with bench(url, role="api") as idle:
+        await idle.runs.cancel(DEFAULT_TENANT, run.id)
+    async with bench(url, worker_concurrency=workers) as again:
+        assert (await finished(again.runs, run)).status is RunStatus.CANCELLED
+        assert again.calls == ["undo room", "undo car"]
+        assert not set((await again.tasks(run)).values()) & {"running", "queued", "waiting"}
+
+
+async def test_a_sub_workflow_that_somebody_cancels_undoes_what_it_did(sqlite_url: str) -> None:
+    inner = {"name": "inner", "nodes": [booking("room"), HOLD]}
+    sub = {"id": "sub", "type": "workflow", "workflow": inner, "on_error": "continue"}
+    async with bench(sqlite_url) as made:
+        run = await made.submit(sub)
+        await made.reached.wait()
+        (task,) = [t for t in await made.runs.tasks(DEFAULT_TENANT, run.id) if t.path == "1"]
+        await Halts(made.runs).cancel_task(DEFAULT_TENANT, run.id, task.id, by="test")
+        assert (await finished(made.runs, run)).status is RunStatus.SUCCEEDED
+        assert made.calls == ["room", "undo room"]
+
+
+@pytest.mark.parametrize("limit", ["max_tool_calls", "max_tokens"])
+async def test_a_run_that_has_used_up_its_budget_may_still_undo(limit: str, url: str) -> None:
+    class Counted(Bench):
+        async def call_tool(self, ctx: Any, name: str, arguments: JsonObject, *, key: str) -> Any:
+            step = StepRecord(key=ctx.journal.key(key), kind="tool", name=name, input=arguments)
+            await ctx.journal.begin(step, commit=True)
+            self.calls.append(arguments["value"])
+            usage = Usage(tool_calls=1, input_tokens=10)
+            await ctx.journal.finish(step.done(arguments["value"], usage))
+            return arguments["value"]
+
+    most = {"max_tool_calls": 2, "max_tokens": 20}[limit]
+    async with bench(url, Counted()) as made:
+        nodes = [booking("a"), booking("b"), booking("c")]
+        run = await submit(made.runs, workflow={"name": "w", "nodes": nodes}, budget={limit: most})
+        ended = await finished(made.runs, run)
+        assert ended.status is RunStatus.BUDGET_EXCEEDED and ended.error is not None
+        assert made.calls == ["a", "b", "undo b", "undo a"] and ended.error.errors[1:] == ()
+        assert ended.usage.tool_calls == 4
+
+
+def test_what_undoes_has_the_ceilings_once_more_and_some_calls_in_any_case() -> None:
+    more = undoing(Budget(max_tool_calls=1, max_model_calls=50, max_tokens=100))
+    assert (more.max_tool_calls, more.max_model_calls, more.max_tokens) == (21, 100, 200)
+    assert more.max_cost_usd is None

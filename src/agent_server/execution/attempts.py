@@ -120,7 +120,7 @@ def as_stored(value: Any) -> Any:
 def outcome_of(row: Row[Any]) -> TaskOutcome:
     """How a stored task ended."""
     error = ErrorInfo.model_validate(row.error) if row.error else None
-    return TaskOutcome(row.status, row.output, error)
+    return TaskOutcome(row.status, row.output, error, begun=row.attempts > 0)
 
 
 def snapshot_of(row: Row[Any]) -> RunSnapshot:

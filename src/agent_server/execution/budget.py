@@ -29,7 +29,7 @@ from agent_server.domain.errors import BudgetExceeded, FieldError
 from agent_server.domain.events import BudgetWarning
 from agent_server.domain.runs import Budget, StepKind, Usage
 from agent_server.execution import store
-from agent_server.execution.ports import Estimate, LostLease
+from agent_server.execution.ports import UNDO_MARK, Estimate, LostLease
 from agent_server.storage.database import Database
 
 POLL_S = 0.25
@@ -77,6 +77,22 @@ class Refusal:
 
     error: BudgetExceeded
     wait: bool
+
+
+UNDO_CALLS = 20
+"""Calls that what undoes may make in any case, beside the run's ceiling."""
+
+
+def undoing(budget: Budget) -> Budget:
+    """What a run may have used in all when it undoes what it did: its ceilings once more, and at
+    least ``UNDO_CALLS`` calls, so that what stopped it does not keep it from tidying up."""
+    more: dict[str, Decimal | int] = {}
+    for name in LIMITS:
+        most = getattr(budget, name)
+        if most is not None:
+            calls = name.endswith("_calls")
+            more[name] = most + (max(most, UNDO_CALLS) if calls else most)
+    return budget.model_copy(update=more)
 
 
 @dataclass(frozen=True)
@@ -354,8 +370,8 @@ class Meter:
         whole: bool = False,
     ) -> Grant | Refusal:
         """Reserve the call, with all earlier ones under its key."""
-        budget = self.budget
-        assert budget is not None
+        assert self.budget is not None
+        budget = undoing(self.budget) if UNDO_MARK in holder.path else self.budget
 
         def transaction(connection: Connection) -> Grant | Refusal:
             self._fence(connection, holder)

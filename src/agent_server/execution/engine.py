@@ -81,6 +81,8 @@ log = structlog.get_logger(__name__)
 _Taken = tuple[Row[Any], Row[Any], str | None]
 """A task taken, its run, and the kind of what it stood still for, if it did."""
 FLUSH_S = 1.0
+UNDONE_POLL_S = 0.1
+"""How often a cancelled run looks whether its sub-workflows have undone what they did."""
 LET_GO_S = 3.0
 """How long a stopping process waits for cancelled tasks; then it leaves them queued."""
 
@@ -579,19 +581,23 @@ class Engine:
                 partial = await self.database.read(
                     lambda c: endings.partial_result(c, run, error.limit)
                 )
-        await self._undo(attempt, journal)
         info = error_info(error)
+        faults = [f for f in await self._undo(attempt, journal) if f not in info.errors]
+        if faults:
+            info = info.model_copy(update={"errors": (*info.errors, *faults)})
         ending = endings.failed(attempt, error, info, utcnow(), partial)
         await self._end(attempt, journal, ending, TaskOutcome("failed", error=info))
 
     async def _end_cancelled(self, attempt: Attempt, journal: DurableJournal) -> None:
         if attempt.dismissed is not None and not attempt.local.stops:
+            await self._undo(attempt, journal)
             ending = endings.dismissed(attempt, attempt.dismissed, utcnow())
             outcome = TaskOutcome("failed", error=attempt.dismissed)
             await self._end(attempt, journal, ending, outcome)
             return
         if not attempt.path:
             await self._stop_children(attempt.local.snapshot.id)
+            await self._wait_undone(attempt)
         faults = await self._undo(attempt, journal)
         if faults and not attempt.path:
             said = "; ".join(fault.message for fault in faults)
@@ -636,6 +642,18 @@ class Engine:
             return [FieldError(path=attempt.path, message=f"it was not undone: {error}")]
         finally:
             attempt.undoes = False
+
+    async def _wait_undone(self, root: Attempt) -> None:
+        """Return when the tasks of a cancelled run have ended that are to undo something: they are
+        taken up for that, here or on another node."""
+        run_id = root.local.snapshot.id
+        self.roster.yield_slot(root)
+        try:
+            while await self.database.read(lambda c: store.undoing_tasks(c, run_id)):
+                self.roster.offer()
+                await wait_nudged(asyncio.Event(), UNDONE_POLL_S)
+        finally:
+            self.roster.take_slot_back(root)
 
     async def _stop_children(self, run_id: str) -> None:
         """Stop the run's tasks in this process, without touching its root."""

@@ -205,6 +205,8 @@ class TaskOutcome:
     status: Literal["succeeded", "failed", "skipped", "cancelled"]
     output: Any = None
     error: ErrorInfo | None = None
+    begun: bool = True
+    """False for one that ended before anybody took it up."""
 
 
 @dataclass(frozen=True)

@@ -450,7 +450,7 @@ class Runs:
                 hint="There is nothing left to cancel.",
             )
         carried_out = root == "running"
-        store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now)
+        store.cancel_tasks(connection, run_id, only_idle=carried_out, now=now, spare=True)
         store.forget_halts(connection, run_id)
         store.order_cancel(connection, run_id, reason)
         if not carried_out and store.can_undo(connection, run_id):

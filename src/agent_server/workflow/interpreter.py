@@ -66,7 +66,9 @@ from agent_server.workflow.steps import Steps
 from agent_server.workflow.values import Scope
 
 UNDO_KEY: Final = "undo"
-"""The end of the key under which the ledger holds how to undo a node."""
+"""The end of the key under which the ledger holds, before a node begins, how to undo it."""
+ENDED_KEY: Final = "ended"
+"""The end of the key under which the ledger holds how a node ended that can be undone."""
 BREATH: Final = 20
 """Nodes without an effect after which other work of the process gets its turn."""
 
@@ -365,6 +367,7 @@ class Interpreter:
             return _Ended(self._done[node.id])
         scope = self._scope(node, frame, values)
         attempt = 1
+        doubtful = False
         while True:
             self._steps.take(self._ctx.path)
             here = path if attempt == 1 else f"{path}@{attempt}"
@@ -375,9 +378,11 @@ class Interpreter:
                 if node.compensate:
                     # Once begun it is not broken off: it must be known whether it has happened.
                     with anyio.CancelScope(shield=True):
+                        if attempt == 1:
+                            await self._remember(node, path, frame, values)
                         ended = await self._carry_out(node, here, frame, values, scope)
                         if ended is not None:
-                            await self._remember(node, path, frame, values, ended)
+                            await self._settle(node, path, "succeeded", ended)
                 else:
                     ended = await self._carry_out(node, here, frame, values, scope)
                 if ended is None:
@@ -393,7 +398,10 @@ class Interpreter:
                 fatal, info = _FATAL[failed.error.code], failed.error
                 raise fatal(info.message, hint=info.hint, errors=info.errors)
             attempt += 1
+            doubtful = doubtful or in_doubt(node.type, failed.error.code)
             if not _worth_retrying(node, failed.error, attempt):
+                if node.compensate:
+                    await self._settle(node, path, UNKNOWN if doubtful else "failed")
                 return await self._given_up(node, path, frame, failed)
             await self._pause(node, path, attempt)
         if node.output is not None:
@@ -405,23 +413,20 @@ class Interpreter:
             await self._observer.node_completed(node, path, ended.output)
         return ended
 
-    async def _remember(
-        self, node: Node, path: str, frame: Frame, values: JsonObject, ended: _Ended
-    ) -> None:
-        """Write down that the node can be undone, and what its undoing will look at."""
+    async def _remember(self, node: Node, path: str, frame: Frame, values: JsonObject) -> None:
+        """Write down, before the node begins, how it is undone and what its undoing will look at."""
         if self._undos is None:
             steps = self._ctx.journal.recorded().values()
             self._undos = sum(step.name.endswith(f"/{UNDO_KEY}") for step in steps)
         number, self._undos = self._undos, self._undos + 1
-        if node.output is not None:
-            ended = replace(ended, writes={**ended.writes, node.output: ended.output})
-        now = {**values, **ended.writes}
-        inside = Frame(frame.names, frame, results={node.id: result_of("succeeded", ended.output)})
-        results = Results(self._graph, inside, ())
+        results = Results(self._graph, frame, ())
         record: JsonObject = {
             "number": number,
             "node": node.id,
+            "type": node.type,
             "path": path,
+            "attempts": node.retry.max_attempts if node.retry else 1,
+            "output": node.output,
             "nodes": [each.model_dump(mode="json") for each in node.compensate],
             "names": {},
             "inputs": {},
@@ -429,10 +434,10 @@ class Interpreter:
             "results": {},
         }
         for root, key in self._graph.looked_at_by_undo(node):
-            if root == "nodes" and key is not None:
+            if root == "nodes" and key is not None and key != node.id:
                 record["results"][key] = results.find(key)
             elif root in ("inputs", "vars"):
-                source = self._inputs if root == "inputs" else now
+                source = self._inputs if root == "inputs" else values
                 record[root] |= source if key is None else {key: source.get(key)}
             elif root in frame.names:
                 record["names"][root] = frame.names[root]
@@ -441,6 +446,23 @@ class Interpreter:
             return record
 
         await self._ctx.value(f"{path}/{UNDO_KEY}", make)
+
+    async def _settle(self, node: Node, path: str, status: str, ended: _Ended = _NOTHING) -> None:
+        """Write down how a node that can be undone ended, as far as its undoing looks at it."""
+        roots = {root for root, _ in self._graph.looked_at_by_undo(node)}
+        written = dict(ended.writes)
+        if node.output is not None and status == "succeeded":
+            written[node.output] = ended.output
+        record = {
+            "status": status,
+            "output": ended.output if "nodes" in roots else None,
+            "vars": written if "vars" in roots else {},
+        }
+
+        async def make() -> JsonObject:
+            return record
+
+        await self._ctx.value(f"{path}/{ENDED_KEY}", make)
 
     def _scope(self, node: Node, frame: Frame, values: JsonObject) -> Scope:
         earlier = self._graph.earlier.get(node.id, ())
@@ -742,6 +764,16 @@ class Interpreter:
     def _ask(self, node: LoopNode, frame: Frame, values: JsonObject, iteration: int) -> bool:
         scope = {**self._scope(node, frame, values), "iteration": iteration}
         return bool(expression(node.condition or node.until or "false").evaluate(scope))
+
+
+UNKNOWN: Final = "unknown"
+"""How a node counts that began and of which nobody knows whether it has happened."""
+_UNDOES_ITSELF: Final = ("workflow", "wait", "approval")
+
+
+def in_doubt(node_type: str, code: str | None) -> bool:
+    """Whether a node may have happened that ended with this error, or (None) was broken off."""
+    return node_type not in _UNDOES_ITSELF and code in (None, TaskTimeout.code)
 
 
 def _worth_retrying(node: Node, error: ErrorInfo, attempt: int) -> bool:

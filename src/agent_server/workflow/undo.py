@@ -1,17 +1,25 @@
-"""Compensation: what undoes the nodes that have succeeded, when the rest has not.
+"""Compensation: what undoes the nodes that have happened, or may have, when the rest has not.
 
 Leans on the interpreter, which carries the undoing nodes out like any others, and on the ledger: a
-node that can be undone is written down there with all that its undoing looks at, so that neither a
-crash nor a cancelled run forgets it. Refuses to decide when to undo.
+node that can be undone is written down there before it begins, with all that its undoing looks at,
+so that neither a crash nor a cancelled run forgets it. Refuses to decide when to undo.
 """
 
 from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, RunError
-from agent_server.domain.workflows import WorkflowDefinition
-from agent_server.execution.ports import TaskContext
-from agent_server.workflow.interpreter import UNDO_KEY, Interpreter, Start
+from agent_server.domain.workflows import LEAF_TYPES, NODE_MODELS, WorkflowDefinition
+from agent_server.execution.ports import TaskContext, TaskSpec
+from agent_server.workflow.interpreter import (
+    ENDED_KEY,
+    UNDO_KEY,
+    UNKNOWN,
+    Interpreter,
+    Start,
+    in_doubt,
+)
+from agent_server.workflow.sight import result_of
 
 _UNDONE: Final = "undone"
 
@@ -22,36 +30,67 @@ async def undo(ctx: TaskContext, *, max_parallel: int) -> list[FieldError]:
     Each is undone once, a crash in between included; one that fails keeps none of the others from
     being undone.
     """
-    steps = ctx.journal.recorded()
-    known = [step.output for step in steps.values() if step.name.endswith(f"/{UNDO_KEY}")]
+    kept = {step.name: step.output for step in ctx.journal.recorded().values()}
+    records = [output for name, output in kept.items() if name.endswith(f"/{UNDO_KEY}")]
     faults: list[FieldError] = []
-    for record in sorted(known, key=lambda record: -int(record["number"])):
+    for record in sorted(records, key=lambda record: -int(record["number"])):
+        path = str(record["path"])
 
-        async def once(record: JsonObject = record) -> Any:
+        async def once(record: JsonObject = record, path: str = path) -> Any:
+            ended = kept.get(f"{path}/{ENDED_KEY}") or await _look(ctx, record)
+            if ended["status"] not in ("succeeded", UNKNOWN):
+                return None
             try:
-                await _carry_out(ctx, record, max_parallel)
+                await _carry_out(ctx, record, ended, max_parallel)
             except RunError as failure:
                 return failure.info().model_dump(mode="json")
             return None
 
-        error = await ctx.value(f"{record['path']}/{_UNDONE}", once)
+        error = await ctx.value(f"{path}/{_UNDONE}", once)
         if error is not None:
             message = f"{record['node']!r} could not be undone: {error['message']}"
-            faults.append(FieldError(path=str(record["path"]), message=message, hint=error["hint"]))
+            faults.append(FieldError(path=path, message=message, hint=error["hint"]))
     return faults
 
 
-async def _carry_out(ctx: TaskContext, record: JsonObject, max_parallel: int) -> None:
+async def _look(ctx: TaskContext, record: JsonObject) -> JsonObject:
+    """How a node ended whose end was not written down: a crash or a cancelled run came between."""
+    if NODE_MODELS[record["type"]] not in LEAF_TYPES:
+        return {"status": UNKNOWN, "output": None, "vars": {}}
+    status = "failed"
+    for attempt in range(1, record["attempts"] + 1):
+        here = record["path"] if attempt == 1 else f"{record['path']}@{attempt}"
+        # Takes the place if nothing ever began there; else it waits for the end of what did.
+        spec = TaskSpec(path=here, node=record["node"], kind="skip", payload={}, hidden=True)
+        await ctx.skip(spec, "its undoing came first")
+        outcome = await ctx.child(spec)
+        if outcome.status == "succeeded":
+            name = record["output"]
+            written = {} if name is None else {name: outcome.output}
+            return {"status": "succeeded", "output": outcome.output, "vars": written}
+        if outcome.status == "skipped" or not outcome.begun:
+            break
+        code = None if outcome.error is None else outcome.error.code
+        if (code is not None or outcome.status == "cancelled") and in_doubt(record["type"], code):
+            status = UNKNOWN
+    return {"status": status, "output": None, "vars": {}}
+
+
+async def _carry_out(
+    ctx: TaskContext, record: JsonObject, ended: JsonObject, max_parallel: int
+) -> None:
     definition = WorkflowDefinition.model_validate(
         {"name": f"undo {record['node']}", "nodes": record["nodes"]}
     )
+    own = {record["node"]: result_of(ended["status"], ended["output"])}
+    variables = {**record["vars"], **ended["vars"]}
     interpreter = Interpreter(
         ctx,
         definition,
         record["inputs"],
         max_parallel=max_parallel,
         path_prefix=f"{record['path']}!",
-        start=Start(record["names"], record["results"], record["vars"]),
+        start=Start(record["names"], {**record["results"], **own}, variables),
     )
     await interpreter.run()
 

@@ -96,6 +96,7 @@ from agent_server.execution.store.tasks import (
     task_of,
     task_row,
     task_rows,
+    undoing_tasks,
     waiting_for,
 )
 from agent_server.execution.store.waits import (
@@ -209,6 +210,7 @@ __all__ = [
     "task_row",
     "take_up_root",
     "task_rows",
+    "undoing_tasks",
     "task_steps",
     "tell",
     "upsert_steps",

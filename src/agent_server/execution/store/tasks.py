@@ -329,22 +329,42 @@ def has_ended(connection: Connection, run_id: str, path: str, epoch: int, status
     return connection.execute(query).scalar() is not None
 
 
-def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: datetime) -> None:
-    """End the run's tasks as cancelled: those nobody carries out, or all that live."""
-    which = ("queued", "waiting") if only_idle else LIVE
-    connection.execute(
-        update(tasks)
-        .where(tasks.c.run_id == run_id, tasks.c.status.in_(which))
-        .values(status="cancelled", owner=None, ended_at=now, behind=False)
+_UNDOES = exists(
+    select(literal(1))
+    .where(
+        steps.c.run_id == tasks.c.run_id,
+        steps.c.task_path == tasks.c.path,
+        steps.c.name.like("%/undo"),
     )
+    .correlate(tasks)
+)
+"""The task has done something that it can undo."""
+
+
+def cancel_tasks(
+    connection: Connection, run_id: str, *, only_idle: bool, now: datetime, spare: bool = False
+) -> None:
+    """End the run's tasks as cancelled: those nobody carries out, or all that live. With ``spare``
+    those live on that are to undo something: whoever takes one up ends it in order."""
+    which = ("queued", "waiting") if only_idle else LIVE
+    query = update(tasks).where(tasks.c.run_id == run_id, tasks.c.status.in_(which))
+    if spare:
+        query = query.where(~_UNDOES)
+    connection.execute(query.values(status="cancelled", owner=None, ended_at=now, behind=False))
     withdraw_approvals(connection, run_id, now)
 
 
-def can_undo(connection: Connection, run_id: str) -> bool:
-    """Whether the run's root has done something that it can undo."""
+def undoing_tasks(connection: Connection, run_id: str) -> bool:
+    """Whether a task below the run's root lives that has done something that it can undo."""
     query = select(literal(1)).where(
-        steps.c.run_id == run_id, steps.c.task_path == "", steps.c.name.like("%/undo")
+        tasks.c.run_id == run_id, tasks.c.path != "", tasks.c.status.in_(LIVE), _UNDOES
     )
+    return connection.execute(query.limit(1)).scalar() is not None
+
+
+def can_undo(connection: Connection, run_id: str) -> bool:
+    """Whether the run has done something that it can undo."""
+    query = select(literal(1)).where(steps.c.run_id == run_id, steps.c.name.like("%/undo"))
     return connection.execute(query.limit(1)).scalar() is not None
 
 

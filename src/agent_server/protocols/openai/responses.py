@@ -285,6 +285,7 @@ class ResponseRoutes:
         principal = caller(request)
         tenant = principal.tenant
         asking.check_tier(body.service_tier)
+        asking.refuse_given(body, "image", *asking.CACHING)
         target = names.target(body.model)
         if target.kind != "agent":
             raise refuse("model", "Only an agent's model can compact a history.")
