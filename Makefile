@@ -1,4 +1,4 @@
-.PHONY: check format test chaos bench serve pins docs
+.PHONY: check format test clients chaos bench serve pins docs
 
 SOURCES = src tests scripts benchmarks examples main.py
 
@@ -12,6 +12,10 @@ format: ## Rewrite the code in the project's style
 
 test: ## The fast tests
 	uv run pytest
+
+clients: ## Install the clients of others that tests/clients speaks with: LangChain, and npm's
+	uv sync --quiet --group clients
+	uv run python -m tests.clients.node_project
 
 chaos: ## Every fault of the matrix, the long crash loops too; the report is chaos-report.md
 	uv run python -m tests.durability.matrix

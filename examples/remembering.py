@@ -1,10 +1,6 @@
 """An agent that remembers from one conversation to the next, and forgets when it is told to.
 
-Serve it with
-
-    AGENT_SERVER_AGENTS=examples/remembering.py agent-server serve
-
-and talk to it in two sessions, as the section on memory in `examples/README.md` shows.
+The section on memory in `examples/README.md` talks to it in three sessions.
 """
 
 from agents import Agent

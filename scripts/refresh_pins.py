@@ -27,13 +27,13 @@ def normal(name: str) -> str:
 
 
 def resolve(pyproject: str) -> list[str]:
-    """One line per pinned package, for the dependencies and the ``dev`` extra."""
+    """One line per pinned package: the dependencies, the ``dev`` extra, the ``clients`` group."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "pyproject.toml"
         source.write_text(BLOCK.sub("", pyproject), encoding="utf-8")
         answer = subprocess.run(
             ["uv", "pip", "compile", "--universal", "--python-version", OLDEST, "--extra", "dev"]
-            + ["--no-header", "--no-annotate", "--quiet", "pyproject.toml"],
+            + ["--group", "clients", "--no-header", "--no-annotate", "--quiet", "pyproject.toml"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -64,7 +64,7 @@ def unpinned(pyproject: str) -> list[str]:
         if (found := PIN.match(line.strip().strip('",')))
     }
     named: set[str] = set()
-    for name in ("dependencies", "dev"):
+    for name in ("dependencies", "dev", "clients"):
         listed = re.search(rf"^{name} = \[\n(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)
         for line in listed.group(1).splitlines() if listed else []:
             if found := re.match(r'\s*"([A-Za-z0-9._-]+)', line):

@@ -48,6 +48,7 @@ from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.providers import Providers
 from agent_server.memory.consolidator import Consolidator
+from agent_server.memory.conversations import Conversations
 from agent_server.memory.desk import MemoryDesk
 from agent_server.memory.documents import Documents
 from agent_server.memory.erasure import Erasure
@@ -64,6 +65,8 @@ from agent_server.memory.trimming import Trimming, Window
 from agent_server.memory.turns import Turns
 from agent_server.observability import Metrics, Redaction, log_end, secrets_of
 from agent_server.planning.goal import GoalRun, check_edit
+from agent_server.protocols.openai.deps import OpenAIDeps
+from agent_server.protocols.openai.door import OpenAIDoor
 from agent_server.reasoning.approaches import Approaches
 from agent_server.reasoning.solver import Solver
 from agent_server.reasoning.tasks import AgentRun, AgentTask
@@ -72,6 +75,7 @@ from agent_server.registry.connected import ConnectedLoop
 from agent_server.registry.registry import Registry
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
+from agent_server.storage.files import Files
 from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
@@ -101,6 +105,7 @@ class Parts:
     sessions: SessionStore
     memories: MemoryStore
     long_term: LongTermMemory
+    files: Files
     memory: MemoryDesk
     erasure: Erasure
     consolidator: Consolidator | None
@@ -120,6 +125,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
     """
     require_safe(settings)
     parts = build_parts(settings, providers or Providers(settings))
+    openai = _openai(parts)
     app = build_app(
         ApiDeps(
             settings=settings,
@@ -143,11 +149,31 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             *HistoryRoutes(
                 parts.history, settings, Redaction(secrets_of(settings), max_depth=1_000).value
             ).routes(),
+            *openai.routes(),
         ],
+        {"v1": openai.manners},
     )
     app.state.parts = parts
     app.state.drain = parts.drain
     return app
+
+
+def _openai(parts: Parts) -> OpenAIDoor:
+    embedding = parts.long_term.embedding
+    return OpenAIDoor(
+        OpenAIDeps(
+            settings=parts.settings,
+            runs=parts.runs,
+            control=parts.control,
+            catalog=_Catalogue(parts),
+            workflows=parts.library,
+            sessions=parts.sessions,
+            conversations=Conversations(parts.database),
+            files=parts.files,
+            embedder=embedding.embedder if embedding is not None else None,
+            streams=parts.streams,
+        )
+    )
 
 
 def build_parts(
@@ -196,12 +222,14 @@ def build_parts(
         Window(settings.session_max_items, settings.session_max_tokens),
         summarise if settings.session_summaries else None,
     )
+    files = Files(database, settings.max_files_bytes)
     bare_loop = AgentLoop(
         providers,
         settings,
         policies=registry,
         open_session=trimming.opener(history),
         services={MemoryDesk: desk},
+        fetch=files.whole,
     )
     loop = ConnectedLoop(bare_loop, registry)
     thinking = Thinking(loop)
@@ -235,7 +263,7 @@ def build_parts(
     handlers: dict[str, Handler] = {
         "run.goal": goals,
         "plan": timed(goals.node),
-        "run.agent": AgentRun(solver),
+        "run.agent": AgentRun(solver, lambda tenant, run_id: runs.conversation(tenant, run_id)),
         "action": ActionTask(actions),
         **of_workflows,
     }
@@ -294,6 +322,7 @@ def build_parts(
         sessions=history,
         memories=store,
         long_term=long_term,
+        files=files,
         memory=desk,
         erasure=Erasure(database, store, runs.cancel),
         consolidator=consolidator,

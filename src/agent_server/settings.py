@@ -140,7 +140,22 @@ class Settings(BaseSettings):
         default=8.0, ge=1, description="Seconds without a heartbeat until a worker counts as dead."
     )
     max_attempts: int = Field(
-        default=10, ge=1, description="Times a task may be taken up before its run is failed."
+        default=10, ge=1, description="Times that a task's worker may die before its run is failed."
+    )
+    retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days until runs that succeeded or were cancelled are deleted; 0 keeps them.",
+    )
+    retention_failed_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days until runs that failed or exceeded their budget are deleted; 0 keeps them.",
+    )
+    retention_detail_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days until the events and steps of any ended run are deleted; 0 keeps them.",
     )
     model_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds without a byte until a model call is given up."
@@ -253,9 +268,19 @@ class Settings(BaseSettings):
     max_document_bytes: int = Field(
         default=16_777_216, ge=1024, description="Size of a body that writes memories."
     )
+    max_file_bytes: int = Field(
+        default=33_554_432, ge=1024, description="Size of a file that is uploaded to `/v1/files`."
+    )
+    max_files_bytes: int = Field(
+        default=1_073_741_824, ge=0, description="Size of all files of one tenant together."
+    )
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
     body_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a request body may take to arrive."
+    )
+    openai_approaches: bool = Field(
+        default=False,
+        description="List agents and goals under `/v1/models` with each approach, too.",
     )
     max_streams: int = Field(default=10_000, ge=1, description="Event streams open at once.")
     stream_queue_size: int = Field(

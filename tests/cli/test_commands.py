@@ -240,7 +240,17 @@ def test_doctor_finds_nothing_wrong_in_an_empty_folder_and_makes_nothing(
     monkeypatch.setenv("AGENT_SERVER_PORT", "0")
     assert run_cli("doctor") == 0
     out = capsys.readouterr().out
-    for name in ("database", "disk", "agents", "model", "key", "port", "clock", "open files"):
+    for name in (
+        "database",
+        "memory",
+        "disk",
+        "agents",
+        "model",
+        "key",
+        "port",
+        "clock",
+        "open files",
+    ):
         assert f" {name}: " in out
     assert "✗" not in out
     assert list(here.iterdir()) == []
@@ -269,6 +279,23 @@ def test_doctor_names_each_fault_with_its_remedy(
     ]
     assert "agents.py" in out and "line 1" in out
     assert out.count("\n    ") >= len(faults)
+
+
+def test_doctor_counts_memories_and_says_how_they_are_found(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_cli("memory", "add", "Ana likes green.", "--namespace", "people") == 0
+    capsys.readouterr()
+    assert run_cli("doctor") in (0, 1)
+    assert "memory: 1 memories, found by words (AGENT_SERVER_EMBEDDER" in capsys.readouterr().out
+    monkeypatch.setattr("agent_server.cli.doctor.LARGE_NAMESPACE", 0)
+    monkeypatch.setenv("AGENT_SERVER_EMBEDDER", "openai")
+    assert run_cli("doctor") in (0, 1)
+    out = capsys.readouterr().out
+    assert (
+        "by vectors of openai, searched by sqlite-vec; 1 of them in the namespace 'people'" in out
+    )
+    assert "`agent-server db copy`" in out
 
 
 def test_db_upgrade_brings_an_empty_folder_to_the_newest_schema_once(

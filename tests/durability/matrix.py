@@ -27,6 +27,10 @@ MATRIX: dict[str, tuple[str, ...]] = {
         "tests/durability/test_many_kills.py::test_twelve_kills_under_mixed_runs_on_three_workers_lose_and_repeat_nothing",
         "tests/durability/test_many_kills.py::test_two_hundred_kills_under_mixed_runs_on_three_workers_lose_and_repeat_nothing",
     ),
+    "kill -9 at random steps of random workflows, and of what goes on with them": (
+        "tests/e2e/test_random_workflows.py::test_random_workflows_that_are_killed_at_random_steps_end_as_if_nothing_had_happened",
+        "tests/e2e/test_random_workflows.py::test_two_hundred_random_workflows_that_are_killed_at_random_steps",
+    ),
     "a frozen worker wakes after its work was taken over": (
         "tests/durability/test_two_servers.py::test_a_frozen_server_that_wakes_after_the_takeover_writes_nothing_and_lives_on",
     ),

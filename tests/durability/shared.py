@@ -30,6 +30,9 @@ class SharedWorld(World):
         """One more server; ``lease_s="3"`` is ``AGENT_SERVER_LEASE_S=3``."""
         return self.nursery.start(self.environment(**settings), folder=self.folder)
 
+    def start(self, crash_at: str = "") -> Server:
+        return self.nursery.start(self.environment(), folder=self.folder, crash_at=crash_at)
+
     def environment(self, **settings: str) -> dict[str, str]:
         """What a process needs to join, with ``settings`` of its own."""
         env = {

@@ -45,10 +45,11 @@ class House:
             **env,
         }
 
-    def start(self, **env: str) -> "Api":
-        """A server, ready to answer."""
-        server = self._nursery.start(self.env | env, folder=self.folder)
-        asyncio.run(ready(server))
+    def start(self, crash_at: str = "", **env: str) -> "Api":
+        """A server, ready to answer; one that is to die somewhere may be dead already."""
+        server = self._nursery.start(self.env | env, folder=self.folder, crash_at=crash_at)
+        if not crash_at:
+            asyncio.run(ready(server))
         return Api(server.url, server)
 
     def ended(self, api: "Api", timeout_s: float = 15) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from agent_server.domain.errors import DatabaseUnavailable
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.domain.runs import Run, RunRequest
 from agent_server.execution.control import Control
@@ -31,9 +32,15 @@ def control(runs: Runs) -> Control:
 
 @asynccontextmanager
 async def running(
-    url: str, handlers: Mapping[str, Handler], *, observe: Any = None, **settings: Any
+    url: str,
+    handlers: Mapping[str, Handler],
+    *,
+    observe: Any = None,
+    dies: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[Runs]:
-    """The engine and its door, started and orderly stopped."""
+    """The engine and its door, started and orderly stopped; one that ``dies`` writes nothing more
+    at its end, and another finds what it carried out as it was."""
     chosen = Settings(**{"shutdown_grace_s": 0.2, **settings})  # type: ignore[arg-type]
     database = database_at(url)
     await database.open()
@@ -59,8 +66,21 @@ async def running(
             **watched,
         )
     finally:
+        if dies:
+            engine.database = engine.roster.database = _Gone()
         await engine.stop()
         await database.close()
+
+
+class _Gone:
+    """The database of a process that is no more."""
+
+    dialect = "none"
+
+    async def write(self, fn: Any) -> Any:
+        raise DatabaseUnavailable("The process is gone.")
+
+    read = write
 
 
 async def submit(runs: Runs, **request: Any) -> Run:

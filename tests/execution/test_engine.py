@@ -198,7 +198,7 @@ async def test_a_worker_that_lost_its_task_stores_nothing_more(url: str) -> None
     async with running(url, {"goal": goal}) as runs:
         run = await submit(runs, goal="g")
         await runs.database.write(lambda c: store.release_tasks(c, runs.engine.node))
-        await runs.database.write(lambda c: store.claim(c, "another", 1, utcnow()))
+        await runs.database.write(lambda c: store.claim(c, "another", 1, utcnow(), store.Turns()))
         taken.set()
         await _until(lambda: bool(refused))
         # The other owner gives it up; this node may take it again.
@@ -376,12 +376,13 @@ async def test_a_task_taken_up_too_often_fails_its_run_with_the_reason(url: str)
         await asyncio.Event().wait()
 
     run = None
+    settings = {"max_attempts": 2, "lease_s": 1.0}
     for _ in range(2):
-        async with running(url, {"goal": goal}, max_attempts=2) as runs:
+        async with running(url, {"goal": goal}, dies=True, **settings) as runs:
             began.clear()
             run = run or await submit(runs, goal="g")
             await asyncio.wait_for(began.wait(), 20)
-    async with running(url, {"goal": goal}, max_attempts=2) as runs:
+    async with running(url, {"goal": goal}, **settings) as runs:
         assert run is not None
         ended = await finished(runs, run)
     assert ended.error is not None and ended.error.code == "too_many_attempts"
@@ -480,3 +481,23 @@ async def test_a_reader_that_never_reads_is_cut_off_and_the_run_goes_on(url: str
             ended = await finished(runs, run)
             assert ended.output == "done"
             assert follow.lagged
+
+
+async def test_the_end_of_a_task_waits_for_every_write_that_is_under_way(url: str) -> None:
+    """One began while the end waited for another: both at once, and one would find the task gone."""
+    writing: list[asyncio.Task[None]] = []
+
+    async def goal(ctx: TaskContext) -> Any:
+        for number in range(3):  # Each waits for the one before, and then begins its own.
+            step = StepRecord(f"value/{number}", "value", "note")
+            await ctx.journal.finish(step.done(number), commit=False)
+            writing.append(asyncio.create_task(ctx.journal.flush()))
+            await asyncio.sleep(0)
+        return "done"
+
+    async with running(url, {"goal": goal}) as runs:
+        for _ in range(10):
+            run = await finished(runs, await submit(runs, goal="g"))
+            assert run.output == "done"
+            await asyncio.gather(*writing)  # None of them lost its task.
+            writing.clear()

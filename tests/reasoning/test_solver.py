@@ -32,6 +32,10 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 ADDED: list[tuple[int, int]] = []
 
 
+async def nothing_before(tenant: str, run_id: str) -> list[Any]:
+    return []
+
+
 @function_tool
 def add(a: int, b: int) -> int:
     """Add two numbers."""
@@ -67,7 +71,7 @@ def solving(
 async def run_agent(rule: Callable[..., Any], **request: Any) -> tuple[Any, RuleModel]:
     solver, model, world = solving(rule)
     asked = RunRequest(**{"agent": "clerk", "input": "hi", **request})
-    return await world(asked).run(AgentRun(solver)), model
+    return await world(asked).run(AgentRun(solver, nothing_before)), model
 
 
 async def run_task(rule: Callable[..., Any], **payload: Any) -> tuple[Any, RuleModel]:
@@ -143,7 +147,7 @@ async def test_the_operator_sets_an_agents_approach_and_a_run_overrides_it() -> 
     for approach, calls in ((None, 2), ("direct", 1)):
         solver, model, world = solving(hello, policies)
         request = RunRequest(agent="adder", input="hi", approach=approach)
-        await world(request).run(AgentRun(solver))
+        await world(request).run(AgentRun(solver, nothing_before))
         assert len(model.asked) == calls
 
 
@@ -259,7 +263,7 @@ async def test_the_output_and_the_session_of_an_agents_run_are_committed_togethe
         async def add_items(self, items: list[Any]) -> None:
             self.items += items
 
-        def staged(self) -> list[Any]:
+        def staged(self, pending: Any = ()) -> list[Any]:
             return self.items
 
     def rule(instructions: str, items: list[Any]) -> Any:
@@ -270,7 +274,7 @@ async def test_the_output_and_the_session_of_an_agents_run_are_committed_togethe
         loop, model = loop_for(rule, open_session=lambda ctx, name: Session())
         solver = Solver(lambda: catalog, loop, Approaches())  # noqa: B023
         request = RunRequest(agent="clerk", input="hi", session_id="s", approach=approach)
-        output = await World(request, {}).run(AgentRun(solver))
+        output = await World(request, {}).run(AgentRun(solver, nothing_before))
         assert isinstance(output, FinalOutput)
         assert (output.value, output.session_id) == ("hello", "s")
         assert [item["role"] for item in output.session_items] == ["user", "assistant"]
@@ -302,7 +306,7 @@ async def test_an_approach_of_a_plugin_comes_in_through_the_same_door() -> None:
     loop, _ = loop_for(hello)
     solver = Solver(lambda: Catalog(agents=agents()), loop, approaches)
     request = RunRequest(agent="clerk", input="hi", approach="shout")
-    assert await World(request, {}).run(AgentRun(solver)) == "LOUD: hi"
+    assert await World(request, {}).run(AgentRun(solver, nothing_before)) == "LOUD: hi"
 
 
 def test_a_broken_plugin_names_its_owner_and_hides_nobody() -> None:
@@ -324,7 +328,8 @@ async def test_a_run_of_an_agent_ends_right_after_any_death() -> None:
     def make() -> Any:
         solver, _, world = solving(hello)
         return world(RunRequest(agent="clerk", input="hi", approach="chain_of_thought")), AgentRun(
-            solver
+            solver,
+            nothing_before,
         )
 
     async for world, output in every_death(make):

@@ -16,6 +16,7 @@ the same answer; past its steps, the last one. A reply:
     text | json              what is said
     tool_calls               [{"name", "arguments" (object, or text as it is), "id"?}, …]
     reasoning, refusal       beside the text
+    items                    output items as they are, after the others (Responses only)
     tokens, delay_s          text of that many tokens; seconds between tokens
     latency_s                seconds before the first byte
     usage                    [input, output, cached]
@@ -324,6 +325,7 @@ def response_of(request: Json, reply: Json) -> Json:
                 "arguments": call["arguments"],
             }
         )
+    output += reply.get("items") or ()
     return {
         "id": "resp_1",
         "object": "response",

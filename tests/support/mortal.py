@@ -192,6 +192,9 @@ class Context:
             self._world.ended[spec.path] = TaskOutcome("skipped")
             self._world.events.append(TaskSkipped(path=spec.path, node=spec.node, reason=reason))
 
+    async def take_steers(self, *, key: str) -> list[Any]:
+        return []
+
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         whole = self.journal.key(key)
         found = self.journal.recorded().get(whole)

@@ -153,7 +153,7 @@ async def test_a_node_that_ended_in_time_is_in_time_on_every_replay() -> None:
     node = racing([tool("a", value=1)], timeout_s=30)
     world = World(tools)
     assert await run([node], world=world) == [1]
-    world.values["1/until"] = "2020-01-01T00:00:00+00:00"
+    world.values["", "1/until"] = "2020-01-01T00:00:00+00:00"
     assert await run([node], world=world) == [1]
 
 

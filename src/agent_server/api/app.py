@@ -4,7 +4,7 @@ Leans on FastAPI and on the parts it is given. Refuses to make a part, to start 
 how runs work: ``server.py`` composes, this puts doors on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI, Request
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from agent_server.api import problems
 from agent_server.api.catalogue import CatalogueRoutes
 from agent_server.api.deps import ApiDeps
-from agent_server.api.door import Door
+from agent_server.api.door import Door, Manners
 from agent_server.api.openapi import Route, mount
 from agent_server.api.operations import OperationRoutes
 from agent_server.api.runs import RunRoutes
@@ -26,9 +26,14 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def build_app(
-    deps: ApiDeps, lifespan: Lifespan | None = None, routes: Sequence[Route] = ()
+    deps: ApiDeps,
+    lifespan: Lifespan | None = None,
+    routes: Sequence[Route] = (),
+    manners: Mapping[str, Manners] | None = None,
 ) -> FastAPI:
-    """The application over ``deps``. ``routes`` are those of other doors, mounted behind ours."""
+    """The application over ``deps``. ``routes`` are those of other doors, mounted behind ours;
+    ``manners`` is how they render errors, by the first part of a path.
+    """
     app = FastAPI(
         title="Agent Server",
         version=deps.version,
@@ -38,7 +43,13 @@ def build_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(Door, gate=deps.gate, settings=deps.settings, observe=deps.observe)
+    app.add_middleware(
+        Door,
+        gate=deps.gate,
+        settings=deps.settings,
+        observe=deps.observe,
+        manners=manners or {},
+    )
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(RequestValidationError, _refuse_validation)
     mount(

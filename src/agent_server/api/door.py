@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from os import urandom
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -67,6 +67,24 @@ Serve = Callable[[Receive, Send, Send], Awaitable[None]]
 log = structlog.get_logger("agent_server.http")
 
 
+class Rendered(NamedTuple):
+    """An error as an answer."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+
+class Manners(Protocol):
+    """What another standard's door does its own way below its prefix."""
+
+    def render(self, error: AgentServerError, request_id: str) -> Rendered:
+        """``error`` in the form that the standard's clients read."""
+
+    def upload_bytes(self, path: str) -> int | None:
+        """The size of a multipart form at ``path``; None where forms are not read."""
+
+
 class Call(NamedTuple):
     """What the door found out about a call."""
 
@@ -77,10 +95,19 @@ class Call(NamedTuple):
 class Door:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, settings: Settings, observe: Observe) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        settings: Settings,
+        observe: Observe,
+        manners: Mapping[str, Manners],
+    ) -> None:
         self._app = app
         self._gate = gate
         self._observe = observe
+        self._manners = manners
         self._max_body = settings.max_body_bytes
         self._max_document = max(settings.max_document_bytes, settings.max_body_bytes)
         self._body_timeout_s = settings.body_timeout_s
@@ -142,9 +169,7 @@ class Door:
                 principal = self._admit(scope, headers)
                 scope[CALL] = Call(principal, request_id)
             if scope["method"] not in READING:
-                yaml = scope["path"].startswith(YAML_UNDER)
-                most = self._max_document if scope["path"] == DOCUMENTS else self._max_body
-                receive = self._limited(headers, receive, most, yaml)
+                receive = self._limited(headers, receive, scope["path"])
             await self._app(scope, receive, answer)
             if later and headed:
                 raise MethodNotAllowed("HEAD is not allowed for an event stream.", hint="Use GET.")
@@ -159,7 +184,7 @@ class Door:
             error = problems.unexpected(request_id)
         finally:
             if error is not None and status == 0:
-                await _problem(error, scope["path"], request_id, answer)
+                await self._refuse(error, scope["path"], request_id, answer)
             if self._access_log:
                 tell = log.debug if scope["path"] in PROBES else log.info
                 tell(
@@ -179,20 +204,26 @@ class Door:
         self._gate.hosts.check_origin(scope["method"], headers)
         return principal
 
-    def _limited(
-        self, headers: Mapping[bytes, bytes], receive: Receive, most: int, yaml: bool
-    ) -> Receive:
+    def _limited(self, headers: Mapping[bytes, bytes], receive: Receive, path: str) -> Receive:
         """``receive`` that holds the body to its size, its type and its time."""
+        own = self._manners_at(path)
+        form = own.upload_bytes(path) if own is not None else None
+        read = FORMS if form else JSON_OR_YAML if path.startswith(YAML_UNDER) else JSON
+        knob, most = "MAX_BODY_BYTES", self._max_body
+        if form:
+            knob, most = "MAX_FILE_BYTES", form
+        elif path == DOCUMENTS:
+            knob, most = "MAX_DOCUMENT_BYTES", self._max_document
         length = headers.get(b"content-length")
         if length == b"0" or (length is None and b"transfer-encoding" not in headers):
             expected = 0
         else:
             expected = most if length is None else int(length)
-            _check_type(headers, yaml)
+            _check_type(headers, read)
         if headers.get(b"content-type") and expected == 0:
-            _check_type(headers, yaml)
+            _check_type(headers, read)
         if expected > most:
-            raise self._too_large(f"of {expected:,} bytes ", most)
+            raise _too_large(f"of {expected:,} bytes ", most, knob)
         taken = 0
         complete = False
 
@@ -212,49 +243,74 @@ class Door:
             taken += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if taken > most:
-                raise self._too_large("", most)
+                raise _too_large("", most, knob)
             return message
 
         return limited
 
-    def _too_large(self, size: str, most: int) -> BodyTooLarge:
-        knob = "MAX_BODY_BYTES" if most == self._max_body else "MAX_DOCUMENT_BYTES"
-        return BodyTooLarge(
-            f"The body {size}is larger than {most:,} bytes.",
-            hint=f"Send less, or raise AGENT_SERVER_{knob}.",
-            headers={"Connection": "close"},
-        )
+    def _manners_at(self, path: str) -> Manners | None:
+        return self._manners.get(path.split("/", 2)[1]) if self._manners else None
+
+    async def _refuse(
+        self, error: AgentServerError, path: str, request_id: str, send: Send
+    ) -> None:
+        own = self._manners_at(path)
+        if own is not None:
+            rendered = own.render(error, request_id)
+        else:
+            body = problems.render(error, instance=path, request_id=request_id)
+            rendered = Rendered(error.status, problems.MEDIA_TYPE, body)
+        await _send(rendered, error.headers, send)
 
 
-def _check_type(headers: Mapping[bytes, bytes], yaml: bool) -> None:
-    """Raise unless the body says that it is JSON (or YAML, where that is read too): a form of
-    another site's page never does."""
-    raw = headers.get(b"content-type", b"")
-    media = raw.partition(b";")[0].strip().lower()
-    if media == b"application/json" or (
-        media.startswith(b"application/") and media.endswith(b"+json")
-    ):
-        return
-    if yaml and media in YAML:
-        return
-    given = f"says it is {raw.decode('latin-1')!r}" if raw else "does not say what it is"
-    raise UnsupportedMediaType(
-        f"The body {given}; JSON is read here.",
-        hint="Send `Content-Type: application/json`.",
-        headers={"Accept": "application/json"},
+class Reading(NamedTuple):
+    """What bodies are read somewhere."""
+
+    noun: str
+    media: frozenset[bytes]
+    ending: bytes | None = None
+    accept: str = "application/json"
+
+
+JSON: Final = Reading("JSON", frozenset({b"application/json"}), b"+json")
+JSON_OR_YAML: Final = JSON._replace(media=JSON.media | YAML)
+FORMS: Final = Reading("a form", frozenset({b"multipart/form-data"}), accept="multipart/form-data")
+
+
+def _too_large(size: str, most: int, knob: str) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The body {size}is larger than {most:,} bytes.",
+        hint=f"Send less, or raise AGENT_SERVER_{knob}.",
+        headers={"Connection": "close"},
     )
 
 
-async def _problem(error: AgentServerError, path: str, request_id: str, send: Send) -> None:
-    body = problems.render(error, instance=path, request_id=request_id)
+def _check_type(headers: Mapping[bytes, bytes], read: Reading) -> None:
+    """Raise unless the body says that it is what is read there: JSON nearly everywhere, since a
+    form of another site's page never says so; such a form is kept out by its origin as well."""
+    raw = headers.get(b"content-type", b"")
+    media = raw.partition(b";")[0].strip().lower()
+    if media in read.media:
+        return
+    if read.ending and media.startswith(b"application/") and media.endswith(read.ending):
+        return
+    given = f"says it is {raw.decode('latin-1')!r}" if raw else "does not say what it is"
+    raise UnsupportedMediaType(
+        f"The body {given}; {read.noun} is read here.",
+        hint=f"Send `Content-Type: {read.accept}`.",
+        headers={"Accept": read.accept},
+    )
+
+
+async def _send(rendered: Rendered, more: Mapping[str, str], send: Send) -> None:
     headers = [
-        (b"content-type", problems.MEDIA_TYPE.encode()),
-        (b"content-length", b"%d" % len(body)),
+        (b"content-type", rendered.media_type.encode()),
+        (b"content-length", b"%d" % len(rendered.body)),
         (b"cache-control", b"no-store"),
     ]
-    headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in more.items()]
+    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
+    await send({"type": "http.response.body", "body": rendered.body})
 
 
 def _without_body(send: Send) -> Send:

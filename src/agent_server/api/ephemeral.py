@@ -1,9 +1,11 @@
 """A run that is not stored, read as it happens.
 
 Leans on ``RunsPort`` and on the live side of the event log. Refuses to outlive its reader: when
-the reader goes, the run is cancelled, since there is nothing to come back to.
+the reader goes, the run is cancelled, since there is nothing to come back to. For the same reason
+no reader is cut off as too slow: what waits for it is no more than the one answer.
 """
 
+import math
 from collections.abc import AsyncIterator
 
 import anyio
@@ -25,23 +27,19 @@ class EphemeralFollow:
         request: RunRequest,
         tenant: Tenant,
         principal: str,
-        *,
-        queue_size: int,
     ) -> None:
         self._runs = runs
         self._request = request
         self._tenant = tenant
         self._principal = principal
-        self._events = Subscription(queue_size)
+        self._events = Subscription(math.inf)
         self._first: list[StoredEvent] = []
         self._tasks: TaskGroup | None = None
         self._ended = False
         self._emptied = False
         self._refused: Exception | None = None
 
-    @property
-    def lagged(self) -> bool:
-        return self._events.lagged
+    lagged = False
 
     async def __aenter__(self) -> Self:
         tasks = anyio.create_task_group()
@@ -78,7 +76,7 @@ class EphemeralFollow:
 
     async def _take(self) -> list[StoredEvent]:
         """Wait for events; empty when there will be none."""
-        while not (self._emptied or self._events.lagged):
+        while not self._emptied:
             taken = await self._events.get()
             self._emptied = self._ended
             if taken:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from fastapi import Request
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from agent_server.api import inputs
@@ -18,7 +18,7 @@ from agent_server.api.runs import PREFIX, run_target
 from agent_server.domain.base import Frozen
 from agent_server.domain.ids import Tenant
 from agent_server.domain.plans import PlanDifference, PlanEdit
-from agent_server.domain.runs import HaltedRuns, Run, RunStatus, Task
+from agent_server.domain.runs import HaltedRuns, Run, Task
 from agent_server.execution.runs import RunFilters
 from agent_server.settings import Settings
 
@@ -59,21 +59,9 @@ class TaskReason(Frozen):
     reason: str = Field(default="", max_length=2_000, description="Said in the task's error.")
 
 
-class Chosen(Frozen):
+class Chosen(inputs.RunChoice):
     """Which runs: at least one of the filters; only runs that have not ended are touched."""
 
-    status: RunStatus | None = Field(default=None, description="Only runs in this status.")
-    agent: str | None = Field(default=None, max_length=200, description="Only of this agent.")
-    session_id: str | None = Field(
-        default=None, max_length=200, description="Only of this session."
-    )
-    workflow: str | None = Field(default=None, max_length=200, description="Only of this workflow.")
-    created_after: AwareDatetime | None = Field(
-        default=None, description="Only runs created after this moment (RFC 3339)."
-    )
-    q: str | None = Field(
-        default=None, max_length=200, description="Only runs whose goal or name has this text."
-    )
     reason: str = Field(default="", max_length=2_000, description="With `cancel`: why.")
 
 

@@ -66,7 +66,9 @@ class ListQuery(Frozen):
     )
 
 
-class RunsQuery(ListQuery):
+class RunChoice(Frozen):
+    """The filters that choose among runs, in a list's query and in the body of an order to many."""
+
     status: RunStatus | None = Field(default=None, description="Only runs in this status.")
     agent: str | None = Field(default=None, max_length=200, description="Only of this agent.")
     session_id: str | None = Field(
@@ -79,6 +81,10 @@ class RunsQuery(ListQuery):
     q: str | None = Field(
         default=None, max_length=200, description="Only runs whose goal or name has this text."
     )
+
+
+class RunsQuery(RunChoice, ListQuery):
+    pass
 
 
 class EventsQuery(Frozen):

@@ -72,6 +72,7 @@ class Route:
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
     body_optional: bool = False
+    body_media: str = "application/json"
     answers: Mapping[int, type[BaseModel] | str] = field(default_factory=dict)
     """Per status the model of a JSON answer, or the media type of another one."""
     stream: bool = False
@@ -162,7 +163,7 @@ class Route:
                 content["examples"] = example
             extra["requestBody"] = {
                 "required": not self.body_optional,
-                "content": {"application/json": content}
+                "content": {self.body_media: content}
                 | ({"application/yaml": {"schema": content["schema"]}} if self.yaml else {}),
             }
         if self.open:

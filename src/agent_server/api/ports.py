@@ -28,6 +28,8 @@ from agent_server.execution.events import StoredEvent
 from agent_server.execution.paging import Page
 from agent_server.execution.runs import Idempotency, RunFilters, Submitted
 
+Items = list[JsonObject]
+
 
 class Follow(Protocol):
     """A run's events as they come, the stored ones first."""
@@ -59,9 +61,16 @@ class RunsPort(Protocol):
         tenant: Tenant,
         principal: str,
         on_event: Callable[[StoredEvent], None] | None = None,
+        deltas: bool = True,
     ) -> Run: ...
 
     async def get(self, tenant: Tenant, run_id: RunId) -> Run: ...
+
+    async def submitted(self, tenant: Tenant, run_id: str) -> tuple[Run, RunRequest]: ...
+
+    async def conversation(self, tenant: Tenant, run_id: str) -> Items: ...
+
+    async def delete(self, tenant: Tenant, run_id: str) -> None: ...
 
     async def list(
         self, tenant: Tenant, *, filters: RunFilters, limit: int, cursor: str | None

@@ -209,16 +209,17 @@ class RunRoutes:
             return await self._ephemeral(asked, call, wanted.wait)
         if asked.stream:
             self._streams.check_room()
-        run, replayed = await self._runs.submit(
+        run, replayed, steered = await self._runs.submit(
             asked, tenant=tenant, principal=principal, idempotency=idempotency
         )
         headers = {"Location": f"{PREFIX}/{run.id}"}
         if replayed:
             headers["Idempotency-Replayed"] = "true"
+        if steered is not None:
+            headers["Run-Steered"] = "true"
         if asked.stream:
-            return EventStream(
-                self._streams, self._runs.follow(tenant, RunId(run.id), 0), headers=headers
-            )
+            follow = self._runs.follow(tenant, RunId(run.id), steered or 0)
+            return EventStream(self._streams, follow, headers=headers)
         if wanted.wait and not run.status.ended:
             run = await self._wait(Target(tenant, RunId(run.id)), wanted.wait)
         ended = wanted.wait is not None and run.status.ended
@@ -233,8 +234,7 @@ class RunRoutes:
                 hint="Leave out `store`.",
             )
         if asked.stream:
-            size = self._settings.stream_queue_size
-            follow = EphemeralFollow(self._runs, asked, tenant, principal, queue_size=size)
+            follow = EphemeralFollow(self._runs, asked, tenant, principal)
             return EventStream(self._streams, follow)
         if not wait:
             raise InvalidRequest(

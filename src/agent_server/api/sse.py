@@ -8,7 +8,7 @@ reader that goes away takes nothing with it.
 import asyncio
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, get_args
 
@@ -188,6 +188,23 @@ class EventStream(Response):
         self._stopped = False
         self._mark = 0
 
+    closing = b""
+    """What is written behind the run's last event."""
+
+    def frames(self, event: StoredEvent) -> Sequence[bytes]:
+        """What is written of ``event``, each in one write."""
+        return (encode(event),)
+
+    def ended(self, event: StoredEvent) -> bool:
+        """Whether nothing is to come behind ``event``."""
+        return event.type in ENDING
+
+    def lagged_notice(self) -> bytes:
+        return LAGGED
+
+    def draining_notice(self) -> bytes:
+        return DRAINING
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Step aside until the framework has unwound: the door then calls ``serve``.
 
@@ -223,7 +240,7 @@ class EventStream(Response):
                 self._send = None
                 self._streams.discard(self)
         if self._stopped:
-            last = DRAINING
+            last = self.draining_notice()
         if not self._gone:
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
@@ -235,15 +252,16 @@ class EventStream(Response):
             for event in batch:
                 if self._pinging is not None:
                     await self._pinging
-                await send({"type": "http.response.body", "body": encode(event), "more_body": True})
-                if event.type in ENDING:
-                    return b""
+                for frame in self.frames(event):
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+                if self.ended(event):
+                    return self.closing
             self._writing = False
             self._mark = streams.tick
         if not follow.lagged:
             return b""
         self.lagged = True
-        return LAGGED
+        return self.lagged_notice()
 
     async def _watch(self, receive: Receive) -> None:
         """Wait for the reader to go away, then stop."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agent_server.cli import halts_app
+from agent_server.cli import consent_app, halts_app
 from agent_server.cli.history_app import register
 from agent_server.cli.memory_app import memory_app
 from agent_server.cli.options import (
@@ -39,6 +39,7 @@ db_app = typer.Typer(help="The database: its schema, its move to another.", no_a
 app.add_typer(runs_app, name="runs")
 register(app, runs_app)
 halts_app.register(app, runs_app)
+consent_app.register(app, runs_app)
 app.add_typer(db_app, name="db")
 app.add_typer(memory_app, name="memory")
 app.add_typer(workflow_app, name="workflow")
@@ -91,10 +92,12 @@ def run(
     ] = None,
     model: Annotated[Text, typer.Option(help="Model of every agent that names none.")] = None,
     session: Annotated[Text, typer.Option(help="Session that the run belongs to.")] = None,
+    subject: Annotated[Text, typer.Option(help="The person whose data the run handles.")] = None,
     approach: Annotated[Text, typer.Option(help="How tasks are reasoned about.")] = None,
     review: Annotated[
         bool, typer.Option("--review", help="Stop once the goal is planned, for you to see it.")
     ] = False,
+    approve: ApproveOption = None,
     agents: AgentsOption = None,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
@@ -119,11 +122,12 @@ def run(
         variables=variables,
         model=model,
         session_id=session,
+        subject=subject,
         approach=approach,
         review="plan" if review else None,
     )
     overrides = {"agents": agents} if agents else {}
-    show = work.Show(json=json, quiet=quiet)
+    show = work.Show(json=json, quiet=quiet, decision=work.decision_of(approve))
     leave(work.run, target(server, api_key), fields, show, overrides)
 
 
@@ -211,6 +215,27 @@ def db_upgrade() -> None:
     from agent_server.cli.database import upgrade_database
 
     do(upgrade_database)
+
+
+@db_app.command("vacuum")
+def db_vacuum(
+    days: Annotated[
+        Number, typer.Option("--days", min=1, help="Age of runs that succeeded or were cancelled.")
+    ] = None,
+    failed_days: Annotated[
+        Number, typer.Option("--failed-days", min=1, help="Age of runs that failed.")
+    ] = None,
+    detail_days: Annotated[
+        Number, typer.Option("--detail-days", min=1, help="Age at which events and steps go.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many, and delete nothing.")
+    ] = False,
+) -> None:
+    """Delete runs that ended long ago, or their events and steps; default: by the settings."""
+    from agent_server.cli.database import vacuum_database
+
+    do(vacuum_database, days, failed_days, detail_days, dry_run)
 
 
 @db_app.command("copy")

@@ -4,11 +4,15 @@ Leans on the storage floor. Refuses to know what is in the rows.
 """
 
 import sys
+from dataclasses import dataclass
 
 import anyio
 
 from agent_server.domain.errors import ConfigurationError
+from agent_server.execution import retention
+from agent_server.memory.rows import sizes
 from agent_server.memory.text_index import rebuild
+from agent_server.memory.vector_index import way_of
 from agent_server.settings import Settings, load_settings
 from agent_server.storage.copy import Derive, copy
 from agent_server.storage.database import database_at
@@ -39,6 +43,57 @@ async def revision(settings: Settings, timeout_s: float) -> tuple[str | None, st
             return await database.read(current_revision), head_revision()
         finally:
             await database.close()
+
+
+@dataclass(frozen=True)
+class MemorySizes:
+    """How much is remembered: in all, and in the largest namespace, with its name."""
+
+    rows: int
+    largest: int
+    name: str
+    vectors: str | None
+    """How vectors are searched here; None when they are not."""
+
+
+async def memory_sizes(settings: Settings, timeout_s: float) -> MemorySizes:
+    """What the memory of this database holds. Raises ``TimeoutError``."""
+    with anyio.fail_after(timeout_s):
+        database = database_at(settings.database)
+        await database.open()
+        try:
+            rows, (largest, name) = await database.read(sizes)
+            return MemorySizes(rows, largest, name, await database.read(way_of))
+        finally:
+            await database.close()
+
+
+async def vacuum_database(
+    days: int | None, failed_days: int | None, detail_days: int | None, dry_run: bool
+) -> None:
+    """Forget old runs by the settings, or by the days given, and say how many."""
+    given = {
+        "retention_days": days,
+        "retention_failed_days": failed_days,
+        "retention_detail_days": detail_days,
+    }
+    settings = load_settings({k: v for k, v in given.items() if v is not None})
+    found = list(retention.rules(settings))
+    if not found:
+        raise ConfigurationError(
+            "Nothing says how old a run may become.",
+            hint="Give --days, --failed-days or --detail-days, or set AGENT_SERVER_RETENTION_DAYS.",
+        )
+    database = database_at(settings.database)
+    await database.open()
+    try:
+        for rule in found:
+            number = await (retention.count if dry_run else retention.forget)(database, rule)
+            verb = "would be deleted" if dry_run else "deleted"
+            of = f"{rule.what}, older than {rule.age.days} days"
+            sys.stdout.write(f"{number:,} {verb}: {of}.\n")
+    finally:
+        await database.close()
 
 
 async def copy_database(source_url: str, target_url: str, resume: bool) -> None:

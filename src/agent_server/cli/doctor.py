@@ -28,6 +28,8 @@ DISK_LOW = 512 * 1024 * 1024
 """Bytes free below which the disk counts as nearly full."""
 FILES_WANTED = 4096
 """Open files that a busy server may need: one for each stream and connection."""
+LARGE_NAMESPACE = 250_000
+"""Memories in one namespace above which SQLite searches slowly; PostgreSQL bears more."""
 DATABASE_S = 10.0
 """Seconds until a database that does not answer counts as unreachable."""
 
@@ -47,6 +49,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     checks: tuple[Callable[[Settings], Finding], ...] = (
         check_settings,
         check_database,
+        check_memory,
         check_disk,
         check_agents,
         check_model,
@@ -109,6 +112,49 @@ def _check_folder(settings: Settings) -> Finding:
             "Set AGENT_SERVER_DATA_DIR to a folder of this user.",
         )
     return Finding("database", "ok", f"{str(path)!r} will be made at the first start")
+
+
+def check_memory(settings: Settings) -> Finding:
+    from agent_server.cli.database import MemorySizes, memory_sizes
+    from agent_server.memory.embedders import embedder_for
+
+    try:
+        embedder_for(settings, settings.embedder, settings.embedder_model)
+    except AgentServerError as error:
+        return Finding("memory", "failed", error.detail, error.hint)
+    kind = settings.database.partition(":")[0]
+    found = MemorySizes(0, 0, "", None)
+    fresh = kind == "sqlite" and not Path(settings.database.partition("///")[2]).exists()
+    if not fresh:
+        try:
+            found = anyio.run(memory_sizes, settings, DATABASE_S)
+        except DataDirLocked as error:
+            return Finding("memory", "ok", f"In use by a running server: {error.detail}")
+        except (AgentServerError, TimeoutError):
+            return Finding("memory", "warning", "Not looked at: the database does not answer.")
+    embeds = settings.embedder != "none"
+    said = f"{found.rows:,} memories, " + (
+        f"found by words and by vectors of {settings.embedder}"
+        if embeds
+        else "found by words (AGENT_SERVER_EMBEDDER adds vectors)"
+    )
+    if embeds and not fresh:
+        if found.vectors is None:
+            return Finding(
+                "memory",
+                "warning",
+                f"{said}, but nothing here searches vectors.",
+                "Install numpy, or a Python whose sqlite3 loads extensions; on PostgreSQL, pgvector.",
+            )
+        said += f", searched by {found.vectors}"
+    if kind == "sqlite" and found.largest > LARGE_NAMESPACE:
+        return Finding(
+            "memory",
+            "warning",
+            f"{said}; {found.largest:,} of them in the namespace {found.name!r}, which is slow here.",
+            "Spread them over namespaces, or move to PostgreSQL with `agent-server db copy`.",
+        )
+    return Finding("memory", "ok", said)
 
 
 def check_disk(settings: Settings) -> Finding:

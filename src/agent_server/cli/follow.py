@@ -1,32 +1,34 @@
 """Follows a run on the terminal until it ends or the person leaves.
 
-Leans on the client for the events and on the tree or the plain lines to show them. Refuses to
-touch the run but for decisions that it was told: leaving, by Ctrl-C, only stops the looking.
+Leans on the client for the events, on the tree or the plain lines to show them, and on asking for
+what the run asks meanwhile. Refuses to touch the run otherwise: leaving, by Ctrl-C, only stops the
+looking.
 """
 
 import json
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import anyio
 from rich.console import Console
 from rich.live import Live
 
+from agent_server.cli.asking import Asking
 from agent_server.cli.errors import print_error, printable
 from agent_server.cli.plain import lines_of
+from agent_server.cli.questions import Decision, Question
 from agent_server.cli.tree import footer, render
 from agent_server.cli.view import RunView
 from agent_server.client import AgentServerClient
 from agent_server.domain.base import json_text, utcnow
-from agent_server.domain.errors import Conflict
-from agent_server.domain.events import ApprovalRequested, EventBase
+from agent_server.domain.events import EventBase
 from agent_server.domain.runs import Run, RunStatus
 
 T = TypeVar("T")
-Decision = Literal["approve", "reject"]
 FRAME_S = 0.1
 
 
@@ -38,6 +40,9 @@ class Display(Protocol):
 
     async def keep_moving(self, view: RunView) -> None:
         """Redraw while nothing happens, until cancelled."""
+
+    def silence(self) -> AbstractContextManager[None]:
+        """Draw nothing while a question stands on the terminal."""
 
     def close(self, view: RunView) -> None:
         """Leave the last picture standing."""
@@ -51,6 +56,9 @@ class Silence:
 
     async def keep_moving(self, view: RunView) -> None:
         await anyio.sleep_forever()
+
+    def silence(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self, view: RunView) -> None:
         return None
@@ -69,6 +77,9 @@ class PlainLines:
     async def keep_moving(self, view: RunView) -> None:
         await anyio.sleep_forever()
 
+    def silence(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def close(self, view: RunView) -> None:
         self._console.print(footer(view, utcnow()), soft_wrap=True)
 
@@ -83,8 +94,11 @@ class LiveTree:
         )
         self._live.start()
         self._drawn = 0.0
+        self._silent = False
+        self._view: RunView | None = None
 
     async def show(self, view: RunView, event: EventBase) -> None:
+        self._view = view
         if anyio.current_time() - self._drawn >= FRAME_S:
             self._draw(view)
 
@@ -93,7 +107,22 @@ class LiveTree:
             await anyio.sleep(FRAME_S)
             self._draw(view)
 
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        self._silent = True
+        self._live.stop()
+        if self._view is not None:  # what led to the question, above it
+            width = self._console.size.width
+            self._console.print(render(self._view, width=width, height=self._console.height // 2))
+        try:
+            yield
+        finally:
+            self._live.start()
+            self._silent = False
+
     def _draw(self, view: RunView) -> None:
+        if self._silent:
+            return
         self._drawn = anyio.current_time()
         size = self._console.size
         picture = render(view, now=utcnow(), width=size.width, height=size.height - 1)
@@ -111,41 +140,51 @@ def display_for(console: Console, *, silent: bool) -> Display:
     return LiveTree(console) if console.is_terminal else PlainLines(console)
 
 
+@dataclass(frozen=True)
+class Followed:
+    """A run that is not followed any more: it has ended, or ``asks`` what nobody here answers."""
+
+    run: Run
+    asks: list[Question]
+
+
 async def follow(
     client: AgentServerClient,
     run_id: str,
     display: Display,
     *,
-    after: int = 0,
     decision: Decision | None = None,
-) -> Run | None:
-    """Show the run until it ends, and answer it then; None when Ctrl-C came first.
-
-    ``decision`` is given to whatever the run asks for and nobody has decided yet.
-    """
+    person: Console | None = None,
+    alone: bool = False,
+) -> Followed | None:
+    """Show the run until it ends or stands still for what is not answered here; None when Ctrl-C
+    came first. ``decision``, ``person`` and ``alone`` are those of ``Asking``."""
     view = RunView(id=run_id)
+    asking = Asking(
+        client, run_id, decision=decision, person=person, alone=alone, silence=display.silence
+    )
+    asks: list[Question] = []
 
-    async def work() -> Run:
+    async def answer() -> None:
+        asks.extend(await asking.work())
+        tasks.cancel_scope.cancel()
+
+    async def work() -> Followed:
         try:
-            async with anyio.create_task_group() as tasks:
+            async with tasks:
                 tasks.start_soon(display.keep_moving, view)
-                async for event in client.runs.events(run_id, after=after):
+                tasks.start_soon(answer)
+                async for event in client.runs.events(run_id):
                     view.apply(event)
                     await display.show(view, event)
-                    if decision is not None and isinstance(event, ApprovalRequested):
-                        await _decide(client, event.approval_id, decision)
+                    asking.hear(event)
                 tasks.cancel_scope.cancel()
         finally:
             display.close(view)
-        return await client.runs.get(run_id)
+        return Followed(await client.runs.get(run_id), asks)
 
+    tasks = anyio.create_task_group()
     return await until_interrupted(work)
-
-
-async def _decide(client: AgentServerClient, approval_id: str, decision: Decision) -> None:
-    with suppress(Conflict):  # Somebody else was quicker.
-        if (await client.approvals.get(approval_id)).status == "pending":
-            await client.approvals.decide(approval_id, decision)
 
 
 async def until_interrupted(work: Callable[[], Awaitable[T]]) -> T | None:

@@ -15,6 +15,7 @@ from agent_server.cli.connect import Target, connect
 from agent_server.cli.errors import printable
 from agent_server.cli.output import new_table, print_json, wide_console
 from agent_server.cli.runs import LOOKING
+from agent_server.cli.tree import standing
 from agent_server.domain.errors import FieldError, InvalidRequest
 from agent_server.domain.plans import PlanEdit
 
@@ -36,7 +37,7 @@ async def steer(
             more = {"reason": reason} if reason else {}
             done = await runs.many(cast(Verb, verb), **filters, **more)
             for run in done.data:
-                sys.stdout.write(f"{run.id}: {run.status.value}\n")
+                sys.stdout.write(f"{run.id}: {standing(run.status, run.waiting_for)}\n")
             for refused in done.refused:
                 sys.stdout.write(f"{refused}: left alone\n")
             said = "There are more: repeat the command.\n" if done.more else ""
@@ -52,7 +53,7 @@ async def steer(
             run = await runs.pause(run_id, task=task)
         else:
             run = await runs.resume(run_id, task=task)
-    sys.stdout.write(f"{run.id}: {run.status.value}\n")
+    sys.stdout.write(f"{run.id}: {standing(run.status, run.waiting_for)}\n")
 
 
 async def show_plan(where: Target, run_id: str, *, as_json: bool) -> None:
@@ -77,7 +78,7 @@ async def edit_plan(where: Target, run_id: str, edit: PlanEdit, *, resume: bool)
         sys.stdout.write(json.dumps(changed.model_dump(mode="json"), indent=2) + "\n")
         if resume:
             run = await client.runs.resume(run_id)
-            sys.stdout.write(f"{run.id}: {run.status.value}\n")
+            sys.stdout.write(f"{run.id}: {standing(run.status, run.waiting_for)}\n")
 
 
 def read_plan(text: str) -> PlanEdit:

@@ -3,6 +3,8 @@
 Leans on Typer and on the options that all commands share. Refuses logic, as ``cli.app`` does.
 """
 
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -19,59 +21,40 @@ SessionOption = Annotated[Text, typer.Option(help="Every run of this session.")]
 WorkflowOption = Annotated[Text, typer.Option(help="Every run of this workflow.")]
 StatusOption = Annotated[Text, typer.Option(help="Every run with this status.")]
 ReasonOption = Annotated[str, typer.Option(help="Why; said in what ends.")]
+VERBS = {
+    "pause": "Let a run, one task of it, or every run that fits, stand still until it is resumed.",
+    "resume": "Let what is paused go on; of a run whose plan waits for review, the plan.",
+    "cancel": "Cancel a run, one task of it, or every run that fits; what is in flight stops.",
+}
 
 
 def register(app: typer.Typer, runs_app: typer.Typer) -> None:
     """Add the commands of this file to the others."""
-    for name, command in (("pause", pause), ("resume", resume), ("cancel", cancel)):
-        runs_app.command(name)(command)
+    for verb, words in VERBS.items():
+        runs_app.command(verb, help=words)(_command(verb))
     app.add_typer(plan_app, name="plan")
 
 
-def pause(
-    run_id: RunOption = None,
-    task: TaskOption = None,
-    agent: AgentOption = None,
-    session: SessionOption = None,
-    workflow: WorkflowOption = None,
-    status: StatusOption = None,
-    server: ServerOption = None,
-    api_key: ApiKeyOption = None,
-) -> None:
-    """Let a run, one task of it, or every run that fits, stand still until it is resumed."""
-    filters = {"agent": agent, "session_id": session, "workflow": workflow, "status": status}
-    _steer("pause", run_id, task, filters, "", server, api_key)
+def _command(verb: str) -> Callable[..., None]:
+    def command(
+        run_id: RunOption = None,
+        task: TaskOption = None,
+        agent: AgentOption = None,
+        session: SessionOption = None,
+        workflow: WorkflowOption = None,
+        status: StatusOption = None,
+        reason: ReasonOption = "",
+        server: ServerOption = None,
+        api_key: ApiKeyOption = None,
+    ) -> None:
+        filters = {"agent": agent, "session_id": session, "workflow": workflow, "status": status}
+        _steer(verb, run_id, task, filters, reason, server, api_key)
 
-
-def resume(
-    run_id: RunOption = None,
-    task: TaskOption = None,
-    agent: AgentOption = None,
-    session: SessionOption = None,
-    workflow: WorkflowOption = None,
-    status: StatusOption = None,
-    server: ServerOption = None,
-    api_key: ApiKeyOption = None,
-) -> None:
-    """Let what is paused go on; of a run whose plan waits for review, the plan."""
-    filters = {"agent": agent, "session_id": session, "workflow": workflow, "status": status}
-    _steer("resume", run_id, task, filters, "", server, api_key)
-
-
-def cancel(
-    run_id: RunOption = None,
-    task: TaskOption = None,
-    agent: AgentOption = None,
-    session: SessionOption = None,
-    workflow: WorkflowOption = None,
-    status: StatusOption = None,
-    reason: ReasonOption = "",
-    server: ServerOption = None,
-    api_key: ApiKeyOption = None,
-) -> None:
-    """Cancel a run, one task of it, or every run that fits; what is in flight stops."""
-    filters = {"agent": agent, "session_id": session, "workflow": workflow, "status": status}
-    _steer("cancel", run_id, task, filters, reason, server, api_key)
+    if verb != "cancel":  # the others keep no reason: Typer does not offer what the signature hides
+        taken = signature(command)
+        kept = [one for name, one in taken.parameters.items() if name != "reason"]
+        command.__signature__ = taken.replace(parameters=kept)  # type: ignore[attr-defined]
+    return command
 
 
 def _steer(

@@ -13,10 +13,9 @@ import anyio
 from rich.console import Console
 from rich.table import Table
 
-from agent_server.cli import follow as following
 from agent_server.cli.connect import Target, connect
 from agent_server.cli.errors import printable
-from agent_server.cli.run import EXIT_FAILED, EXIT_OK, Show, display, finish
+from agent_server.cli.run import EXIT_FAILED, EXIT_OK, Show, see_through
 from agent_server.cli.runs import LOOKING
 from agent_server.cli.tree import usage_line
 from agent_server.domain.base import JsonObject
@@ -29,8 +28,7 @@ async def retry_run(where: Target, run_id: str, budget: str | None, show: Show) 
     async with connect(where) as client:
         made = await client.runs.retry(run_id, budget=_budget(budget))
         _warn(made, show)
-        followed = await following.follow(client, made.id, display(show))
-        return finish(followed, made.id, where, show)
+        return await see_through(client, made.id, where, show)
 
 
 async def fork_run(
@@ -45,8 +43,7 @@ async def fork_run(
     async with connect(where) as client:
         made = await client.runs.fork(run_id, start, **fields)
         _warn(made, show)
-        followed = await following.follow(client, made.id, display(show))
-        return finish(followed, made.id, where, show)
+        return await see_through(client, made.id, where, show)
 
 
 async def compare_runs(where: Target, run_id: str, other_id: str, as_json: bool) -> int:

@@ -11,6 +11,7 @@ import typer
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
+    ApproveOption,
     File,
     JsonOption,
     Number,
@@ -48,6 +49,7 @@ def register(app: typer.Typer, runs_app: typer.Typer) -> None:
 def retry(
     run_id: str,
     budget: BudgetOption = None,
+    approve: ApproveOption = None,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
     json: JsonOption = False,
@@ -56,9 +58,10 @@ def retry(
     """Go on where a run failed, as a new run, and follow that. What finished is not done again."""
     from agent_server.cli.connect import target
     from agent_server.cli.history import retry_run
-    from agent_server.cli.run import Show
+    from agent_server.cli.run import Show, decision_of
 
-    leave(retry_run, target(server, api_key), run_id, budget, Show(json=json, quiet=quiet))
+    show = Show(json=json, quiet=quiet, decision=decision_of(approve))
+    leave(retry_run, target(server, api_key), run_id, budget, show)
 
 
 def fork(
@@ -73,6 +76,7 @@ def fork(
     approach: Annotated[Text, typer.Option(help="The approach of the task or run.")] = None,
     session: Annotated[Text, typer.Option(help="Go on in this session; default: a branch.")] = None,
     budget: BudgetOption = None,
+    approve: ApproveOption = None,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
     json: JsonOption = False,
@@ -81,13 +85,13 @@ def fork(
     """Do a part of a run again, with something changed, as a new run, and follow that."""
     from agent_server.cli.connect import target
     from agent_server.cli.history import fork_run
-    from agent_server.cli.run import Show
+    from agent_server.cli.run import Show, decision_of
 
     changes = {
         **{"input": input, "instructions": instructions, "model": model, "approach": approach},
         **{"session_id": session, "budget": budget},
     }
-    show = Show(json=json, quiet=quiet)
+    show = Show(json=json, quiet=quiet, decision=decision_of(approve))
     leave(fork_run, target(server, api_key), run_id, start, changes, show)
 
 

@@ -34,7 +34,7 @@ ApproveOption = Annotated[
     Optional[bool],  # noqa: UP045
     typer.Option(
         "--approve/--reject",
-        help="What to say to whatever the run asks for; default: it waits for a person.",
+        help="What to say to whatever the run asks for; default: ask at the terminal, if it is one.",
     ),
 ]
 

@@ -15,7 +15,10 @@ def new_table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         # Ids are for copying: never cut.
-        table.add_column(column, no_wrap=column in ("run", "status", "created", "agent"))
+        table.add_column(
+            column,
+            no_wrap=column in ("run", "status", "created", "agent", "approval", "asked", "step"),
+        )
     return table
 
 

@@ -5,10 +5,11 @@ answer follows at the end.
 """
 
 from agent_server.cli.errors import printable
-from agent_server.cli.tree import arguments, seconds, short
+from agent_server.cli.tree import arguments, seconds, short, standing
 from agent_server.cli.view import StepEvent
 from agent_server.domain import events as e
 from agent_server.domain.ids import task_path
+from agent_server.domain.runs import RunStatus
 
 WIDTH = 160
 
@@ -65,8 +66,13 @@ def _text(event: e.EventBase) -> str | None:
         return f"{where}{event.kind} {event.name} failed: {event.error.message}"
     if isinstance(event, e.StepInDoubt):
         return f"{where}{event.kind} {event.name} is in doubt: {event.detail}"
+    if isinstance(event, e.MemoryRecalled):
+        found = ", ".join(f"{one['id']} ({one['score']:.2f})" for one in event.memories)
+        return f"{where}recalled {found or 'nothing'}"
+    if isinstance(event, e.MemoryWritten):
+        return f"{where}wrote {', '.join(event.memory_ids)} to memory"
     if isinstance(event, e.RunWaiting):
-        return f"run waits for {event.waiting_for.kind}: {event.waiting_for.detail}"
+        return f"run {standing(RunStatus.WAITING, event.waiting_for)}: {event.waiting_for.detail}"
     if isinstance(event, e.RunResumed):
         return f"run goes on: {event.reason}"
     if isinstance(event, e.ActionCompleted):

@@ -15,12 +15,16 @@ from rich.console import Console
 
 from agent_server.cli import follow as following
 from agent_server.cli.connect import Target, connect
+from agent_server.cli.errors import printable
+from agent_server.cli.questions import Decision, tell_how_to_answer
+from agent_server.cli.terminal import somebody_there
+from agent_server.client import AgentServerClient
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import InvalidRequest, InvalidWorkflow
-from agent_server.domain.runs import Run, RunStatus
+from agent_server.domain.runs import RunStatus
 from agent_server.workflow.source import Source, read_source
 
-EXIT_OK, EXIT_FAILED, EXIT_DETACHED = 0, 1, 130
+EXIT_OK, EXIT_FAILED, EXIT_WAITING, EXIT_DETACHED = 0, 1, 3, 130
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,15 @@ class Show:
 
     json: bool = False
     quiet: bool = False
-    decision: following.Decision | None = None
-    """What to say to whatever the run asks for; None leaves it to others."""
+    decision: Decision | None = None
+    """What to say to whatever the run asks for; None asks whoever is there."""
 
     @property
     def silent(self) -> bool:
         return self.json or self.quiet
 
 
-def decision_of(approve: bool | None) -> following.Decision | None:
+def decision_of(approve: bool | None) -> Decision | None:
     """What ``--approve`` and ``--reject`` mean."""
     return None if approve is None else "approve" if approve else "reject"
 
@@ -48,36 +52,43 @@ async def run(
     """Submit the run that ``fields`` describe and follow it. Answers the exit code."""
     async with connect(where, overrides) as client:
         accepted = await client.runs.create(**fields)
-        return finish(
-            await following.follow(client, accepted.id, display(show), decision=show.decision),
-            accepted.id,
-            where,
-            show,
-        )
+        return await see_through(client, accepted.id, where, show)
 
 
 async def follow(where: Target, run_id: str, show: Show) -> int:
     """Follow a run that was submitted before. Answers the exit code."""
     async with connect(where) as client:
         await client.runs.get(run_id)
-        run = await following.follow(client, run_id, display(show), decision=show.decision)
-        return finish(run, run_id, where, show)
+        return await see_through(client, run_id, where, show)
 
 
-def display(show: Show) -> following.Display:
-    return following.display_for(Console(highlight=False), silent=show.silent)
-
-
-def finish(run: Run | None, run_id: str, where: Target, show: Show) -> int:
-    """Print what ``run`` ended with; None is a run that was left. Answers the exit code."""
-    if run is None:
+async def see_through(client: AgentServerClient, run_id: str, where: Target, show: Show) -> int:
+    """Show the run, answer what it asks as far as somebody is there, and print how it ended or
+    what it waits for. Answers the exit code."""
+    asking = somebody_there() and not show.json
+    followed = await following.follow(
+        client,
+        run_id,
+        following.display_for(Console(highlight=False), silent=show.silent),
+        decision=show.decision,
+        person=Console(stderr=True, highlight=False) if asking else None,
+        alone=where.url is None,
+    )
+    if followed is None:
         sys.stderr.write(come_back(run_id, where))
         return EXIT_DETACHED
+    run = followed.run
     if show.json:
         following.print_run_json(run)
-    else:
+    elif run.status.ended:
         following.print_answer(run, plain=show.quiet)
-    return EXIT_OK if run.status is RunStatus.SUCCEEDED else EXIT_FAILED
+    if run.status.ended:
+        return EXIT_OK if run.status is RunStatus.SUCCEEDED else EXIT_FAILED
+    tell_how_to_answer(followed.asks, where.flags, seen=asking)
+    if not followed.asks and run.waiting_for is not None:
+        sys.stderr.write(f"The run waits: {printable(run.waiting_for.detail)}\n")
+    sys.stderr.write(f"Go on with:\n  agent-server runs follow {run.id}{where.flags}\n")
+    return EXIT_WAITING
 
 
 def come_back(run_id: str, where: Target) -> str:

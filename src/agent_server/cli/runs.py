@@ -12,7 +12,7 @@ from agent_server.cli.connect import Target, connect
 from agent_server.cli.errors import print_error, printable
 from agent_server.cli.follow import print_answer
 from agent_server.cli.output import new_table, print_json, wide_console
-from agent_server.cli.tree import render, usage_line
+from agent_server.cli.tree import render, standing, usage_line
 from agent_server.cli.view import view_of
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Run
@@ -35,7 +35,7 @@ async def list_runs(
     for run in page.data:
         table.add_row(
             run.id,
-            Text(run.status.value, style=STYLES.get(run.status.value, "red")),
+            Text(standing(run.status, run.waiting_for), STYLES.get(run.status.value, "red")),
             Text(" ".join(printable(title(run)).split()), overflow="ellipsis", no_wrap=True),
             f"{run.created_at:%Y-%m-%d %H:%M:%S}",
             usage_line(run.usage),

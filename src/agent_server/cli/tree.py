@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from agent_server.cli.errors import printable
 from agent_server.cli.view import RunView, StepView, TaskView
-from agent_server.domain.runs import RunStatus, Usage
+from agent_server.domain.runs import RunStatus, Usage, WaitingFor
 
 MARKS = {
     "pending": ("○", "dim"),
@@ -137,16 +137,24 @@ def step_title(step: StepView, room: int = 80) -> str:
 
 def footer(view: RunView, now: datetime | None) -> Text:
     """The line under the tree: the run's state, its time, what it used and cost."""
-    parts = [view.status.value.replace("_", " ")]
-    if view.waiting_for is not None:
-        parts[0] += f" for {view.waiting_for.kind}: {printable(view.waiting_for.detail)}".rstrip(
-            ": "
-        )
+    waits = view.waiting_for
+    parts = [standing(view.status, waits)]
+    if waits is not None and waits.paused_by is None:
+        parts[0] += f": {printable(waits.detail)}".rstrip(": ")
     end = view.ended_at or now
     if view.started_at and end:
         parts.append(seconds((end - view.started_at).total_seconds()))
     parts.append(usage_line(view.usage))
     return Text("  ".join([*parts, view.id]), style="dim")
+
+
+def standing(status: RunStatus, waits: WaitingFor | None) -> str:
+    """How a run stands, in a few words: ``waiting for approval``, ``paused by ann``."""
+    if waits is None:
+        return status.value.replace("_", " ")
+    if waits.paused_by is not None:
+        return f"paused by {printable(waits.paused_by)}"
+    return f"waiting for {waits.kind}" + (f" {waits.signal!r}" if waits.signal else "")
 
 
 def usage_line(usage: Usage) -> str:

@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
+from urllib.parse import quote
 from uuid import uuid4
 
 import anyio
@@ -21,7 +22,15 @@ from agent_server.domain.errors import FieldError, InvalidRequest, Unavailable
 from agent_server.domain.events import EVENT, Event
 from agent_server.domain.history import Comparison, ForkedRun, Redact, RunExport
 from agent_server.domain.plans import PlanDifference, PlanEdit, PlanState
-from agent_server.domain.runs import HaltedRuns, Run, RunRequest, Step, Task
+from agent_server.domain.runs import (
+    HaltedRuns,
+    Reconcile,
+    Run,
+    RunRequest,
+    SignalSent,
+    Step,
+    Task,
+)
 from agent_server.domain.stored_workflows import WorkflowGraph
 
 T = TypeVar("T")
@@ -138,6 +147,32 @@ class RunsClient:
         """Do that to every run that fits the ``filters`` (those of ``list``) and has not ended."""
         answer = await exchange(self._http, "POST", f"/api/v1/runs/{verb}", json=filters)
         return HaltedRuns.model_validate(answer)
+
+    async def signal(self, run_id: str, name: str, payload: Any = None) -> SignalSent:
+        """Send the signal ``name`` with any JSON value: a wait for it takes the oldest, once."""
+        answer = await exchange(
+            self._http,
+            "POST",
+            f"{_place(run_id, None)}/signals/{quote(name, safe='')}",
+            json=payload,
+        )
+        return SignalSent.model_validate(answer)
+
+    async def reconcile(
+        self,
+        run_id: str,
+        step: str,
+        outcome: Literal["happened", "did_not_happen", "fail"],
+        *,
+        result: Any = None,
+        reason: str = "",
+    ) -> Run:
+        """Say how the call ``step``, which is in doubt, went; ``result`` is what it gave, if it
+        happened. Raises ``AlreadyDecided`` when somebody said so before."""
+        said = Reconcile(step=step, outcome=outcome, result=result, reason=reason)
+        body = said.model_dump(mode="json", exclude_defaults=True)
+        answer = await exchange(self._http, "POST", f"{_place(run_id, None)}/reconcile", json=body)
+        return Run.model_validate(answer)
 
     async def edit_plan(
         self, run_id: str, edit: PlanEdit, *, revision: int | None = None

@@ -63,3 +63,8 @@ class Decide(Frozen):
         default=None,
         description="With `approve`: the arguments to call with instead. They make a new approval.",
     )
+    arguments_hash: str | None = Field(
+        default=None,
+        max_length=64,
+        description="What you were shown: refused with 409 where it is not what is asked about.",
+    )

@@ -24,6 +24,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     │   ├── IdempotencyInFlight   409  idempotency_in_flight
     │   ├── RunEnded              409  run_ended
     │   ├── SessionBusy           409  session_busy
+    │   ├── NotSteerable          409  not_steerable
     │   └── AlreadyDecided        409  already_decided
     ├── PreconditionFailed        412  precondition_failed
     ├── BodyTooLarge              413  body_too_large
@@ -41,7 +42,8 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
         │   ├── ModelUnauthorized      model_unauthorized
         │   ├── ModelRateLimited       model_rate_limited
         │   ├── ModelTimeout           model_timeout
-        │   └── ModelMalformed         model_malformed
+        │   ├── ModelMalformed         model_malformed
+        │   └── ModelIncomplete        model_incomplete
         ├── ToolError                  tool_error
         ├── GuardrailTripped           guardrail_tripped
         ├── MaxTurnsExceeded           max_turns
@@ -230,6 +232,13 @@ class SessionBusy(Conflict):
     title = "The session is busy"
 
 
+class NotSteerable(Conflict):
+    """The run under way on the session takes no message of this kind."""
+
+    code = "not_steerable"
+    title = "The run cannot be steered so"
+
+
 class PreconditionFailed(AgentServerError):
     """``If-Match`` names a version that is not the newest: somebody else was quicker."""
 
@@ -340,6 +349,12 @@ class ModelTimeout(ModelError):
 
 class ModelMalformed(ModelError):
     code = "model_malformed"
+
+
+class ModelIncomplete(ModelError):
+    """The answer reached its ceiling of tokens, or a content filter."""
+
+    code = "model_incomplete"
 
 
 class ToolError(RunError):

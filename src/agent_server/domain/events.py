@@ -105,6 +105,10 @@ class StepCompleted(EventBase):
     duration_ms: int = 0
     output: Any = None
     """The result of a tool call, shortened; the whole is read at ``/steps``."""
+    cached_tokens: int = 0
+    """Of a model call's input tokens, those that its provider had in its cache."""
+    reasoning_tokens: int = 0
+    """Of a model call's output tokens, those that it thought with."""
 
 
 class StepFailed(EventBase):
@@ -139,6 +143,26 @@ class MessageCompleted(EventBase):
     step: str
     agent: str | None = None
     text: str
+    incomplete: bool = False
+    """The model was cut off by the ceiling of its answer."""
+    pieces: tuple[int, ...] | None = None
+    """Characters of each delta the message came in, where the run keeps that."""
+
+
+class ReasoningCompleted(EventBase):
+    type: Literal["reasoning.completed"] = "reasoning.completed"
+    step: str
+    agent: str | None = None
+    text: str
+    """The model's summary of its reasoning."""
+
+
+class ToolRequested(EventBase):
+    type: Literal["tool.requested"] = "tool.requested"
+    call_id: str
+    tool: str
+    arguments: str
+    """JSON, as the model wrote it."""
 
 
 class MemoryWritten(EventBase):
@@ -207,6 +231,14 @@ class RunResumed(EventBase):
     reason: str
 
 
+class RunSteered(EventBase):
+    type: Literal["run.steered"] = "run.steered"
+    input: Any
+    """What was said: a text, or a list of input items."""
+    by: str
+    sent_at: datetime
+
+
 class RunSucceeded(EventBase):
     type: Literal["run.succeeded"] = "run.succeeded"
     output: Any = None
@@ -255,6 +287,8 @@ Event = Annotated[
     | StepInDoubt
     | MessageDelta
     | MessageCompleted
+    | ReasoningCompleted
+    | ToolRequested
     | MemoryWritten
     | MemoryRecalled
     | ApprovalRequested
@@ -265,6 +299,7 @@ Event = Annotated[
     | BudgetWarning
     | RunWaiting
     | RunResumed
+    | RunSteered
     | RunSucceeded
     | RunFailed
     | RunCancelled

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.options import RunOptions
 from agent_server.domain.plans import TaskStatus
 
 RunKind = Literal["goal", "agent", "workflow"]
@@ -44,10 +45,10 @@ class Budget(Frozen):
     """Ceilings over the whole tree of a run. None is no ceiling."""
 
     max_cost_usd: Decimal | None = Field(default=None, gt=0, le=1_000_000_000)
-    max_tokens: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    max_model_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    max_tool_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT)
-    deadline_s: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_S)
+    max_tokens: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    max_model_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    max_tool_calls: int | None = Field(default=None, gt=0, le=MAX_COUNT, strict=True)
+    deadline_s: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_S, strict=True)
     """Wall time from creation to end, in seconds."""
 
 
@@ -106,6 +107,10 @@ class RunRequest(Frozen):
         default=None, description="With `agent`: a text, or a list of input items."
     )
 
+    options: RunOptions | None = Field(
+        default=None, description="With `agent`: what this run changes of it."
+    )
+
     workflow: str | JsonObject | None = Field(
         default=None, description="A workflow, by name or as a definition."
     )
@@ -117,10 +122,11 @@ class RunRequest(Frozen):
         max_length=200,
         description="The conversation that the run continues.",
     )
-    on_busy: Literal["queue", "reject", "interrupt"] = Field(
+    on_busy: Literal["queue", "reject", "interrupt", "steer"] = Field(
         default="queue",
         description="With `session_id`, while another run is under way on the session: `queue` "
-        "waits for it, `reject` refuses this one with 409, `interrupt` cancels the other.",
+        "waits for it, `reject` refuses this one with 409, `interrupt` cancels the other, `steer` "
+        "says `input` into the other at its next turn: that run is the answer.",
     )
     approach: str | None = Field(
         default=None,
@@ -148,6 +154,12 @@ class RunRequest(Frozen):
     )
     start_after: AwareDatetime | None = Field(
         default=None, description="Not before this moment (RFC 3339)."
+    )
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Place in the queue: what of a tenant has a higher one begins first.",
     )
     stream: bool = Field(default=False, description="The answer is the event stream.")
     store: bool = Field(
@@ -186,6 +198,8 @@ class RunRequest(Frozen):
                 raise ValueError(f"{wrong[0]!r} goes with {kind!r}, not with {given[0]!r}")
         if self.on_busy != "queue" and self.session_id is None:
             raise ValueError(f"'on_busy': {self.on_busy!r} goes with 'session_id'")
+        if self.on_busy == "steer" and (self.agent is None or self.start_after is not None):
+            raise ValueError("'on_busy': 'steer' goes with 'agent', and without 'start_after'")
         if self.review == "plan" and self.goal is None:
             raise ValueError("'review': 'plan' goes with 'goal': nothing else has a plan")
         if self.agent is not None and self.input is None:
@@ -201,6 +215,10 @@ class WaitingFor(Frozen):
     task_id: str | None = None
     step: str | None = None
     until: datetime | None = None
+    signal: str | None = None
+    """With ``signal``: the name that is waited for; null where the run is paused."""
+    paused_by: str | None = None
+    """Who paused the run: it waits for ``resume``, whatever else it may wait for."""
 
 
 class Reconciled(Frozen):
@@ -253,6 +271,7 @@ class Run(Frozen):
     session_id: str | None = None
     approach: str | None = None
     model: str | None = None
+    priority: int = 0
     parent_id: str | None = None
     forked_from: str | None = None
     created_at: datetime

@@ -17,6 +17,8 @@ class Session(Frozen):
     """What the server wrote of the oldest items, for models that cannot take all of them."""
     summarised_items: int = 0
     """How many of the oldest items that summary covers."""
+    metadata: dict[str, str] = {}
+    """What a client noted of it, by `/v1/conversations`."""
     created_at: datetime
     updated_at: datetime
 
@@ -27,7 +29,7 @@ class SessionItem(Frozen):
     position: int
     """From 0; what was erased leaves a gap."""
     run_id: str
-    """The run that said it."""
+    """The run that said it; empty where a client added it."""
     item: JsonObject
     """As the SDK and the Responses API write it."""
     created_at: datetime

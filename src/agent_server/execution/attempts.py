@@ -52,6 +52,8 @@ class Attempt:
     hidden: bool
     epoch: int
     number: int
+    losses: int = 0
+    """Workers that died at it and were not excused."""
     stood_for: str | None = None
     """The kind of what it waited for until now; None for a task that did not."""
     lost: bool = False
@@ -64,9 +66,16 @@ class Attempt:
     """Somebody cancelled this task by itself: it fails with this."""
     awaited: int = 0
     """Children it awaits just now; while there are any, it takes no slot."""
+    excused: bool = False
+    """It only stands above a task that waits: should the process die now, that was not its fault."""
+    look_at: float = 0.0
+    """When, by the loop's clock, to look again whether it is to be excused."""
+    looks: int = 0
     outcome: TaskOutcome | None = None
     children: set[str] = field(default_factory=set)
     """The paths of those it has asked for."""
+    unheard: set[str] = field(default_factory=set)
+    """What was said into its run when it would have ended before, and it went on to hear it."""
     undoes: bool = False
     """It has stopped, and what it has done is being undone."""
     begun: bool = False

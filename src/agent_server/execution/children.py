@@ -39,7 +39,10 @@ class Children:
         self._begin(call)
         self._roster.yield_slot(parent)
         try:
-            return await call.outcome
+            outcome = await call.outcome
+            if parent.excused:
+                await self._accuse(parent)
+            return outcome
         except asyncio.CancelledError:
             # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
             with anyio.CancelScope(shield=True):
@@ -53,6 +56,12 @@ class Children:
             raise
         finally:
             self._roster.take_slot_back(parent)
+
+    async def _accuse(self, parent: Attempt) -> None:
+        """The parent, which only stood above what waits, is at work again."""
+        parent.excused = False
+        run_id, node = parent.local.snapshot.id, self._roster.node
+        await self._roster.database.write(lambda c: store.accuse(c, node, run_id, parent.path))
 
     def _begin(self, call: "_Call") -> None:
         """Have the task inserted, or found; ``call.outcome`` answers when it has ended.
@@ -221,4 +230,5 @@ def _task_values(parent: Attempt, spec: TaskSpec) -> dict[str, Any]:
         "agent": spec.agent,
         "payload": spec.payload,
         "hidden": spec.hidden,
+        "rank": -run.request.priority,
     }

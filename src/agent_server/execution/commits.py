@@ -65,7 +65,8 @@ class Ending:
 
     ``parked`` is why, and until when, it stands still; ``run`` ends the run too; ``events``
     (exactly ``count``) are made from the run's totals; ``also`` writes whatever else belongs to
-    the end.
+    the end. Where ``unless`` says so in that transaction, the task does not end: what came before
+    is stored, and its owner keeps it.
     """
 
     status: str
@@ -77,11 +78,12 @@ class Ending:
     count: int = 0
     events: Callable[[Usage], list[EventBase]] = lambda usage: []
     also: Callable[[Connection], None] | None = None
+    unless: Callable[[Connection], bool] | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one task hands in. ``told`` hears how it went, once."""
+    """What one task hands in. ``told`` hears, once, what went wrong, and whether the task ended."""
 
     holder: Holder
     task_id: TaskId | None
@@ -89,7 +91,7 @@ class Entry:
     last: Ending | None
     abandoned: asyncio.Event
     """Set when its attempt is over: it is not tried again."""
-    told: Callable[[Exception | None], None]
+    told: Callable[[Exception | None, bool], None]
 
     @property
     def plain(self) -> bool:
@@ -128,6 +130,8 @@ class _Stored:
     published: list[StoredEvent] | None
     observed: list[EventBase]
     existing: dict[str, Row[Any]]
+    ended: bool = True
+    """Whether tasks that were to end did."""
 
 
 class Commits:
@@ -244,11 +248,11 @@ class Commits:
                 )
             except PASSING as error:
                 if entry.abandoned.is_set() or loop.time() >= give_up_at:
-                    entry.told(error)
+                    entry.told(error, False)
                     return
                 again = True
             except Exception as error:
-                entry.told(error)
+                entry.told(error, False)
                 return
             else:
                 self._tell([], [entry], stored)
@@ -272,7 +276,7 @@ class Commits:
                 crash_point("child.after_insert")
             birth.told(stored.existing.get(birth.path), None)
         for entry in entries:
-            entry.told(None)
+            entry.told(None, stored.ended and entry.last is not None)
 
     # In the transaction ------------------------------------------------------------------------
 
@@ -287,6 +291,11 @@ class Commits:
             stored = self._stored(connection, entries[0])
             if stored is not None:
                 return stored
+        ended = True
+        for entry in entries if len(entries) == 1 else ():
+            if entry.last is not None and entry.last.unless is not None:
+                ended = not entry.last.unless(connection)
+                entries = entries if ended else [replace(entry, last=None)]
         existing = self._take_hold(connection, births, entries)
         if not entries:
             return _Stored([], [], existing)
@@ -326,7 +335,7 @@ class Commits:
             StoredEvent(first + i, kind, splice_seq(first + i, data))
             for i, (kind, data) in enumerate(events)
         ]
-        return _Stored(published, observed, existing)
+        return _Stored(published, observed, existing, ended)
 
     def _take_hold(
         self, connection: Connection, births: Sequence[Birth], entries: Sequence[Entry]
@@ -397,20 +406,19 @@ class Commits:
     def _stored(self, connection: Connection, entry: Entry) -> _Stored | None:
         """What an earlier try of this commit stored after all; None when it did not."""
         holder, last = entry.holder, entry.last
-        if entry.batch.events:
-            happened = store.event_stored(connection, self.run_id, entry.batch.events[0][1])
-        elif last is not None:
-            happened = store.has_ended(
-                connection, self.run_id, holder.path, holder.epoch, last.status
-            )
-        else:
-            happened = False
-        if not happened:
+        ended = last is not None and store.has_ended(
+            connection, self.run_id, holder.path, holder.epoch, last.status
+        )
+        events = entry.batch.events
+        told = events and store.event_stored(connection, self.run_id, events[0][1])
+        if not (ended or told):
             return None
         # Readers are woken and find the events in the store.
-        totals = store.engine_run_row(connection, self.run_id)
-        said = self._last_words(entry, store.usage_of(totals))
-        return _Stored(None, entry.batch.observed + said, {})
+        said: list[EventBase] = []
+        if ended:
+            totals = store.engine_run_row(connection, self.run_id)
+            said = self._last_words(entry, store.usage_of(totals))
+        return _Stored(None, entry.batch.observed + said, {}, ended)
 
 
 def _distinct(births: list[Birth]) -> tuple[list[Birth], list[Birth]]:

@@ -65,6 +65,9 @@ class EngineContext:
     ) -> SignalReceived | None:
         return await self._waits.signal(self._attempt, self._journal, name, key, until, waiting_for)
 
+    async def take_steers(self, *, key: str) -> list[SignalReceived]:
+        return await self._waits.steers(self._attempt, self._journal, key)
+
     async def sleep_until(self, moment: datetime, *, key: str) -> None:
         await self._waits.sleep(self._journal, moment, key)
 

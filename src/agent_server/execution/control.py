@@ -13,6 +13,7 @@ from agent_server.domain.approvals import Approval, ApprovalStatus, Decide
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
     AlreadyDecided,
+    Conflict,
     Forbidden,
     InvalidRequest,
     NotFound,
@@ -170,7 +171,7 @@ class Control:
             row = store.approval_row(connection, identity, tenant)
             assert row is not None
             approval = store.approval_of(row, now)
-            _refuse(approval, by)
+            _refuse(approval, by, decide.arguments_hash)
             edited = _edited(approval, decide, row.arguments_schema)
             counts, told = consent.settle(
                 connection, row, decide.decision, by, decide.reason, now, edited
@@ -202,8 +203,8 @@ def _no_approval(identity: str) -> NotFound:
     )
 
 
-def _refuse(approval: Approval, by: str) -> None:
-    """Raise why ``by`` cannot decide about it now."""
+def _refuse(approval: Approval, by: str, shown_hash: str | None) -> None:
+    """Raise why ``by``, who was shown arguments of that hash, cannot decide about it now."""
     if approval.approvers is not None and by not in approval.approvers:
         raise Forbidden(
             f"{by!r} may not decide about {approval.subject!r}.",
@@ -223,6 +224,12 @@ def _refuse(approval: Approval, by: str) -> None:
             f"The approval {approval.id!r} was {approval.status} already, by "
             f"{approval.decided_by!r} at {approval.decided_at}.",
             hint="An approval is decided once; GET it to see how.",
+        )
+    if shown_hash is not None and shown_hash != approval.arguments_hash:
+        raise Conflict(
+            f"The approval {approval.id!r} is not about these arguments: their hash is "
+            f"{approval.arguments_hash}.",
+            hint="GET it, and look at the arguments again.",
         )
 
 

@@ -26,9 +26,10 @@ from agent_server.domain.runs import RunStatus, Usage
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt
 from agent_server.execution.commits import Ending
-from agent_server.execution.ports import FinalOutput, RunSnapshot, Suspend
+from agent_server.execution.ports import STEER, FinalOutput, RunSnapshot, Suspend
+from agent_server.execution.steering import queue_unheard
 
-AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], None]
+AppendItems = Callable[[Connection, Tenant, str, str, tuple[JsonObject, ...], datetime], object]
 """Appends a run's items to its session, inside the transaction that ends the run."""
 
 
@@ -41,11 +42,22 @@ def succeeded(
         return _child_end(attempt, "succeeded", now, completed, output=final.value)
     run = attempt.local.snapshot
 
+    def spoken_to(connection: Connection) -> bool:
+        """Somebody has said something into the run since it last went on to hear what there is."""
+        lane = store.lane_of(run.tenant, final.session_id)
+        assert lane is not None
+        store.hold_lane(connection, lane)  # From here on nobody says any more.
+        left = set(store.open_signals(connection, run.id, STEER))
+        fresh = left - attempt.unheard
+        attempt.unheard |= left
+        return bool(fresh)
+
     def also(connection: Connection) -> None:
         if attempt.children or attempt.epoch > 1:
             store.cancel_tasks(connection, run.id, only_idle=False, now=now)
         if final.session_id is not None:
             append_items(connection, run.tenant, final.session_id, run.id, final.session_items, now)
+            queue_unheard(connection, run, now)
 
     return Ending(
         status="succeeded",
@@ -54,6 +66,7 @@ def succeeded(
         count=1,
         events=lambda usage: [RunSucceeded(output=final.value, usage=usage)],
         also=also,
+        unless=spoken_to if final.session_id is not None else None,
     )
 
 
@@ -161,12 +174,19 @@ def _root_end(
     output: Any = None,
 ) -> Ending:
     """The end of a run that did not succeed: whatever of it still lives ends with it."""
-    run_id = attempt.local.snapshot.id
+    run = attempt.local.snapshot
+    was_cancelled = status is RunStatus.CANCELLED
+
+    def also(connection: Connection) -> None:
+        store.cancel_tasks(connection, run.id, only_idle=False, now=now)
+        if not was_cancelled:
+            queue_unheard(connection, run, now)
+
     return Ending(
-        status="cancelled" if status is RunStatus.CANCELLED else "failed",
+        status="cancelled" if was_cancelled else "failed",
         ended_at=now,
         run=store.RunEnd(status, now, output=output, error=error),
         count=1,
         events=events,
-        also=lambda c: store.cancel_tasks(c, run_id, only_idle=False, now=now),
+        also=also,
     )

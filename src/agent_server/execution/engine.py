@@ -70,6 +70,7 @@ from agent_server.execution.ports import (
     TaskOutcome,
 )
 from agent_server.execution.relay import Ears, Relay
+from agent_server.execution.retention import keep_forgetting
 from agent_server.execution.roster import Roster, order_stop, settle
 from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
@@ -147,6 +148,8 @@ class Engine:
         if self.roster.slots:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
         self._loops.append(asyncio.create_task(self._watch.run(), name="engine-watch"))
+        forgetting = keep_forgetting(self.database, self._settings)
+        self._loops.append(asyncio.create_task(forgetting, name="engine-forget"))
 
     def _joined(self, url: str) -> Relay:
         roster = self.roster
@@ -242,22 +245,24 @@ class Engine:
             if free <= 0 or self.roster.draining:
                 continue
             try:
-                rows = await self.database.write(
+                rows, more = await self.database.write(
                     lambda c: self._claim(c, free)  # noqa: B023  # awaited within the iteration
                 )
+                self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
-                if len(rows) == free:
+                if more and rows:
                     self.roster.wake.set()
             except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
             except Exception:
                 log.exception("cannot take tasks")
 
-    def _claim(self, connection: Connection, free: int) -> list[_Taken]:
+    def _claim(self, connection: Connection, free: int) -> tuple[list[_Taken], bool]:
+        """Tasks taken, and whether there were more."""
         now = utcnow()
         taken = []
-        found = store.claim(connection, self.node, free, now)
+        found, more = store.claim(connection, self.node, free, now, self.roster.turns)
         # In one order by everybody: the runs' rows are locked on the way.
         for row, stood_for in sorted(found, key=lambda pair: (pair[0].run_id, pair[0].path)):
             run = store.engine_run_row(connection, row.run_id)
@@ -270,7 +275,7 @@ class Engine:
                 taken.append((row, run, stood_for))
             else:
                 store.cancel_task(connection, row.run_id, row.path, now)
-        return taken
+        return taken, more
 
     async def _launch_or_fail(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         """A run whose stored request cannot be read is set aside with the reason."""
@@ -304,6 +309,7 @@ class Engine:
                 hidden=row.hidden,
                 epoch=row.epoch,
                 number=row.attempts,
+                losses=row.losses,
                 stood_for=stood_for,
             )
         )
@@ -340,7 +346,6 @@ class Engine:
     # Carrying one out --------------------------------------------------------------------------
 
     async def _carry_out(self, attempt: Attempt, announced: bool) -> None:
-        attempt.begun = True
         run = attempt.local.snapshot
         journal: DurableJournal | None = None
         try:
@@ -350,6 +355,9 @@ class Engine:
                     lambda c: store.task_steps(c, run.id, attempt.path)
                 )
             journal = attempt.journal = self._journal(attempt, recorded)
+            attempt.begun = (
+                True  # From here on an order interrupts it; until here it is looked for.
+            )
             if attempt.held:
                 raise asyncio.CancelledError
             if attempt.ordered:
@@ -357,28 +365,46 @@ class Engine:
                 return
             if not announced:
                 self._announce(attempt, journal)
-            if attempt.number > self._settings.max_attempts:
+            if attempt.losses >= self._settings.max_attempts:
                 await self._end_failed(
                     attempt,
                     journal,
                     TooManyAttempts(
-                        f"The task was taken up {attempt.number - 1} times and never finished: "
-                        "its worker died or let go of it each time.",
+                        f"The task was taken up {attempt.losses} times and never finished: "
+                        "its worker died each time.",
                         hint="Look at what the task does; AGENT_SERVER_MAX_ATTEMPTS is the limit.",
                     ),
                 )
             else:
-                await self._handle(attempt, journal)
+                while not await self._handle(attempt, journal):
+                    log.info("the run goes on with what was said into it", run_id=run.id)
+                    recorded = await self.database.read(
+                        lambda c: store.task_steps(c, run.id, attempt.path)
+                    )
+                    journal = attempt.journal = self._journal(attempt, recorded)
         except LostLease as error:
             log.info("attempt ended", run_id=run.id, path=attempt.path, detail=str(error))
         except asyncio.CancelledError:
-            await self._let_go(attempt, journal)
+            await self._broken_off(attempt, journal)
         except PASSING as error:
             # What is stored decides; the task is taken up again when the database is back.
             log.warning("task let go of", run_id=run.id, path=attempt.path, error=error.detail)
             await self._let_go(attempt, journal)
         except Exception as error:
             await self._fail_unrecorded(attempt, journal, error)
+
+    async def _broken_off(self, attempt: Attempt, journal: DurableJournal | None) -> None:
+        """Cancelled outside its handler: what was told to stop for good ends so, and is not queued
+        for somebody to begin it anew."""
+        if journal is not None and attempt.ordered and not (attempt.lost or journal.closed):
+            try:
+                await self._end_ordered(attempt, journal)
+                return
+            except LostLease:
+                return
+            except (Exception, asyncio.CancelledError) as error:
+                log.warning("task let go of", path=attempt.path, error=str(error))
+        await self._let_go(attempt, journal)
 
     def _landed(self, attempt: Attempt) -> None:
         """The attempt is over, perhaps before its first line: its slot is free."""
@@ -412,7 +438,7 @@ class Engine:
         except LostLease:
             pass
         except (Exception, asyncio.CancelledError):
-            await self._let_go(attempt, fresh)
+            await self._let_go(attempt, fresh, lost=True)
 
     def _journal(self, attempt: Attempt, recorded: list[StepRecord]) -> DurableJournal:
         run = attempt.local.snapshot
@@ -449,7 +475,9 @@ class Engine:
                 )
             )
 
-    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> None:
+    async def _handle(self, attempt: Attempt, journal: DurableJournal) -> bool:
+        """Carry the task out to its end; False where it must be carried out again, from its
+        ledger."""
         run = attempt.local.snapshot
         handler = self.handlers.get(attempt.kind)
         context = EngineContext(self._children, self._waits, attempt, journal)
@@ -483,7 +511,8 @@ class Engine:
                 else:
                     raise
             else:
-                await self._end_succeeded(attempt, journal, output)
+                return await self._end_succeeded(attempt, journal, output)
+        return True
 
     def _wake_soon(self, suspend: Suspend) -> None:
         """Look at a short wait's end, not up to a whole ``POLL_S`` later."""
@@ -521,7 +550,8 @@ class Engine:
 
     # Ends --------------------------------------------------------------------------------------
 
-    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> None:
+    async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> bool:
+        """False where it does not end yet."""
         final = output if isinstance(output, FinalOutput) else FinalOutput(output)
         try:
             final = replace(final, value=as_stored(final.value))
@@ -531,9 +561,9 @@ class Engine:
                 hint="Give text, numbers, booleans, null, lists and objects with text as keys.",
             )
             await self._end_failed(attempt, journal, bad)
-            return
+            return True
         ending = endings.succeeded(attempt, final, self._append_items, utcnow())
-        await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
+        return await self._end(attempt, journal, ending, TaskOutcome("succeeded", final.value))
 
     async def _end_failed(
         self, attempt: Attempt, journal: DurableJournal, error: Exception
@@ -574,12 +604,14 @@ class Engine:
         journal: DurableJournal,
         ending: Ending,
         outcome: TaskOutcome,
-    ) -> None:
+    ) -> bool:
         point = "task" if attempt.path else "run"
         crash_point(f"{point}.before_end")
-        await journal.end(ending)
+        ended = await journal.end(ending)
         crash_point(f"{point}.after_end")
-        attempt.outcome = outcome
+        if ended:
+            attempt.outcome = outcome
+        return ended
 
     async def _undo(self, attempt: Attempt, journal: DurableJournal) -> list[FieldError]:
         """Let the handler undo what the task has done; see ``ports.Handler``."""
@@ -615,8 +647,11 @@ class Engine:
             child.interrupt()
         await settle(children)
 
-    async def _let_go(self, attempt: Attempt, journal: DurableJournal | None) -> None:
-        """Leave the task as it is stored, for whoever takes it next."""
+    async def _let_go(
+        self, attempt: Attempt, journal: DurableJournal | None, *, lost: bool = False
+    ) -> None:
+        """Leave the task as it is stored, for whoever takes it next. ``lost``: this
+        counts as the loss of a worker."""
         if journal is not None:
             await journal.abandon()
         if attempt.path == "":
@@ -626,7 +661,14 @@ class Engine:
         run_id = attempt.local.snapshot.id
         try:
             await self.database.write(
-                lambda c: store.release_task(c, run_id, attempt.path, self.node, attempt.epoch)
+                lambda c: store.release_task(
+                    c,
+                    run_id,
+                    attempt.path,
+                    self.node,
+                    attempt.epoch,
+                    lost=lost,
+                )
             )
         except Exception as error:  # The watch finds it later.
             log.warning("task not handed over", run_id=run_id, error=str(error))

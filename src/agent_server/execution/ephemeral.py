@@ -115,12 +115,14 @@ class EphemeralJournal:
         recorded: Iterable[StepRecord] = (),
         budget: Budget | None = None,
         account: Account | None = None,
+        deltas: bool = True,
     ) -> None:
         self.run_id = run_id
         self.task_id = task
         self.scope = scope
         self.usage = Usage()
         self._on_event = on_event
+        self._deltas = deltas
         self._steps = {step.key: step for step in recorded}
         self.account = account or Account(budget)
         self._along: dict[str, tuple[EventBase, ...]] = {}
@@ -139,7 +141,7 @@ class EphemeralJournal:
         self._hand_over(event, self._seq)
 
     def delta(self, step: str, agent: str | None, text: str) -> None:
-        if self._on_event is not None:
+        if self._on_event is not None and self._deltas:
             self._hand_over(MessageDelta(step=step, agent=agent, text=text), None)
 
     async def begin(
@@ -197,6 +199,8 @@ class EphemeralJournal:
                 usage=step.usage,
                 duration_ms=took,
                 output=step.output if step.kind == "tool" else None,
+                cached_tokens=step.cached_tokens,
+                reasoning_tokens=step.reasoning_tokens,
             )
         )
 
@@ -293,6 +297,11 @@ class EphemeralContext:
     ) -> SignalReceived | None:
         detail = f"Waits for the signal {name!r}."
         raise Suspend(waiting_for or WaitingFor(kind="signal", detail=detail, until=until))
+
+    async def take_steers(self, *, key: str) -> list[SignalReceived]:
+        whole = self.journal.key(key)
+        found = self.journal.recorded(whole).get(whole)
+        return [] if found is None else [SignalReceived.read(one) for one in found.output]
 
     async def sleep_until(self, moment: datetime, *, key: str) -> None:
         await asyncio.sleep(max(0.0, (moment - utcnow()).total_seconds()))

@@ -55,7 +55,7 @@ def splice_seq(seq: int, data: str) -> bytes:
 class Subscription:
     """One reader's bounded queue. ``lagged`` is set when it overflowed; nothing follows then."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: float) -> None:
         self._size = size
         self._queue: deque[StoredEvent] = deque()
         self._ready = asyncio.Event()

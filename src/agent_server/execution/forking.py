@@ -19,7 +19,12 @@ from typing import Any
 from sqlalchemy import Row
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import BudgetExceeded, InvalidRequest, RunCancelled
+from agent_server.domain.errors import (
+    ApprovalExpired,
+    BudgetExceeded,
+    InvalidRequest,
+    RunCancelled,
+)
 from agent_server.domain.ids import task_id
 from agent_server.domain.runs import Usage
 from agent_server.execution.store import Whole
@@ -28,6 +33,8 @@ ENDED = ("succeeded", "failed", "skipped")
 NEVER = float("inf")
 APPROVAL = "/approval"
 """Ends the key of the step that holds the decision about a call."""
+RECONCILED = "/reconciled/"
+"""Stands in the key of the step that holds how a call in doubt went, behind the call's own key."""
 _STOPPED = (BudgetExceeded.code, RunCancelled.code)
 """Errors that say nothing against the step before them."""
 
@@ -141,7 +148,7 @@ def fork_share(origin: Whole, start: str | None) -> Share:
                     share.steps.append(one)
             elif times.step(one.key).begin < here.end:
                 share.steps.append(one)
-    return _without_spent_approvals(share)
+    return _with_decisions(origin, share)
 
 
 def retry_share(origin: Whole) -> Share:
@@ -181,18 +188,32 @@ def retry_share(origin: Whole) -> Share:
                 share.steps.append(step)
         elif step.kind == "value" or step.task_path or times.step(step.key).begin < failed_at:
             share.steps.append(step)
-    return _without_spent_approvals(share)
+    return _with_decisions(origin, share)
 
 
-def _without_spent_approvals(share: Share) -> Share:
-    """``share`` without the approvals of calls that are made again: an approval is for one call."""
-    kept = {row.key for row in share.steps}
-    share.steps = [
-        row
-        for row in share.steps
-        if not (row.key.endswith(APPROVAL) and "/tool/" in f"/{row.key}")
-        or row.key.removesuffix(APPROVAL) in kept
-    ]
+def _with_decisions(origin: Whole, share: Share) -> Share:
+    """``share`` without what was decided about calls that are made again: consent is for one call,
+    and how a call went says nothing about the next. That a call was not to be made stays."""
+    kept = {row.key: row.status for row in share.steps}
+    made = {row.key for row in origin.steps if row.kind == "tool"}
+    failed = {row.path: (row.error or {}).get("code") for row in origin.tasks}
+    failed[""] = (origin.run.error or {}).get("code")
+
+    def counts(row: Row[Any]) -> bool:
+        if row.kind != "value" or "/tool/" not in f"/{row.key}":
+            return True
+        call, reconciled, _ = row.key.partition(RECONCILED)
+        if reconciled:
+            return kept.get(call) in ("done", "failed")
+        if not row.key.endswith(APPROVAL):
+            return True
+        call = row.key.removesuffix(APPROVAL)
+        if call in made:
+            return call in kept
+        expired = failed.get(row.task_path) == ApprovalExpired.code
+        return row.output["decision"] in (("reject",) if expired else ("reject", "expired"))
+
+    share.steps = [row for row in share.steps if counts(row)]
     return share
 
 

@@ -71,6 +71,7 @@ class Halts:
                 return []
             shown = WaitingFor(
                 kind="signal",
+                paused_by=by,
                 detail=f"Paused by {by}: POST /api/v1/runs/{run_id}/resume lets it go on.",
             )
             told = store.tell(connection, tenant, run_id, [RunWaiting(waiting_for=shown)])

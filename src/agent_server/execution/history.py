@@ -42,8 +42,9 @@ from agent_server.execution.forking import (
     shared_events,
     with_arguments,
 )
-from agent_server.execution.runs import Idempotency, Origin, Runs, Submitted
+from agent_server.execution.runs import Idempotency, Runs, Submitted
 from agent_server.execution.store import Whole
+from agent_server.execution.submitting import Origin
 
 
 class BranchSession(Protocol):
@@ -193,7 +194,15 @@ class History:
     async def _whole(self, tenant: Tenant, run_id: str) -> Whole:
         def fetch(connection: Connection) -> Whole | None:
             row = store.run_row(connection, tenant, run_id)
-            return None if row is None else store.whole(connection, row)
+            found = None if row is None else store.whole(connection, row)
+            # Looked at behind the rest, which may have gone meanwhile.
+            row = store.run_row(connection, tenant, run_id)
+            if row is not None and row.trimmed:
+                raise Conflict(
+                    f"The events and steps of the run {run_id!r} were deleted: it is too old.",
+                    hint="AGENT_SERVER_RETENTION_DETAIL_DAYS says how long they are kept.",
+                )
+            return None if row is None else found
 
         found = await self._runs.database.read(fetch)
         if found is None:
@@ -234,7 +243,8 @@ class History:
         repeats = []
         for row in share.repeated(origin):
             effect = self._effect_of(row.name)
-            inside = any(one.key.startswith(f"{row.key}/") for one in origin.steps)
+            calls = (one.key for one in origin.steps if one.kind != "value")
+            inside = any(key.startswith(f"{row.key}/") for key in calls)
             if effect is not ToolEffect.NONE and not inside:
                 repeats.append(
                     Repeat(step=row.key, name=row.name, effect=effect.value, arguments=row.input)

@@ -64,6 +64,7 @@ class DurableJournal:
         self._waiters: list[asyncio.Future[None]] = []
         self._failure: Exception | None = None
         self._closed = False
+        self._ended = False
         self._abandoned = asyncio.Event()
         self._lost_calls: dict[str, int] = {}
         self._halted = False
@@ -195,8 +196,11 @@ class DurableJournal:
             await self._wait_told()
         self._check()
 
-    async def end(self, last: Ending) -> None:
-        """Commit everything still pending together with ``last``; nothing may follow."""
+    async def end(self, last: Ending) -> bool:
+        """Commit everything still pending together with ``last``; nothing may follow.
+
+        False where ``last.unless`` found a reason not to end: then the task needs a new journal.
+        """
         while self._handed:
             await self._wait_told()
         self._check()
@@ -207,6 +211,7 @@ class DurableJournal:
         await self._wait_written()
         if self._failure is not None:
             raise self._failure
+        return self._ended
 
     async def abandon(self) -> None:
         """Write nothing more; wait for what is already on its way."""
@@ -231,6 +236,11 @@ class DurableJournal:
         self._abandoned.set()
         self._pending = Batch()
         self._wake()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more: its last transaction is on its way, or it was given up."""
+        return self._closed
 
     def halt(self) -> None:
         """Begin nothing more: ``begin`` raises ``RunCancelled``, whoever swallowed the order."""
@@ -293,9 +303,10 @@ class DurableJournal:
         self._handed = entry is not None
         return entry
 
-    def _told(self, error: Exception | None) -> None:
+    def _told(self, error: Exception | None, ended: bool) -> None:
         """What was handed over is stored, or will never be."""
         self._handed = False
+        self._ended = ended
         if error is not None and self._failure is None:
             self._failure = error
         if isinstance(error, LostLease):
@@ -348,4 +359,6 @@ def _ended(step: StepRecord) -> EventBase:
         usage=step.usage,
         duration_ms=duration_ms,
         output=output,
+        cached_tokens=step.cached_tokens,
+        reasoning_tokens=step.reasoning_tokens,
     )

@@ -49,6 +49,8 @@ class StepRecord:
     output: Any = None
     error: ErrorInfo | None = None
     usage: Usage = NO_USAGE
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
     attempts: int = 1
     started_at: datetime = field(default_factory=utcnow)
     ended_at: datetime | None = None
@@ -223,6 +225,11 @@ class SignalReceived:
     """The sender's name."""
     at: datetime
 
+    @classmethod
+    def read(cls, recorded: JsonObject) -> "SignalReceived":
+        """As the ledger holds it."""
+        return cls(recorded["payload"], recorded["by"], datetime.fromisoformat(recorded["at"]))
+
 
 OnExpiry = Literal["reject", "fail", "approve"]
 
@@ -304,6 +311,13 @@ class TaskContext(Protocol):
         start, so a handler that uses them beside other work runs them in a task of their own.
         """
 
+    async def take_steers(self, *, key: str) -> "list[SignalReceived]":
+        """What was said into the run (``on_busy: steer``) and not yet taken, the oldest first.
+
+        Never waits. What is taken is recorded under ``key`` and replayed the same, with its events;
+        where there is nothing, nothing is recorded, and a replay may find something.
+        """
+
     async def sleep_until(self, moment: datetime, *, key: str) -> None:
         """Stand still, holding no slot, until ``moment``; woken at most about a second late."""
 
@@ -368,3 +382,6 @@ class LostLease(Exception):
 REVIEWED = "@review"
 """The signal that ends the review of a plan; its payload is the plan. No caller can send it: the
 name is not one that signals may have."""
+STEER = "@steer"
+"""The signal that is a message for a run under way. Its payload is ``{"request": …}``, what was
+submitted. No caller can send it by its name."""

@@ -44,6 +44,9 @@ class Roster:
         self.observe = observe
         self.slots = slots
         self.busy = 0
+        self.turns = store.Turns()
+        self.contended = False
+        """More was due when last looked than could be taken: what is new stands in the queue."""
         self.runs: dict[str, LocalRun] = {}
         self.waiters: dict[tuple[str, str], list[asyncio.Future[TaskOutcome]]] = {}
         self.wake = asyncio.Event()
@@ -56,7 +59,7 @@ class Roster:
 
     def free_slot(self) -> bool:
         """Whether a new task may start here at once."""
-        return not self.draining and self.busy < self.slots
+        return not self.draining and not self.contended and self.busy < self.slots
 
     def carries_out(self, run_id: str, path: str) -> bool:
         return run_id in self.runs and path in self.runs[run_id].attempts

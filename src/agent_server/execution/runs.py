@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
+    Conflict,
     IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidRequest,
@@ -22,12 +23,11 @@ from agent_server.domain.errors import (
     RunEnded,
     SessionBusy,
 )
-from agent_server.domain.events import EventBase, RunCancelled, RunCreated, RunStarted
-from agent_server.domain.ids import RunId, Tenant, new_run_id, task_id
+from agent_server.domain.events import EventBase, RunCancelled, RunStarted
+from agent_server.domain.ids import Tenant, new_run_id, task_id
 from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
-from agent_server.execution import store
-from agent_server.execution.attempts import root_kind
+from agent_server.execution import steering, store
 from agent_server.execution.crash import crash_point
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import (
@@ -36,16 +36,18 @@ from agent_server.execution.events import (
     StoredEvent,
     Told,
     guarded,
-    splice_seq,
 )
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.execution.ports import RunSnapshot
+from agent_server.execution.store import conversations
+from agent_server.execution.submitting import NewRun, Origin
 from agent_server.execution.unstored import run_unstored
 from agent_server.settings import Settings
 from agent_server.storage.database import Database
 
 Events = list[StoredEvent]
 Tasks = list[Task]
+Items = list[JsonObject]
 PAGE = 500
 CANCEL_ANSWER_S = 5.0
 
@@ -58,10 +60,15 @@ class Idempotency(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """The run, and whether it is the stored answer to an earlier equal request."""
+    """The run, and whether it is the stored answer to an earlier equal request.
+
+    ``steered``: the run was under way, and the request was said into it when its last event had
+    that number.
+    """
 
     run: Run
     replayed: bool
+    steered: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,19 +153,6 @@ stored workflow's definition), so that a later change never touches the run. Rai
 ``InvalidRequest`` or a kind of it."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a new run brings along from the run ``run_id`` that it is made from."""
-
-    run_id: str
-    payload: JsonObject
-    """Of its root task."""
-    events: Callable[[str], list[tuple[str, str]]]
-    """For the new run's id: type and JSON of what is said of the shared part."""
-    write: Callable[[Connection, str], None]
-    """Stores the shared part under the new run's id."""
-
-
 Limit = Callable[[RunRequest, Tenant, str], RunRequest]
 """Answers a request of that principal with the budget that holds for it; raises
 ``BudgetRefused``."""
@@ -218,118 +212,62 @@ class Runs:
         idempotency: Idempotency | None,
         origin: Origin | None,
     ) -> Submitted:
-        now = utcnow()
-        run_id = new_run_id()
-        forked_from = origin.run_id if origin is not None else None
-        payload = origin.payload if origin is not None else {}
-        later = request.start_after is not None and request.start_after > now
-        direct = self.engine.roster.free_slot() and not later
-        workflow = _workflow_name(request.workflow) if request.workflow is not None else None
-        name = request.goal or request.agent or workflow or ""
-        lane = f"{tenant}:{request.session_id}" if request.session_id else None
+        new = NewRun(
+            id=new_run_id(),
+            tenant=tenant,
+            principal=principal,
+            request=request,
+            now=utcnow(),
+            origin=origin,
+        )
+        direct = self.engine.roster.free_slot() and not new.later
+        interrupted: dict[str, Told] = {}
 
-        def transaction(connection: Connection) -> tuple[bool, list[StoredEvent], Run | None]:
-            start = direct
-            if lane is not None and (direct or request.on_busy != "queue"):
-                busy = store.lane_busy(connection, lane)
+        def transaction(connection: Connection) -> Submitted:
+            start, busy = direct, False
+            if new.lane is not None:
+                busy = store.lane_busy(connection, new.lane)
                 start = direct and not busy
                 if busy and request.on_busy == "reject":
                     raise SessionBusy(
                         f"A run is under way on the session {request.session_id!r}.",
-                        hint='Wait for it, or send "on_busy": "queue" or "interrupt".',
+                        hint='Wait for it, or send "on_busy": "queue", "steer" or "interrupt".',
                     )
-            values = {
-                "id": run_id,
-                "tenant": tenant,
-                "kind": request.kind,
-                "status": "running" if start else "queued",
-                "name": name,
-                "request": request.model_dump(mode="json", exclude_defaults=True),
-                "agent": request.agent,
-                "workflow": workflow,
-                "session_id": request.session_id,
-                "principal": principal,
-                "forked_from": forked_from,
-                "created_at": now,
-                "started_at": now if start else None,
-            }
-            created = RunCreated(kind=request.kind, name=name, at=now)
-            encoded = [store.encode_event(store.stamped(created, run_id, None))]
-            if origin is not None:
-                encoded += origin.events(run_id)
-            if start:
-                began = RunStarted(attempt=1, at=now)
-                encoded.append(store.encode_event(store.stamped(began, run_id, None)))
-            store.insert_run(connection, values | {"last_seq": len(encoded)})
-            run = Run(
-                id=run_id,
-                kind=request.kind,
-                status=RunStatus.RUNNING if start else RunStatus.QUEUED,
-                goal=request.goal,
-                agent=request.agent,
-                workflow=workflow,
-                workflow_version=request.workflow_version,
-                input=request.input if request.agent is not None else request.variables,
-                budget=request.budget,
-                session_id=request.session_id,
-                approach=request.approach,
-                model=request.model,
-                forked_from=forked_from,
-                created_at=now,
-                started_at=now if start else None,
-                metadata=request.metadata,
-            )
-            if idempotency is not None:
-                fresh = store.take_key(
-                    connection,
-                    {
-                        "tenant": tenant,
-                        "key": idempotency.key,
-                        "fingerprint": idempotency.fingerprint,
-                        "run_id": run_id,
-                        "response": run.model_dump(mode="json"),
-                        "created_at": now,
-                    },
-                )
-                if not fresh:
-                    raise _KeyTaken
-            store.insert_task(
-                connection,
-                {
-                    "run_id": run_id,
-                    "path": "",
-                    "tenant": tenant,
-                    "node": "",
-                    "kind": root_kind(request),
-                    "payload": payload,
-                    "hidden": True,
-                    "status": "running" if start else "queued",
-                    "owner": self.engine.node if start else None,
-                    "epoch": 1 if start else 0,
-                    "attempts": 1 if start else 0,
-                    "wake_at": request.start_after if later else None,
-                    "lane": lane,
-                    "created_at": now,
-                    "started_at": now if start else None,
-                },
-            )
-            if origin is not None:
-                origin.write(connection, run_id)
-            if lane is not None and request.on_busy == "interrupt":
-                for other in store.lane_runs(connection, lane, run_id):
-                    reason = f"interrupted by {run_id}"
-                    interrupted[other] = self._order_cancel(connection, tenant, other, reason, now)
-            store.insert_events(connection, tenant, run_id, 1, encoded)
-            published = [
-                StoredEvent(i + 1, kind, splice_seq(i + 1, data))
-                for i, (kind, data) in enumerate(encoded)
-            ]
-            return start, published, run
+                said = None
+                if busy and request.on_busy == "steer" and origin is None:
+                    said = steering.say(connection, new)
+                if said is not None:
+                    into, seq = said
+                    keep(connection, into, {"steered": seq})
+                    return Submitted(into, False, seq)
+            run = new.shown(start)
+            keep(connection, run, {})
+            new.insert(connection, self.engine.node if start else None, behind=busy)
+            if new.lane is not None and request.on_busy == "interrupt":
+                for other in store.lane_runs(connection, new.lane, new.id):
+                    reason = f"interrupted by {new.id}"
+                    told = self._order_cancel(connection, tenant, other, reason, new.now)
+                    interrupted[other] = told
+            return Submitted(run, False)
 
-        interrupted: dict[str, Told] = {}
+        def keep(connection: Connection, answer: Run, more: JsonObject) -> None:
+            """The answer under the caller's key, where it gave one."""
+            if idempotency is None:
+                return
+            values = {
+                "tenant": tenant,
+                "key": idempotency.key,
+                "fingerprint": idempotency.fingerprint,
+                "run_id": answer.id,
+                "response": answer.model_dump(mode="json") | more,
+                "created_at": new.now,
+            }
+            if not store.take_key(connection, values):
+                raise _KeyTaken
+
         crash_point("submit.before_commit")
         try:
-            started, published, run = await self.database.write(transaction)
+            submitted = await self.database.write(transaction)
         except _KeyTaken:
             assert idempotency is not None
             known = await self._stored_answer(tenant, idempotency)
@@ -340,27 +278,28 @@ class Runs:
                 ) from None
             return known
         crash_point("submit.after_commit")
-        assert run is not None
         for other, told in interrupted.items():
             self.engine.roster.tell(other, told)
             self.engine.roster.order(other)
-        if started:
-            self._observe([RunStarted(run_id=run_id)])
+        if submitted.steered is not None:
+            return submitted
+        if submitted.run.status is RunStatus.RUNNING:
+            self._observe([RunStarted(run_id=new.id)])
             self.engine.launch_root(
                 RunSnapshot(
-                    id=run_id,
+                    id=new.id,
                     tenant=tenant,
                     request=request,
-                    created_at=now,
+                    created_at=new.now,
                     budget=request.budget,
                     principal=principal,
-                    forked_from=RunId(forked_from) if forked_from else None,
+                    forked_from=new.forked_from,
                 ),
-                payload,
+                new.payload,
             )
         else:
             self.engine.wake()
-        return Submitted(run, False)
+        return submitted
 
     async def run_ephemeral(
         self,
@@ -369,6 +308,7 @@ class Runs:
         tenant: Tenant,
         principal: str,
         on_event: Callable[[StoredEvent], None] | None = None,
+        deltas: bool = True,
     ) -> Run:
         """Carry the run out without storing anything; cancelled with the caller."""
         request = self._limit(await self._prepare(request, tenant), tenant, principal)
@@ -378,6 +318,7 @@ class Runs:
             tenant=tenant,
             principal=principal,
             on_event=on_event,
+            deltas=deltas,
         )
 
     async def _stored_answer(self, tenant: Tenant, idempotency: Idempotency) -> Submitted | None:
@@ -389,7 +330,9 @@ class Runs:
                 f"The Idempotency-Key {idempotency.key!r} was used with another body.",
                 hint="Use a new key for a new request; send the same body to repeat one.",
             )
-        return Submitted(Run.model_validate(row.response), True)
+        answer = dict(row.response)
+        steered = answer.pop("steered", None)
+        return Submitted(Run.model_validate(answer), True, steered)
 
     async def get(self, tenant: Tenant, run_id: str) -> Run:
         """The run; raises ``NotFound``, for another tenant's too."""
@@ -397,6 +340,40 @@ class Runs:
         if row is None:
             raise _no_run(run_id)
         return store.run_of(row)
+
+    async def submitted(self, tenant: Tenant, run_id: str) -> tuple[Run, RunRequest]:
+        """The run, and what was asked for; raises ``NotFound``."""
+        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
+        if row is None:
+            raise _no_run(run_id)
+        return store.run_of(row), RunRequest.model_validate(row.request)
+
+    async def conversation(self, tenant: Tenant, run_id: str) -> "Items":
+        """What was said up to the end of ``run_id``, as input items: its own turn and those it
+        continued. Raises ``NotFound`` when one of them is gone."""
+        found = await self.database.read(lambda c: conversations.conversation(c, tenant, run_id))
+        if found is None:
+            raise NotFound(
+                f"The conversation that ended with {run_id!r} is not here, or not whole.",
+                hint="A run that it continued was deleted; send the whole history as input.",
+            )
+        return found
+
+    async def delete(self, tenant: Tenant, run_id: str) -> None:
+        """Delete the run and all that was written of it. Raises ``NotFound``, and ``Conflict``
+        before its end."""
+
+        def transaction(connection: Connection) -> None:
+            row = store.run_row(connection, tenant, run_id)
+            if row is None:
+                raise _no_run(run_id)
+            if not RunStatus(row.status).ended:
+                raise Conflict(
+                    f"The run {run_id!r} has not ended: {row.status}.", hint="Cancel it first."
+                )
+            conversations.delete_run(connection, tenant, run_id)
+
+        await self.database.write(transaction)
 
     async def list(
         self, tenant: Tenant, *, filters: RunFilters, limit: int, cursor: str | None
@@ -569,9 +546,3 @@ class _KeyTaken(Exception):
 
 def _no_run(run_id: str) -> NotFound:
     return NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")
-
-
-def _workflow_name(workflow: Any) -> str:
-    if isinstance(workflow, dict):
-        return str(workflow.get("name", "inline"))[:200]
-    return str(workflow or "")

@@ -40,8 +40,10 @@ async def run_unstored(
     tenant: Tenant,
     principal: str,
     on_event: OnEvent | None,
+    deltas: bool = True,
 ) -> Run:
-    """Carry ``request`` out and return the run at its end.
+    """Carry ``request`` out and return the run at its end. Without ``deltas``, ``on_event`` is
+    told of facts alone.
 
     Raises ``InvalidRequest`` for what needs a store: a goal, a workflow or a session.
     """
@@ -66,7 +68,10 @@ async def run_unstored(
             on_event(StoredEvent(event.seq, kind, json_text(event).encode()))
 
     journal = EphemeralJournal(
-        snapshot.id, on_event=tell if on_event is not None else None, budget=request.budget
+        snapshot.id,
+        on_event=tell if on_event is not None else None,
+        budget=request.budget,
+        deltas=deltas,
     )
     journal.emit(RunCreated(kind="agent", name=request.agent))
     journal.emit(RunStarted())

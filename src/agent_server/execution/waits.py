@@ -4,6 +4,7 @@ Leans on the roster and the store. Each wait is a step of the ledger, so that wh
 replayed the same. Refuses to decide anything: ``control.py`` is the door for those who do.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,12 +12,14 @@ from sqlalchemy import Connection, Row
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ApprovalExpired
+from agent_server.domain.events import RunSteered
 from agent_server.domain.runs import WaitingFor
 from agent_server.execution import consent, store
 from agent_server.execution.attempts import Attempt
 from agent_server.execution.events import Told
 from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import (
+    STEER,
     ApprovalAsk,
     ApprovalDecision,
     SignalReceived,
@@ -59,9 +62,10 @@ class Waits:
 
             row = await self._roster.database.write(take)
             if row is None and (until is None or until > utcnow()):
-                shown = waiting_for or WaitingFor(
-                    kind="signal", detail=f"Waits for the signal {name!r}.", until=until
-                )
+                detail = f"Waits for the signal {name!r}."
+                shown = waiting_for or WaitingFor(kind="signal", detail=detail, until=until)
+                if shown.kind == "signal":
+                    shown = shown.model_copy(update={"signal": name})
                 raise Suspend(shown, wake_at=until, awaits=signal_awaited(name))
             got = None
             if row is not None:
@@ -69,10 +73,33 @@ class Waits:
                 got = {"payload": row.payload, "by": row.sent_by, "at": at}
             found = StepRecord(key=whole, kind="value", name=f"signal {name}").done(got)
             await journal.finish(found)
-        got = found.output
-        if got is None:
-            return None
-        return SignalReceived(got["payload"], got["by"], datetime.fromisoformat(got["at"]))
+        return None if found.output is None else SignalReceived.read(found.output)
+
+    async def steers(
+        self, attempt: Attempt, journal: DurableJournal, key: str
+    ) -> list[SignalReceived]:
+        """See ``TaskContext.take_steers``."""
+        whole = journal.key(key)
+        found = journal.step(whole)
+        if found is None:
+            run_id = attempt.local.snapshot.id
+            if not await self._roster.database.read(
+                lambda c: store.open_signals(c, run_id, STEER, whole)
+            ):
+                return []
+
+            def take(connection: Connection) -> Sequence[Row[Any]]:
+                self._roster.fence(connection, attempt)
+                return store.take_signals(connection, run_id, STEER, whole)
+
+            rows = await self._roster.database.write(take)
+            said = [(row.payload["request"]["input"], row.sent_by, row.sent_at) for row in rows]
+            for given, by, at in said:
+                journal.emit(RunSteered(input=given, by=by, sent_at=at))
+            got = [{"payload": given, "by": by, "at": at.isoformat()} for given, by, at in said]
+            found = StepRecord(key=whole, kind="value", name="steers").done(got)
+            await journal.finish(found)
+        return [SignalReceived.read(one) for one in found.output]
 
     async def sleep(self, journal: DurableJournal, moment: datetime, key: str) -> None:
         """See ``TaskContext.sleep_until``."""

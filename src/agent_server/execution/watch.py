@@ -24,6 +24,10 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 1.0
 """How often due tasks, cancellations and children on other nodes are looked for."""
+EXCUSE_S = 1.0
+"""How long a task has to stand above one that waits until it is excused; looked for ever more
+rarely, down to every ``EXCUSE_MOST_S``."""
+EXCUSE_MOST_S = 32.0
 STRAY_S = 3.0
 """How often also tasks are looked for that are stored as carried out here and are not."""
 
@@ -51,6 +55,7 @@ class Watch:
             try:
                 await self._look_for_ends()
                 await self._look_for_orders(group)
+                await self._excuse()
                 if clock() >= next_stray:
                     next_stray = clock() + STRAY_S
                     stray = await self._release_stray(stray)
@@ -115,6 +120,26 @@ class Watch:
         if held:
             group.start_soon(self._roster.hold, held)
 
+    async def _excuse(self) -> None:
+        """Excuse the tasks that only stand above what waits; see ``store.excuse``."""
+        now = asyncio.get_running_loop().time()
+        due: dict[tuple[str, str], Attempt] = {}
+        for run_id, local in self._roster.runs.items():
+            for path, attempt in local.attempts.items():
+                if attempt.excused or not attempt.awaited:
+                    attempt.look_at, attempt.looks = 0.0, 0
+                    continue
+                if attempt.look_at and now >= attempt.look_at:
+                    due[run_id, path] = attempt
+                    attempt.looks += 1
+                if not attempt.look_at or now >= attempt.look_at:
+                    wait_s = min(EXCUSE_MOST_S, EXCUSE_S * 2**attempt.looks)
+                    attempt.look_at = now + wait_s
+        if due:
+            node, keys = self._roster.node, list(due)
+            for key in await self._roster.database.write(lambda c: store.excuse(c, node, keys)):
+                due[key].excused = True
+
     async def _release_stray(
         self, suspects: set[tuple[str, str, int]]
     ) -> set[tuple[str, str, int]]:
@@ -127,7 +152,11 @@ class Watch:
         for run_id, path, epoch in stray & suspects:
             log.warning("task was not being carried out; queued again", run_id=run_id, path=path)
             await self._roster.database.write(
-                lambda c, r=run_id, p=path, e=epoch: store.release_task(c, r, p, node, e)  # type: ignore[misc]
+                lambda c, r=run_id, p=path, e=epoch: store.release_task(  # type: ignore[misc]
+                    c, r, p, node, e, lost=False
+                )
             )
+            self._roster.wake.set()
+        if await self._roster.database.write(store.free_lanes):
             self._roster.wake.set()
         return stray - suspects

@@ -6,13 +6,13 @@ come from, how runs are stored, and what becomes of the result.
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from traceback import format_exception
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
-from agents import Agent, FunctionTool, ModelProvider, RunHooks, RunItem, RunResult
+from agents import Agent, FunctionTool, ModelProvider, RunHooks, RunItem
 from agents.tool import invoke_function_tool
 from agents.tool_context import ToolContext
 
@@ -20,9 +20,11 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ApprovalExpired, ToolError
 from agent_server.execution.ports import Suspend, TaskContext
 from agent_server.inference.approvals import SeenCall, ask, ask_for_all, needs_consent
+from agent_server.inference.attachments import Fetch
 from agent_server.inference.durable_run import (
     DurableRun,
     HintedPolicies,
+    Place,
     ToolPolicies,
     at,
     enter,
@@ -32,9 +34,12 @@ from agent_server.inference.hosting import install, run_at
 from agent_server.inference.ledgered_model import History
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.prices import Prices
+from agent_server.inference.steered import Steered
+from agent_server.inference.tailored import calls_among, client_tools
 from agent_server.inference.tool_output import json_value
 from agent_server.settings import Settings
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _STOPPING_S = 2.0
 """Seconds that tools get to notice that their run was cancelled."""
@@ -49,8 +54,9 @@ class RunSession(Protocol):
 
     async def get_items(self, limit: int | None = None) -> list[Any]: ...
     async def add_items(self, items: list[Any]) -> None: ...
-    def staged(self) -> list[JsonObject]:
-        """What to store with the run's last transaction."""
+    def staged(self, pending: Collection[str] = ()) -> list[JsonObject]:
+        """What to store with the run's last transaction; ``pending`` are ids of calls whose output
+        is still to come."""
 
 
 OpenSession = Callable[[TaskContext, str], RunSession]
@@ -67,9 +73,13 @@ class AgentResult:
     """The final output as text: itself, or its JSON."""
     last_agent: str
     new_items: list[JsonObject] = field(default_factory=list)
-    """What the run added to the conversation, as input items; the input itself is not in it."""
+    """What the run added to the conversation, as input items, with what was said into it meanwhile;
+    the input itself is not in it."""
     session_items: list[JsonObject] = field(default_factory=list)
     """What the run adds to its session, to be stored with the run's last transaction."""
+    calls: list[JsonObject] = field(default_factory=list)
+    """Calls for the caller to carry out: ``call_id``, ``name``, ``arguments`` (JSON). With any,
+    there is no final output yet."""
 
 
 class AgentLoop:
@@ -84,10 +94,13 @@ class AgentLoop:
         open_session: OpenSession | None = None,
         tracing: bool = False,
         services: Mapping[type[Any], Any] | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         """``tracing`` lets the SDK make spans for processors that this process has set; without
-        it a run makes none. ``services`` is what the server lends to its own tools."""
+        it a run makes none. ``services`` is what the server lends to its own tools, ``fetch`` how
+        it gets files that a conversation names."""
         self._services = services or {}
+        self._fetch = fetch
         self._provider = provider
         self._settings = settings
         self._policies = policies or HintedPolicies()
@@ -108,11 +121,14 @@ class AgentLoop:
         context: Any = None,
         max_turns: int | None = None,
         hooks: RunHooks[Any] | None = None,
+        listener: Agent[Any] | None = None,
     ) -> AgentResult:
         """Run ``agent`` to its final output, each model and tool call a step below ``scope``.
 
         ``model`` replaces the default for agents that name none. ``context`` is handed to tools,
-        guardrails and dynamic instructions as the SDK does. Called again after a crash with the
+        guardrails and dynamic instructions as the SDK does. With ``listener`` and a session, what
+        is said into the run meanwhile is put into the conversation at the next turn, after the
+        input guardrails of ``listener`` have seen it. Called again after a crash with the
         same arguments, it goes on from the first step that is missing.
 
         Raises ``RunError`` when the run fails; ``Suspend`` when a call needs approval, or may or
@@ -132,17 +148,62 @@ class AgentLoop:
             given = [{"role": "user", "content": input}]
         stored = session is not None and not session.shortened
         earlier = History(session_id, history) if session_id and history and stored else None
+        heard = None
+        if session is not None and listener is not None:
+            heard = Steered(place, listener, len(history))
+        speaker = agent
+        new_items: list[JsonObject] = []
+        while True:
+            asked = [*history, *given] if history else given
+            playing = run_at(
+                place,
+                speaker,
+                asked,
+                history=earlier,
+                context=context,
+                max_turns=turns,
+                hooks=hooks,
+                steered=heard,
+            )
+            result = await self._played(place, agent, turns, playing)
+            theirs = client_tools(agent)
+            await ask_for_all(place, [i for i in result.interruptions if i.name not in theirs])
+            calls = calls_among(result.interruptions, theirs) if theirs else []
+            added = [_input_item(one) for one in result.new_items if one.type not in _NOT_SAID]
+            if session is None or isinstance(given, str):
+                new_items = added
+                break
+            more: list[Any] = []
+            if heard is not None:
+                if not calls:
+                    taken = heard.more(result.context_wrapper, result.last_agent)
+                    more = await self._played(place, agent, turns, taken)
+                added = heard.conversation([*given, *added], more)[len(given) :]
+            new_items += added
+            given = [*given, *added]
+            if not more:
+                await session.add_items(given)
+                break
+            speaker = result.last_agent
+        output = {"tool_calls": calls} if calls else json_value(result.final_output)
+        pending = [call["call_id"] for call in calls]
+        return AgentResult(
+            output=output,
+            text=output if isinstance(output, str) else json.dumps(output, ensure_ascii=False),
+            last_agent=result.last_agent.name,
+            new_items=new_items,
+            session_items=session.staged(pending) if session is not None else [],
+            calls=calls,
+        )
+
+    async def _played(
+        self, place: Place, agent: Agent[Any], turns: int, playing: Awaitable[T]
+    ) -> T:
+        """What a part of the run of ``agent`` gives; what it raises is told as ``run`` promises."""
+        run = place.run
         try:
             with at(place):
-                result = await run_at(
-                    place,
-                    agent,
-                    [*history, *given] if history else given,
-                    history=earlier,
-                    context=context,
-                    max_turns=turns,
-                    hooks=hooks,
-                )
+                result = await playing
         except asyncio.CancelledError as cancelled:
             run.stop(cancelled)
             await run.quiet(_STOPPING_S)
@@ -162,8 +223,7 @@ class AgentLoop:
                 raise
             raise failure from error
         run.check()
-        await ask_for_all(place, result)
-        return await self._result(result, session, given)
+        return result
 
     async def call_tool(
         self, ctx: TaskContext, tool: FunctionTool, arguments: JsonObject, *, key: str
@@ -221,22 +281,12 @@ class AgentLoop:
             assumed_output_tokens=self._settings.budget_output_tokens,
             tracing_disabled=not self._tracing,
             services=self._services,
+            fetch=self._fetch,
         )
 
-    async def _result(
-        self, result: RunResult, session: RunSession | None, given: str | Sequence[Any]
-    ) -> AgentResult:
-        new_items = [_input_item(item) for item in result.new_items]
-        if session is not None:
-            await session.add_items([*given, *new_items])
-        output = json_value(result.final_output)
-        return AgentResult(
-            output=output,
-            text=output if isinstance(output, str) else json.dumps(output, ensure_ascii=False),
-            last_agent=result.last_agent.name,
-            new_items=new_items,
-            session_items=session.staged() if session is not None else [],
-        )
+
+_NOT_SAID = frozenset({"tool_approval_item"})
+"""Items of the SDK's own bookkeeping, which no model reads."""
 
 
 def _input_item(item: RunItem) -> JsonObject:

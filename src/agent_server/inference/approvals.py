@@ -7,13 +7,13 @@ context when the model's answer with that call comes by, before the SDK looks fo
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any, cast
 
-from agents import FunctionTool, ModelResponse, RunContextWrapper, RunResult, Tool
+from agents import FunctionTool, ModelResponse, RunContextWrapper, Tool
 from agents.items import ToolApprovalItem
 
 from agent_server.domain.agents import ApprovalTerms
@@ -124,7 +124,7 @@ async def ask(run: DurableRun, call: SeenCall, agent: str | None = None) -> Appr
         expires_at=expires_at,
         on_expiry=terms.on_expiry,
         approvers=terms.approvers,
-        schema=call.tool.params_json_schema if isinstance(call.tool, FunctionTool) else None,
+        schema=_takes(call),
         agent=agent,
     )
     scope = run.journal.scope
@@ -132,21 +132,29 @@ async def ask(run: DurableRun, call: SeenCall, agent: str | None = None) -> Appr
     return await run.at_home(run.ctx.ask_approval(wanted, key=f"{below}/approval"))
 
 
-async def ask_for_all(place: Place, result: RunResult) -> None:
-    """Ask for consent to every call that ``result`` stands still for, and stand still.
+def _takes(call: SeenCall) -> JsonObject:
+    """What edited arguments must fit. Only a function's call is made here and can be given others:
+    a hosted tool is called by the model's provider with what the model said."""
+    if isinstance(call.tool, FunctionTool):
+        return call.tool.params_json_schema
+    return {"const": call.arguments}
+
+
+async def ask_for_all(place: Place, interruptions: Sequence[ToolApprovalItem]) -> None:
+    """Ask for consent to every call that the agent's run stands still for, and stand still.
 
     Raises ``Suspend`` if there is any, also for one that was decided meanwhile: the run is then
     played again at once.
     """
     waits: list[Suspend] = []
-    for pending in result.interruptions:
+    for pending in interruptions:
         run = place.run
         call = run.seen.get(id(pending.raw_item)) or _unseen(place, pending)
         try:
             await ask(run, call, getattr(pending.agent, "name", None))
         except Suspend as suspend:
             waits.append(suspend)
-    if len(waits) < len(result.interruptions):
+    if len(waits) < len(interruptions):
         waiting = WaitingFor(kind="approval", detail="A decision has come meanwhile.")
         raise Suspend(waiting, wake_at=utcnow())
     if waits:

@@ -63,6 +63,16 @@ class Scope:
         """Whether any call was made here in this attempt."""
         return bool(self._claimed)
 
+    @property
+    def replaying(self) -> bool:
+        """Whether an answer that was recorded here has not been asked for yet."""
+        start = f"{self._start}model/"
+        return any(
+            step.status == "done" and key not in self._claimed
+            for key, step in self.ledger.earlier.items()
+            if key.startswith(start) and "/" not in key[len(start) :]
+        )
+
     def model_call(self, digest: str, agent: str) -> tuple[str, StepRecord | None]:
         """The key of a model call, and what an earlier attempt recorded under it, if anything."""
         self._calls += 1

@@ -5,6 +5,7 @@ reply, and nothing but the instructions, items, tools and schema that any model 
 at. Refuses to know the SDK's objects, so that a test server can speak with the same voice.
 """
 
+import ast
 import hashlib
 import json
 import re
@@ -173,6 +174,7 @@ def _calls(talk: _Talk, tools: Sequence[Offered], tool_choice: str | None) -> tu
     # What hands the conversation over goes alone: beside it, another call would be lost.
     leading = [pair for pair in chosen if pair[0].name.startswith("transfer_to_")]
     chosen = leading[:1] or chosen[:MAX_CALLS]
+    chosen = [(tool, {**_named(tool, text), **hints}) for tool, hints in chosen]
     return tuple(
         Call(
             "call_" + identity(talk.items, index, tool.name),
@@ -200,6 +202,15 @@ def _hints(tool: Offered, text: str) -> dict[str, Any] | None:
         return {}
     described = {w.lower() for w in _WORD.findall(tool.description) if len(w) > 4} - _STOP
     return {} if len(described & words) >= 2 else None
+
+
+def _named(tool: Offered, text: str) -> dict[str, Any]:
+    """Optional arguments that the text names, as in ``under the key ana/flight``."""
+    optional = set(tool.parameters.get("properties") or ()) - set(
+        tool.parameters.get("required") or ()
+    )
+    found = {name: re.search(rf"\b{re.escape(name)}[ =:]+([\w/.-]*\w)", text) for name in optional}
+    return {name: match.group(1) for name, match in found.items() if match}
 
 
 def _akin(one: str, other: str) -> bool:
@@ -378,15 +389,31 @@ def _answer(talk: _Talk) -> str:
     lines = [f"{LABEL} {_short(talk.task, 300)}"]
     if talk.outputs:
         lines += ["", "What the tools gave:"]
-        lines += [
-            f"- {name} {_short(arguments, 60)} → {_short(output, 300)}"
-            for name, arguments, output in talk.outputs
-        ]
+        for name, arguments, output in talk.outputs:
+            told = _contents(output)
+            lines.append(
+                f"- {name} {_short(arguments, 60)} → {'' if told else _short(output, 300)}"
+            )
+            lines += [f"  - {line}" for line in told]
     if talk.earlier:
         lines += ["", _BUILDS_ON, *(f"- {line}" for line in talk.earlier)]
     if not talk.outputs and not talk.earlier:
         lines.append("(A real model would say more here.)")
     return "\n".join(lines)
+
+
+def _contents(output: str) -> list[str]:
+    """The things that a tool found, a line each, where it gave a list with ``content``."""
+    try:
+        value = ast.literal_eval(output)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return []
+    lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else []
+    things = [t for found in lists for t in found if isinstance(t, dict) and "content" in t]
+    return [
+        _short(str(thing["content"]), 160) + (f" ({thing['source']})" if "source" in thing else "")
+        for thing in things[:MAX_CALLS]
+    ]
 
 
 def _sentence(talk: _Talk) -> str:

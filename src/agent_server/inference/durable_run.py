@@ -16,6 +16,7 @@ from agents import FunctionTool, ModelProvider
 
 from agent_server.domain.agents import ApprovalTerms, ToolEffect
 from agent_server.execution.ports import Journal, Suspend, TaskContext
+from agent_server.inference.attachments import Fetch
 from agent_server.inference.claims import Ledger, Scope
 from agent_server.inference.prices import Prices
 
@@ -80,6 +81,8 @@ class DurableRun:
     tracing_disabled: bool = True
     services: Mapping[type[Any], Any] = field(default_factory=dict)
     """What the server lends to its own tools, by what it is."""
+    fetch: Fetch | None = None
+    """Whoever keeps the files that a conversation names."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     stopped: BaseException | None = None
     seen: dict[int, Any] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from agents.tracing.provider import DefaultTraceProvider
 
 from agent_server.inference.durable_run import PLACE, Place
 from agent_server.inference.ledgered_model import History, LedgeredModel
+from agent_server.inference.steered import Steered
 
 _TEMPLATE = RunConfig(tool_not_found_behavior="return_error_to_model")
 """Of a run that brings no configuration. A tool that does not exist is told to the model, which
@@ -42,9 +43,11 @@ async def run_at(
     context: Any,
     max_turns: int,
     hooks: RunHooks[Any] | None,
+    steered: Steered | None = None,
 ) -> RunResult:
-    """The outermost run of a durable one. ``history`` is what ``input`` begins with."""
-    model = LedgeredModel(place, place.run.provider, history=history)
+    """The outermost run of a durable one. ``history`` is what ``input`` begins with; ``steered``
+    what is said into it."""
+    model = LedgeredModel(place, place.run.provider, history=history, steered=steered)
     return await _PLAIN.run(
         agent,
         input,

@@ -43,16 +43,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import error_info
-from agent_server.domain.events import MessageCompleted
+from agent_server.domain.errors import ModelIncomplete, error_info
+from agent_server.domain.events import MessageCompleted, ReasoningCompleted
+from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import Usage
 from agent_server.execution.ports import StepRecord
 from agent_server.inference.approvals import foresee
+from agent_server.inference.attachments import attach
 from agent_server.inference.audit import AUDIT
 from agent_server.inference.durable_run import Place
 from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
+from agent_server.inference.steered import Steered
 
 Items = list[TResponseInputItem]
 
@@ -79,6 +82,7 @@ class LedgeredModel(Model):
         provider: ModelProvider,
         override: str | Model | None = None,
         history: History | None = None,
+        steered: Steered | None = None,
     ) -> None:
         self.agent: SdkAgent[Any] | None = None
         self.context: RunContextWrapper[Any] | None = None
@@ -86,6 +90,8 @@ class LedgeredModel(Model):
         self.provider = provider
         self._place = place
         self._history = history
+        self._steered = steered
+        self._given: Items = []
         self._call_ids: dict[str, int] = {}
         self._asked: Items = []
         self._asker = ""
@@ -214,8 +220,13 @@ class LedgeredModel(Model):
         items = request.input
         if isinstance(items, str):
             items = [{"role": "user", "content": items}]
-        if not self._asked or items != self._asked or agent != self._asker:
+        if not self._given or items != self._given or agent != self._asker:
+            self._given = items
+            if self._steered is not None:
+                items = await self._steered.next_input(items, self.context)
             self._describe(items, agent, request.system_instructions)
+        if self._steered is not None:
+            request = replace(request, input=self._asked)
         asked, digest = self._question, self._digest
         key, earlier = self._place.scope.model_call(digest, agent)
         self._asked_key = key
@@ -263,13 +274,20 @@ class LedgeredModel(Model):
     async def _ask(self, model: Model, request: ModelRequest, step: StepRecord) -> ModelResponse:
         run, agent = self._place.run, step.agent
         journal = run.journal
+        request = await attach(request, run.ctx.run.tenant, run.fetch)
         expected = None
         if run.ctx.run.budget is not None:
             expected = estimate(request, step.name, run.prices, run.assumed_output_tokens)
         await run.write(journal.begin(step, commit=False, estimate=expected))
         tries = 0
 
+        options = run.ctx.run.request.options
+        given: list[str] = []
+        kept = options is not None and (options.pieces or options.max_output_tokens is not None)
+
         def on_text(text: str) -> None:
+            if kept:
+                given.append(text)
             journal.delta(step.key, agent, text)
 
         async def once() -> ModelResponse:
@@ -286,6 +304,17 @@ class LedgeredModel(Model):
             cost = Decimal(0) if run.prices.known(step.name) else None
             used_up = Usage(model_calls=tries, cost_usd=cost)
             failed = replace(step, attempts=step.attempts + tries - 1)
+            if given and isinstance(error, ModelIncomplete):
+                said = "".join(given)
+                journal.emit(
+                    MessageCompleted(
+                        step=step.key,
+                        agent=agent,
+                        text=said,
+                        incomplete=True,
+                        pieces=_pieces(given, said, options),
+                    )
+                )
             await run.write(journal.finish(failed.failed(error_info(error), used_up), commit=False))
             raise
         except BaseException:
@@ -300,9 +329,16 @@ class LedgeredModel(Model):
         )
         text = text_of(response)
         if text:
-            journal.emit(MessageCompleted(step=step.key, agent=agent, text=text))
+            pieces = _pieces(given, text, options)
+            journal.emit(MessageCompleted(step=step.key, agent=agent, text=text, pieces=pieces))
+        thought = thought_of(response)
+        if thought:
+            journal.emit(ReasoningCompleted(step=step.key, agent=agent, text=thought))
         done = replace(step, attempts=step.attempts + tries - 1).done(
-            response_to_json(response), usage
+            response_to_json(response),
+            usage,
+            cached_tokens=used.input_tokens_details.cached_tokens,
+            reasoning_tokens=used.output_tokens_details.reasoning_tokens,
         )
         await run.write(journal.finish(done, commit=False))
         run.check()
@@ -354,6 +390,24 @@ def text_of(response: ModelResponse) -> str:
         for part in item.content
         if part.type == "output_text"
     )
+
+
+def thought_of(response: ModelResponse) -> str:
+    """The model's summary of its reasoning; empty where it gave none."""
+    return "\n\n".join(
+        part.text
+        for item in response.output
+        if isinstance(item, ResponseReasoningItem)
+        for part in item.summary
+        if part.text
+    )
+
+
+def _pieces(given: list[str], text: str, options: RunOptions | None) -> tuple[int, ...] | None:
+    """Where the message was cut; None where nobody asked, or an attempt was given up midway."""
+    if options is None or not options.pieces or "".join(given) != text:
+        return None
+    return tuple(map(len, given))
 
 
 def response_to_json(response: ModelResponse) -> JsonObject:

@@ -25,6 +25,7 @@ from openai.types.responses.response_usage import InputTokensDetails, OutputToke
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
     ModelError,
+    ModelIncomplete,
     ModelMalformed,
     ModelRateLimited,
     ModelTimeout,
@@ -194,7 +195,7 @@ def ended_badly(
             "max_output_tokens": "Raise the model settings' `max_tokens`, or ask for less.",
             "content_filter": "The provider's content filter stopped the answer; rephrase it.",
         }.get(reason or "")
-        return ModelError(
+        return ModelIncomplete(
             f"The model's answer is incomplete: {reason or message or 'no reason was given'}.",
             hint=hint,
         )

@@ -159,9 +159,12 @@ class ReplayContext(EphemeralContext):
         waiting_for: WaitingFor | None = None,
     ) -> SignalReceived | None:
         got = self._recorded_value(key, f"the signal {name!r} would be waited for, which")
-        if got is None:
-            return None
-        return SignalReceived(got["payload"], got["by"], datetime.fromisoformat(got["at"]))
+        return None if got is None else SignalReceived.read(got)
+
+    async def take_steers(self, *, key: str) -> list[SignalReceived]:
+        whole = self.journal.key(key)
+        found = self.journal.recorded(whole).get(whole)
+        return [] if found is None else [SignalReceived.read(one) for one in found.output]
 
     async def sleep_until(self, moment: datetime, *, key: str) -> None:
         self._recorded_value(key, "a timer")

@@ -4,6 +4,7 @@ Leans on ``http1`` for bytes and on ``models`` for what a failure means. Refuses
 two APIs: which path, which fields and which events are theirs is said in their own modules.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -38,6 +39,8 @@ OFFICIAL_URL = "https://api.openai.com/v1"
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Of a whole answer, and of one event of a stream."""
+AT_ONCE = 50
+"""Events of a burst that are handed on before others get their turn."""
 
 
 class Wire:
@@ -154,6 +157,9 @@ class Reply:
     async def batches(self) -> AsyncIterator[list[Any]]:
         """The stream's events, decoded, as many at once as have come. ``[DONE]`` is left out.
 
+        Between the parts of a burst the run's readers get their turn: what they have not taken
+        yet is bounded, and a reader that is as fast as any is not to be cut off as too slow.
+
         Ends where the stream ends; whether that was its proper end, the caller knows.
         """
         events = EventStream()
@@ -161,8 +167,10 @@ class Reply:
             while chunk := await self.exchange.chunk():
                 batch = events.feed(chunk)
                 self.done = events.done
-                if batch:
-                    yield batch
+                for start in range(0, len(batch), AT_ONCE):
+                    if start:
+                        await asyncio.sleep(0)
+                    yield batch[start : start + AT_ONCE]
             batch = events.end()
             self.done = events.done
         except (Broken, Silence) as error:

@@ -50,7 +50,7 @@ class Embedding:
 
     def __init__(self, store: MemoryStore, embedder: Embedder, make: MakeEmbedder) -> None:
         self._store = store
-        self._embedder = embedder
+        self.embedder = embedder
         self._make = make
         self._number: int | None = None
         self._before: tuple[int, Embedder] | None = None
@@ -62,10 +62,10 @@ class Embedding:
         store.describe_embedder = self._describe
 
     async def _describe(self) -> tuple[str | None, int | None]:
-        return f"{self._embedder.provider}/{self._embedder.model}", self._number
+        return f"{self.embedder.provider}/{self.embedder.model}", self._number
 
     async def of(self, text: str) -> Sequence[QueryVector]:
-        asked = [(self._number, self._embedder)]
+        asked = [(self._number, self.embedder)]
         if self._before is not None:
             asked.append(self._before)
         found = []
@@ -114,7 +114,7 @@ class Embedding:
                 await self._wake.wait()
 
     async def close(self) -> None:
-        await self._embedder.close()
+        await self.embedder.close()
         if self._before is not None:
             await self._before[1].close()
 
@@ -126,12 +126,12 @@ class Embedding:
                 "An embedder is set, but vectors cannot be searched here: "
                 f"{self._store.no_vectors_because}."
             )
-        [vector] = await self._embedder.embed(["dimension"])
+        [vector] = await self.embedder.embed(["dimension"])
         here = {
-            "provider": self._embedder.provider,
-            "model": self._embedder.model,
+            "provider": self.embedder.provider,
+            "model": self.embedder.model,
             "dimension": len(vector) // 4,
-            "version": self._embedder.version,
+            "version": self.embedder.version,
             "kept_in": index.kept_in,
         }
         same = and_(*(e.c[name] == value for name, value in here.items()))
@@ -184,7 +184,7 @@ class Embedding:
             )
             .where(m.c.serial > last, m.c.searchable, m.c.replaced_at.is_(None), ~there)
             .order_by(m.c.serial)
-            .limit(self._embedder.batch)
+            .limit(self.embedder.batch)
         )  # fmt: skip
         rows: Sequence[Any] = connection.execute(asked).all()
         found = []
@@ -205,7 +205,7 @@ class Embedding:
     async def _embed(self, rows: Sequence[tuple[Row[Any], str]]) -> int:
         texts = [text for _, text in rows]
         try:
-            vectors = await self._embedder.embed(texts)
+            vectors = await self.embedder.embed(texts)
         except ConfigurationError:
             if len(rows) == 1:  # One text that it does not take harms no other.
                 log.warning("memory.not_embedded", serial=rows[0][0].serial)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, or_, true
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, true
 
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.ids import Tenant, new_id
@@ -37,6 +37,19 @@ class PreparedMemories:
 
     rows: list[JsonObject] = field(default_factory=list)
     namespaces: list[str] = field(default_factory=list)
+
+
+def sizes(connection: Connection) -> tuple[int, tuple[int, str]]:
+    """How many memories there are of all tenants, and how many in which largest namespace."""
+    counted = (
+        select(func.count(m.c.serial).label("rows"), memory_spaces.c.name)
+        .select_from(JOINED)
+        .group_by(memory_spaces.c.id, memory_spaces.c.name)
+        .order_by(func.count(m.c.serial).desc())
+    )
+    found = connection.execute(counted).all()
+    largest = (int(found[0].rows), str(found[0].name)) if found else (0, "")
+    return sum(int(row.rows) for row in found), largest
 
 
 def prepare(memories: Sequence[NewMemory]) -> PreparedMemories:

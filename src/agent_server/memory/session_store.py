@@ -74,11 +74,11 @@ class SessionStore:
         rows = await self._database.read(lambda c: c.execute(query.limit(limit + 1)).all())
         last = rows[limit - 1] if len(rows) > limit else None
         after = encode_cursor(last.created_at, last.id) if last else None
-        return Page([_session_of(row) for row in rows[:limit]], after)
+        return Page([session_of(row) for row in rows[:limit]], after)
 
     async def get(self, tenant: Tenant, session_id: str) -> Session:
         """Raises ``NotFound``, for another tenant's too."""
-        return _session_of(await self._database.read(lambda c: _row(c, tenant, session_id)))
+        return session_of(await self._database.read(lambda c: session_row(c, tenant, session_id)))
 
     async def page(
         self, tenant: Tenant, session_id: str, *, after: int, limit: int
@@ -86,7 +86,7 @@ class SessionStore:
         """``limit`` items from position ``after`` on, oldest first; the cursor is a position."""
 
         def fetch(connection: Connection) -> Sequence[Row[Any]]:
-            _row(connection, tenant, session_id)
+            session_row(connection, tenant, session_id)
             return connection.execute(
                 select(session_items)
                 .where(*_of(session_items, tenant, session_id), session_items.c.position >= after)
@@ -95,12 +95,7 @@ class SessionStore:
             ).all()
 
         rows = await self._database.read(fetch)
-        found = [
-            SessionItem(
-                position=row.position, run_id=row.run_id, item=row.data, created_at=row.created_at
-            )
-            for row in rows[:limit]
-        ]
+        found = [item_of(row) for row in rows[:limit]]
         return Page(found, str(rows[limit].position) if len(rows) > limit else None)
 
     async def delete(self, tenant: Tenant, session_id: str) -> SessionDeleted:
@@ -108,7 +103,7 @@ class SessionStore:
         bring a part of it back."""
 
         def check(connection: Connection) -> None:
-            _row(connection, tenant, session_id)
+            session_row(connection, tenant, session_id)
             if store.lane_busy(connection, f"{tenant}:{session_id}"):
                 raise Conflict(
                     f"A run works on the session {session_id!r}, and would add to it at its end.",
@@ -135,9 +130,9 @@ class SessionStore:
 
         def transaction(connection: Connection) -> Row[Any]:
             branch_session(connection, tenant, session_id, new_id, before_run=before_run, now=now)
-            return _row(connection, tenant, new_id)
+            return session_row(connection, tenant, new_id)
 
-        return _session_of(await self._database.write(transaction))
+        return session_of(await self._database.write(transaction))
 
 
 class TenantSessions:
@@ -180,26 +175,22 @@ def append_items(
     run_id: str,
     items: Sequence[Any],
     now: datetime,
-) -> None:
-    """Append ``items`` to the session, making it if need be, inside the caller's transaction.
+) -> int:
+    """Append ``items`` to the session, making it if need be, inside the caller's transaction;
+    the position of the first.
 
-    One run at a time writes to a session (its lane), so positions cannot collide.
+    One run at a time works on a session (its lane), but a client may add to it meanwhile: the
+    session's row is written first, which keeps everybody else out, and positions are read then.
     """
-    key = (sessions.c.tenant == tenant, sessions.c.id == session_id)
+    count = sessions.c.item_count + len(items)
+    held = update(sessions).where(*one(tenant, session_id))
+    if not connection.execute(held.values(item_count=count, updated_at=now)).rowcount:
+        values = {"tenant": tenant, "id": session_id, "item_count": len(items)}
+        connection.execute(insert(sessions).values(**values, created_at=now, updated_at=now))
     # Not their number: some of them may have been erased.
     last = select(func.max(session_items.c.position)).where(*_of(session_items, tenant, session_id))
-    found = connection.execute(
-        select(sessions.c.item_count, last.scalar_subquery().label("last")).where(*key)
-    ).one_or_none()
-    count, first = 0, 0
-    if found is not None:
-        count, first = found.item_count, 0 if found.last is None else found.last + 1
-    else:
-        connection.execute(
-            insert(sessions).values(
-                tenant=tenant, id=session_id, item_count=0, created_at=now, updated_at=now
-            )
-        )
+    found = connection.execute(last).scalar()
+    first = 0 if found is None else found + 1
     if items:
         connection.execute(
             insert(session_items),
@@ -215,9 +206,7 @@ def append_items(
                 for i, item in enumerate(items)
             ],
         )
-    connection.execute(
-        update(sessions).where(*key).values(item_count=count + len(items), updated_at=now)
-    )
+    return first
 
 
 def items_before(
@@ -251,7 +240,7 @@ def branch_session(
     For a fork of that run, which then goes on in a history of its own. Returns how many items it
     has; 0 also when there is no such session yet. Raises ``Conflict`` when ``new_id`` is taken.
     """
-    if connection.execute(select(sessions.c.id).where(*_one(tenant, new_id))).scalar() is not None:
+    if connection.execute(select(sessions.c.id).where(*one(tenant, new_id))).scalar() is not None:
         raise Conflict(
             f"There is a session {new_id!r} already.", hint="Choose another id for the branch."
         )
@@ -293,7 +282,7 @@ def delete_session(connection: Connection, tenant: Tenant, session_id: str) -> S
     items = connection.execute(
         delete(session_items).where(*_of(session_items, tenant, session_id))
     ).rowcount
-    connection.execute(delete(sessions).where(*_one(tenant, session_id)))
+    connection.execute(delete(sessions).where(*one(tenant, session_id)))
     return SessionDeleted(id=session_id, items=items, memories=0)
 
 
@@ -322,7 +311,7 @@ def forget_runs(
         else:
             connection.execute(
                 update(sessions)
-                .where(*_one(tenant, session_id))
+                .where(*one(tenant, session_id))
                 .values(item_count=left, summary=None)
             )
     return counted
@@ -332,12 +321,14 @@ def _of(table: Any, tenant: Tenant, session_id: str) -> tuple[Any, ...]:
     return table.c.tenant == tenant, table.c.session_id == session_id
 
 
-def _one(tenant: Tenant, session_id: str) -> tuple[Any, ...]:
+def one(tenant: Tenant, session_id: str) -> tuple[Any, ...]:
+    """What names the row of one session."""
     return sessions.c.tenant == tenant, sessions.c.id == session_id
 
 
-def _row(connection: Connection, tenant: Tenant, session_id: str) -> Row[Any]:
-    row = connection.execute(select(sessions).where(*_one(tenant, session_id))).one_or_none()
+def session_row(connection: Connection, tenant: Tenant, session_id: str) -> Row[Any]:
+    """Raises ``NotFound``."""
+    row = connection.execute(select(sessions).where(*one(tenant, session_id))).one_or_none()
     if row is None:
         raise NotFound(
             f"There is no session {session_id[:100]!r}.", hint="GET /api/v1/sessions lists them."
@@ -345,13 +336,20 @@ def _row(connection: Connection, tenant: Tenant, session_id: str) -> Row[Any]:
     return row
 
 
-def _session_of(row: Row[Any]) -> Session:
+def session_of(row: Row[Any]) -> Session:
     summary = row.summary or {}
     return Session(
         id=row.id,
         item_count=row.item_count,
         summary=summary.get("text"),
         summarised_items=summary.get("items", 0),
+        metadata=row.metadata or {},
         created_at=row.created_at,
         updated_at=row.updated_at,
+    )
+
+
+def item_of(row: Row[Any]) -> SessionItem:
+    return SessionItem(
+        position=row.position, run_id=row.run_id, item=row.data, created_at=row.created_at
     )

@@ -5,7 +5,7 @@ the engine in the transaction that ends the run, so that history and outcome agr
 crash.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from agents.memory import SessionSettings
@@ -67,20 +67,26 @@ class StagedSession:
     async def clear_session(self) -> None:
         self._staged.clear()
 
-    def staged(self) -> list[JsonObject]:
-        """What to commit: every call of a tool together with its output, or not at all."""
-        return complete(self._staged)
+    def staged(self, pending: Collection[str] = ()) -> list[JsonObject]:
+        """What to commit: every call of a tool together with its output, or not at all; but for
+        the calls ``pending``, whose output the caller is going to bring."""
+        return complete(self._staged, self._history or (), pending)
 
 
-def complete(items: Iterable[JsonObject]) -> list[JsonObject]:
-    """``items`` without calls that have no output and outputs that have no call.
+def complete(
+    items: Iterable[JsonObject],
+    before: Iterable[JsonObject] = (),
+    pending: Collection[str] = (),
+) -> list[JsonObject]:
+    """``items`` without calls that have no output and outputs that have no call, here or in
+    ``before``; the calls ``pending`` are kept.
 
     A model refuses a history that holds one without the other.
     """
     kept = list(items)
-    calls = {item.get("call_id") for item in kept if item.get("type") in CALLS}
+    calls = {item.get("call_id") for item in (*before, *kept) if item.get("type") in CALLS}
     outputs = {item.get("call_id") for item in kept if is_output(item)}
-    both = calls & outputs
+    both = (calls & outputs) | set(pending)
     return [
         item
         for item in kept

@@ -6,7 +6,7 @@ that the answer has exactly as many rows as asked for whenever the namespace has
 erased vector is gone. That is fast enough to about 100,000 in one namespace (docs/recall.md).
 """
 
-import importlib
+import importlib.util
 from array import array
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -92,6 +92,20 @@ async def vector_index(database: Database) -> tuple[VectorIndex | None, str | No
                 "searched by their text alone. Have an administrator run CREATE EXTENSION vector."
             )
     return Halfvec(), None
+
+
+def way_of(connection: Connection) -> str | None:
+    """How vectors would be searched here, found out without a change; None for by no way."""
+    try:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("SELECT vec_version()")
+            return "sqlite-vec"
+        known = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
+        if connection.exec_driver_sql(known).scalar():
+            return "pgvector"
+    except SQLAlchemyError:
+        pass
+    return "numpy" if importlib.util.find_spec("numpy") else None
 
 
 def erase_vectors(

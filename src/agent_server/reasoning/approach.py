@@ -32,6 +32,14 @@ class AgentResult(Protocol):
     def session_items(self) -> Sequence[JsonObject]:
         """What the run adds to its session, to be stored with the run's last transaction."""
 
+    @property
+    def new_items(self) -> Sequence[JsonObject]:
+        """What the run added to the conversation, as input items."""
+
+    @property
+    def calls(self) -> Sequence[JsonObject]:
+        """Calls that the caller is to carry out before there is an output."""
+
 
 class AgentRunner(Protocol):
     """The durable loop: runs an SDK agent, each of its effects a step below ``scope``."""
@@ -47,6 +55,7 @@ class AgentRunner(Protocol):
         session_id: str | None = None,
         context: JsonObject | None = None,
         max_turns: int | None = None,
+        listener: Agent[Any] | None = None,
     ) -> AgentResult: ...
 
 
@@ -62,6 +71,8 @@ class ReasoningTask:
     context: JsonObject = field(default_factory=dict)
     scope: str = ""
     session_id: str | None = None
+    listens: bool = True
+    """Whether what is said into the run meanwhile may join the conversation."""
 
     async def run(
         self,
@@ -70,12 +81,16 @@ class ReasoningTask:
         *,
         step: str = "",
         max_turns: int | None = None,
+        listens: bool | None = None,
     ) -> AgentResult:
         """Run ``agent`` (the task's own by default) durably.
 
-        An approach that runs more than one agent gives each its own ``step``, which becomes part
+        What is said into the run meanwhile joins the conversation where it ``listens``: by default
+        where there is no ``step``. Of several runs only the last may, since a replay would give
+        an earlier one what came after it. An approach that runs more than one agent gives each its own ``step``, which becomes part
         of its steps' keys; the same run must have the same ``step`` on every replay.
         """
+        listens = self.listens and not step if listens is None else listens
         return await self.loop.run(
             self.ctx,
             self.agent if agent is None else agent,
@@ -85,6 +100,7 @@ class ReasoningTask:
             session_id=self.session_id,
             context=self.context,
             max_turns=max_turns,
+            listener=self.agent if listens else None,
         )
 
 

@@ -30,6 +30,8 @@ class Reasoned:
     output: Any
     text: str
     session_items: tuple[JsonObject, ...] = ()
+    new_items: tuple[JsonObject, ...] = ()
+    calls: tuple[JsonObject, ...] = ()
 
 
 class ChainOfThought:
@@ -47,12 +49,15 @@ class ChainOfThought:
             tool_use_behavior="run_llm_again",
         )
         thought = await task.run(thinker, [*asked, message("user", THINK)], step="think")
+        if thought.calls:
+            return thought
         speaker = without_tools(task.agent, input_guardrails=[])
         answer = await task.run(
             speaker,
             [*asked, message("assistant", thought.text), message("user", ANSWER)],
             step="answer",
             max_turns=1,
+            listens=task.listens,
         )
-        kept = (*asked, message("assistant", answer.text)) if answer.session_items else ()
-        return Reasoned(answer.output, answer.text, kept)
+        kept = (*asked, *answer.new_items) if answer.session_items else ()
+        return Reasoned(answer.output, answer.text, kept, tuple(answer.new_items))

@@ -13,7 +13,9 @@ from agents import Agent
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, OutputInvalid
 from agent_server.domain.json_schema import schema_fault
+from agent_server.domain.options import RunOptions
 from agent_server.execution.ports import TaskContext
+from agent_server.inference.tailored import tailored
 from agent_server.reasoning.approach import (
     AgentInput,
     AgentResult,
@@ -48,6 +50,7 @@ class Assignment:
     session_id: str | None = None
     instructions: str | None = None
     """Instead of the agent's own."""
+    options: RunOptions | None = None
 
 
 class Solver:
@@ -70,6 +73,8 @@ class Solver:
         agent, approach_name = self._staff(assignment)
         if assignment.instructions is not None:
             agent = agent.clone(instructions=assignment.instructions)
+        if assignment.options is not None:
+            agent = tailored(agent, assignment.options)
         schema = assignment.output_schema
         asked = assignment.input
         if schema is not None:
@@ -84,18 +89,21 @@ class Solver:
             model=assignment.model,
             context=assignment.context,
             session_id=assignment.session_id,
+            listens=schema is None,
         )
         result = await self._approaches.get(approach_name, agent, asked).solve(task)
-        if schema is None:
+        if schema is None or result.calls:
             return result.output, result
         conversation = as_items(asked)
-        for attempt in range(1, MAX_FIXES + 2):
+        options = assignment.options
+        fixes = MAX_FIXES if options is None or options.repair else 0
+        for attempt in range(1, fixes + 2):
             value, faults = fit(result.output, schema)
             if not faults:
                 return value, result
-            if attempt > MAX_FIXES:
+            if attempt > fixes:
                 raise OutputInvalid(
-                    f"The answer does not fit its JSON Schema after {MAX_FIXES} repairs: "
+                    f"The answer does not fit its JSON Schema after {fixes} repairs: "
                     + "; ".join(faults),
                     hint="Loosen expected_output, say more about it, or use a stronger model.",
                     errors=[FieldError(path="output", message=fault) for fault in faults],

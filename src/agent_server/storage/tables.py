@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     false,
+    text,
 )
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.engine import Dialect
@@ -101,11 +102,20 @@ runs = Table(
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
     Column("ended_at", Moment),
+    Column("trimmed", Boolean, nullable=False, server_default=false()),
     *_usage(),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "tenant", "session_id"),
     Index(None, "tenant", "subject"),
+    Index(None, "ended_at"),
+    Index(
+        "ix_runs_whole",
+        "ended_at",
+        sqlite_where=text("NOT trimmed"),
+        postgresql_where=text("NOT trimmed"),
+    ),
 )
+"""``trimmed``: its events and steps were forgotten, or are being."""
 
 tasks = Table(
     "tasks",
@@ -126,19 +136,40 @@ tasks = Table(
     Column("owner", Text),
     Column("epoch", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
+    Column("losses", Integer, nullable=False, server_default="0"),
+    Column("excused", Boolean, nullable=False, server_default=false()),
     Column("wake_at", Moment),
     Column("awaits", Text),
     Column("nudged", Boolean, nullable=False, server_default=false()),
     Column("halt", Text),
     Column("lane", Text),
+    Column("behind", Boolean, nullable=False, server_default=false()),
+    Column("rank", Integer, nullable=False, server_default="0"),
     Column("created_at", Moment, nullable=False),
     Column("started_at", Moment),
     Column("ended_at", Moment),
     Column("shared", Boolean, nullable=False, server_default=false()),
-    Index(None, "status", "created_at"),
     Index(None, "owner"),
-    Index(None, "lane", "created_at"),
+    Index(None, "lane", "behind", "created_at"),
 )
+"""``attempts`` are the times it was taken up; ``losses`` those when its worker died, unless it was
+``excused``. The lowest ``rank`` begins first: a priority, negated. ``behind``: another task of its lane goes before, and it is not in the queue. ``owner`` is set
+while somebody carries the task out."""
+IN_QUEUE = text("status = 'queued' AND wake_at IS NULL AND halt IS NULL AND NOT behind")
+"""What any worker may take. Written out, since an index on a part of a table is only used for a
+condition that says the same."""
+IS_BEHIND = text("behind")
+for _name, _columns, _where in (
+    ("ix_tasks_queue", ("tenant", "rank", "run_id", "created_at"), IN_QUEUE),
+    ("ix_tasks_moments", ("wake_at",), text("wake_at IS NOT NULL")),
+    ("ix_tasks_standing_behind", ("lane",), IS_BEHIND),
+):
+    Index(
+        _name,
+        *(tasks.c[column] for column in _columns),
+        sqlite_where=_where,
+        postgresql_where=_where,
+    )
 
 steps = Table(
     "steps",
@@ -239,6 +270,7 @@ sessions = Table(
     Column("id", Text, primary_key=True),
     Column("item_count", Integer, nullable=False),
     Column("summary", JsonText),
+    Column("metadata", JsonText),
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False),
     Index(None, "tenant", "created_at", "id"),
@@ -254,6 +286,29 @@ session_items = Table(
     Column("run_id", Text, nullable=False),
     Column("data", JsonText, nullable=False),
     Column("created_at", Moment, nullable=False),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("size", BigInteger),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Index(None, "tenant", "created_at", "id"),
+)
+"""``size`` is null until every part is there."""
+
+file_parts = Table(
+    "file_parts",
+    metadata,
+    Column("file_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
 )
 
 idempotency_keys = Table(

@@ -159,6 +159,9 @@ class _DryContext:
     async def wait_signal(self, name: str, **how: Any) -> Any:
         raise AssertionError("the interpreter never stands still itself")
 
+    async def take_steers(self, *, key: str) -> Any:
+        raise AssertionError("the interpreter is not talked to")
+
     async def sleep_until(self, moment: datetime, *, key: str) -> None:
         raise AssertionError("the interpreter never stands still itself")
 

@@ -28,7 +28,16 @@ from agent_server.execution.store.halts import (
     task_paths,
     unpause_tasks,
 )
+from agent_server.execution.store.lanes import (
+    free_lanes,
+    hold_lane,
+    lane_busy,
+    lane_holder,
+    lane_of,
+    lane_runs,
+)
 from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
+from agent_server.execution.store.queue import Turns
 from agent_server.execution.store.reservations import (
     cut_off,
     forget_reservations,
@@ -53,6 +62,7 @@ from agent_server.execution.store.runs import (
 )
 from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
+    accuse,
     can_undo,
     cancel_task,
     cancel_tasks,
@@ -60,6 +70,7 @@ from agent_server.execution.store.tasks import (
     end_task,
     end_tasks,
     ended_tasks,
+    excuse,
     has_ended,
     held_tasks,
     hold_all,
@@ -67,8 +78,6 @@ from agent_server.execution.store.tasks import (
     inherited_halt,
     insert_task,
     insert_tasks,
-    lane_busy,
-    lane_runs,
     nudge_awaiting,
     nudge_task,
     park_task,
@@ -90,13 +99,20 @@ from agent_server.execution.store.waits import (
     insert_approval,
     insert_signal,
     list_approval_rows,
+    open_signals,
     set_approval,
     take_signal,
+    take_signals,
     withdraw_approvals,
 )
 from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
 
 __all__ = [
+    "Turns",
+    "accuse",
+    "excuse",
+    "free_lanes",
+    "lane_of",
     "Whole",
     "copy_steps",
     "copy_tasks",
@@ -177,6 +193,10 @@ __all__ = [
     "stored_key",
     "take_key",
     "take_signal",
+    "take_signals",
+    "open_signals",
+    "hold_lane",
+    "lane_holder",
     "task_of",
     "task_row",
     "take_up_root",

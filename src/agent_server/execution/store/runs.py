@@ -15,6 +15,7 @@ from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Run, RunRequest, RunStatus, WaitingFor
 from agent_server.execution.ports import LostLease
 from agent_server.execution.store.columns import ENDED, usage_of
+from agent_server.execution.store.lanes import free_lane, lane_of
 from agent_server.storage.tables import runs
 
 _INSERT_RUN = insert(runs)
@@ -92,6 +93,7 @@ def run_of(row: Row[Any]) -> Run:
         session_id=row.session_id,
         approach=request.approach,
         model=request.model,
+        priority=request.priority,
         parent_id=row.parent_id,
         forked_from=row.forked_from,
         created_at=row.created_at,
@@ -135,7 +137,7 @@ _END = (
             "ended_at": bindparam("b_ended_at"),
         }
     )
-    .returning(*_TOTALS)
+    .returning(*_TOTALS, runs.c.tenant, runs.c.session_id)
 )
 
 
@@ -159,6 +161,7 @@ def advance(
     """Take the next ``count`` event numbers, add ``used`` to the totals, and perhaps end the run.
 
     Locks the run's row until the transaction ends, which is what keeps numbers without a gap.
+    With its end, the next run on its session may begin.
     Returns the first number and the new totals. Raises ``LostLease`` for a run that has ended:
     nothing is said of it after its last event.
     """
@@ -176,6 +179,8 @@ def advance(
         row = connection.execute(_END, values).one_or_none()
     if row is None:
         raise LostLease(f"the run {run_id} has ended")
+    if end is not None and (lane := lane_of(row.tenant, row.session_id)) is not None:
+        free_lane(connection, lane)
     return row.last_seq - count + 1, row
 
 

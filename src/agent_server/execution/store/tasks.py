@@ -17,12 +17,12 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    false,
     func,
     insert,
     literal,
     or_,
     select,
-    text,
     tuple_,
     update,
 )
@@ -31,40 +31,27 @@ from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Task
 from agent_server.execution.ports import Holder, LostLease
+from agent_server.execution.store import queue
 from agent_server.execution.store.columns import INSERTS, LIVE
 from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.waits import withdraw_approvals
 from agent_server.storage.bulk import insert_rows
-from agent_server.storage.tables import nodes, runs, steps, tasks
+from agent_server.storage.tables import IN_QUEUE, nodes, runs, steps, tasks
 
-_SIBLING = tasks.alias("sibling")
 _CHILD = tasks.alias("child")
-_AWAITS_ONE_THAT_WAITS = exists(
-    select(literal(1))
-    .where(
-        _CHILD.c.run_id == tasks.c.run_id,
-        _CHILD.c.status == "waiting",
-        or_(tasks.c.path == "", _CHILD.c.path.startswith(tasks.c.path + ".")),
-    )
-    .correlate(tasks)
+_AWAITS_ONE_THAT_WAITS = case(
+    (tasks.c.epoch == 0, false()),  # Never begun: whatever the run holds is not looked through.
+    else_=exists(
+        select(literal(1))
+        .where(
+            _CHILD.c.run_id == tasks.c.run_id,
+            _CHILD.c.status == "waiting",
+            or_(tasks.c.path == "", _CHILD.c.path.startswith(tasks.c.path + ".")),
+        )
+        .correlate(tasks)
+    ),
 )
-"""Something below the task stands still: that a process ended meanwhile is no fault of the task."""
-_BLOCKED = exists(
-    select(literal(1))
-    .where(
-        _SIBLING.c.lane == tasks.c.lane,
-        _SIBLING.c.status.in_(LIVE),
-        _SIBLING.c.run_id != tasks.c.run_id,
-        or_(
-            _SIBLING.c.status != "queued",
-            _SIBLING.c.created_at < tasks.c.created_at,
-            and_(_SIBLING.c.created_at == tasks.c.created_at, _SIBLING.c.run_id < tasks.c.run_id),
-        ),
-    )
-    .correlate(tasks)
-)
-"""Another task of the same lane (session) has begun and not ended, or is older."""
-
+"""Something below the task stands still."""
 
 _INSERT_TASKS = insert(tasks)
 _INSERT_TASK = {name: make(tasks).on_conflict_do_nothing() for name, make in INSERTS.items()}
@@ -199,64 +186,36 @@ def hold_all(connection: Connection, holders: Collection[Holder]) -> set[str]:
     return {path for path, row in found.items() if row.halt == PAUSE}
 
 
-def lane_busy(connection: Connection, lane: str) -> bool:
-    """Whether a task of the lane has not ended; on PostgreSQL holds the lane until commit."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(hashtextextended(:lane, 0))"), {"lane": lane}
-        )
-    query = select(literal(1)).where(tasks.c.lane == lane, tasks.c.status.in_(LIVE)).limit(1)
-    return connection.execute(query).scalar() is not None
-
-
-def lane_runs(connection: Connection, lane: str, but: str) -> Sequence[str]:
-    """The runs that hold the lane or wait for it, the oldest first, without the run ``but``."""
-    query = select(tasks.c.run_id).where(
-        tasks.c.lane == lane, tasks.c.status.in_(LIVE), tasks.c.run_id != but
-    )
-    return connection.execute(query.order_by(tasks.c.created_at, tasks.c.run_id)).scalars().all()
-
-
 def claim(
-    connection: Connection, owner: str, limit: int, now: datetime
-) -> list[tuple[Row[Any], str | None]]:
-    """Take up to ``limit`` due tasks, oldest first: each gets a new epoch and, unless it stood
-    still, one more attempt. With each comes the kind of what it stood still for, if it did.
+    connection: Connection, owner: str, limit: int, now: datetime, turns: queue.Turns
+) -> tuple[list[tuple[Row[Any], str | None]], bool]:
+    """Take up to ``limit`` due tasks, as ``queue`` says whose turn it is: each gets a new epoch
+    and, unless it stood still, one more attempt. With each comes the kind of what it stood still
+    for, if it did; then, whether there were more.
     """
-    due = (
-        select(tasks.c.run_id, tasks.c.path, tasks.c.status, tasks.c.waiting_for)
-        .where(
-            or_(
-                and_(tasks.c.status == "queued", tasks.c.wake_at.is_(None)),
-                and_(tasks.c.status.in_(("queued", "waiting")), tasks.c.wake_at <= now),
-            ),
-            tasks.c.halt.is_(None),
-            or_(tasks.c.lane.is_(None), ~_BLOCKED),
-        )
-        .order_by(tasks.c.created_at, tasks.c.run_id, tasks.c.path)
-        .limit(limit)
-    )
-    if connection.dialect.name == "postgresql":
-        due = due.with_for_update(skip_locked=True)
-    found = {(row.run_id, row.path): row for row in connection.execute(due)}
-    keys = list(found)
+    queue.enqueue_due(connection, now)
+    keys, more = queue.pick(connection, limit, turns)
     if not keys:
-        return []
+        return [], more
+    stood = connection.execute(
+        select(tasks.c.run_id, tasks.c.path, tasks.c.waiting_for).where(
+            tuple_(tasks.c.run_id, tasks.c.path).in_(keys), tasks.c.waiting_for.is_not(None)
+        )
+    )
+    stood_for = {(row.run_id, row.path): str(row.waiting_for.get("kind", "")) for row in stood}
     taken = connection.execute(
         update(tasks)
-        .where(
-            tuple_(tasks.c.run_id, tasks.c.path).in_(keys),
-            tasks.c.status.in_(("queued", "waiting")),
-        )
+        .where(tuple_(tasks.c.run_id, tasks.c.path).in_(keys), tasks.c.status == "queued")
         .values(
             status="running",
             owner=owner,
             epoch=tasks.c.epoch + 1,
             attempts=tasks.c.attempts
-            + case((or_(tasks.c.status == "waiting", _AWAITS_ONE_THAT_WAITS), 0), else_=1),
+            + case((or_(tasks.c.waiting_for.is_not(None), _AWAITS_ONE_THAT_WAITS), 0), else_=1),
             wake_at=None,
             awaits=None,
             nudged=False,
+            excused=False,
             waiting_for=None,
             started_at=func.coalesce(
                 tasks.c.started_at, bindparam("now", now, tasks.c.started_at.type)
@@ -264,11 +223,7 @@ def claim(
         )
         .returning(tasks)
     ).all()
-    return [(row, _stood_still(found[row.run_id, row.path])) for row in taken]
-
-
-def _stood_still(row: Any) -> str | None:
-    return str((row.waiting_for or {}).get("kind", "")) if row.status == "waiting" else None
+    return [(row, stood_for.get((row.run_id, row.path))) for row in taken], more
 
 
 _OWNED = and_(
@@ -289,6 +244,7 @@ _END_TASK = (
         waiting_for=None,
         wake_at=None,
         owner=None,
+        lane=None,
     )
 )
 _PARK_TASK = (
@@ -416,7 +372,7 @@ def cancel_tasks(connection: Connection, run_id: str, *, only_idle: bool, now: d
     connection.execute(
         update(tasks)
         .where(tasks.c.run_id == run_id, tasks.c.status.in_(which))
-        .values(status="cancelled", owner=None, ended_at=now)
+        .values(status="cancelled", owner=None, ended_at=now, behind=False)
     )
     withdraw_approvals(connection, run_id, now)
 
@@ -434,7 +390,7 @@ def take_up_root(connection: Connection, run_id: str) -> None:
     connection.execute(
         update(tasks)
         .where(tasks.c.run_id == run_id, tasks.c.path == "")
-        .values(status="queued", owner=None, ended_at=None, wake_at=None)
+        .values(status="queued", owner=None, ended_at=None, wake_at=None, waiting_for=None)
     )
 
 
@@ -489,15 +445,21 @@ def reap_all(connection: Connection) -> int:
 
 
 def release_tasks(connection: Connection, owner: str | None, alive: Sequence[str] = ()) -> int:
-    """Queue again what ``owner`` carries out; with None, what anyone not in ``alive`` does."""
-    condition = tasks.c.owner == owner
-    if owner is None:
-        condition = or_(tasks.c.owner.is_(None), tasks.c.owner.not_in(list(alive)))
-    return _release(connection, condition)
+    """Queue again what ``owner`` lets go of; with None, what those not in ``alive`` left behind,
+    which counts as a loss of a worker for each."""
+    if owner is not None:
+        return _release(connection, tasks.c.owner == owner, lost=False)
+    left = and_(tasks.c.owner > "", tasks.c.owner.not_in(list(alive)))
+    return _release(connection, left, lost=True)
 
 
-def release_task(connection: Connection, run_id: str, path: str, owner: str, epoch: int) -> None:
-    """Let go of one task, still unfinished, so that whoever is free takes it."""
+def release_task(
+    connection: Connection, run_id: str, path: str, owner: str, epoch: int, *, lost: bool
+) -> None:
+    """Let go of one task, still unfinished, so that whoever is free takes it.
+
+    ``lost``: whether this counts as the loss of a worker, of which a task may cause so many.
+    """
     _release(
         connection,
         and_(
@@ -506,19 +468,41 @@ def release_task(connection: Connection, run_id: str, path: str, owner: str, epo
             tasks.c.owner == owner,
             tasks.c.epoch == epoch,
         ),
+        lost=lost,
     )
 
 
-def _release(connection: Connection, condition: ColumnElement[bool]) -> int:
+def excuse(connection: Connection, owner: str, keys: Sequence[tuple[str, str]]) -> set[Any]:
+    """Should ``owner`` die, that was no fault of those of the tasks ``keys`` (run id, path) below
+    which something stands still. Which those are."""
+    rows = connection.execute(
+        update(tasks)
+        .where(
+            tuple_(tasks.c.run_id, tasks.c.path).in_(list(keys)),
+            tasks.c.owner == owner,
+            _AWAITS_ONE_THAT_WAITS,
+        )
+        .values(excused=True)
+        .returning(tasks.c.run_id, tasks.c.path)
+    )
+    return {(row.run_id, row.path) for row in rows}
+
+
+def accuse(connection: Connection, owner: str, run_id: str, path: str) -> None:
+    """The task that was excused is at work again."""
+    mine = (tasks.c.run_id == run_id, tasks.c.path == path, tasks.c.owner == owner)
+    connection.execute(update(tasks).where(*mine).values(excused=False))
+
+
+def _release(connection: Connection, condition: ColumnElement[bool], *, lost: bool) -> int:
     """Queue tasks again; a run whose root is among them is shown as queued."""
     released = connection.execute(
         update(tasks)
         .where(tasks.c.status == "running", condition)
         .values(
-            # Cancelled by itself while nobody could be told: its error is on the row. A pause is
-            # no attempt that failed.
+            # Cancelled by itself while nobody could be told: its error is on the row.
             status=case((tasks.c.halt == CANCEL, "failed"), else_="queued"),
-            attempts=case((tasks.c.halt == PAUSE, tasks.c.attempts - 1), else_=tasks.c.attempts),
+            losses=tasks.c.losses + case((tasks.c.excused, 0), else_=int(lost)),
             ended_at=case(
                 (tasks.c.halt == CANCEL, bindparam("now", utcnow(), tasks.c.ended_at.type)),
                 else_=None,
@@ -538,9 +522,6 @@ def _release(connection: Connection, condition: ColumnElement[bool]) -> int:
 
 
 def queue_depth(connection: Connection) -> int:
-    return (
-        connection.execute(
-            select(func.count()).select_from(tasks).where(tasks.c.status == "queued")
-        ).scalar()
-        or 0
-    )
+    """Tasks that any worker may take."""
+    query = select(func.count()).select_from(tasks).where(IN_QUEUE)
+    return connection.execute(query).scalar() or 0

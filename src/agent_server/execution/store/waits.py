@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from agent_server.domain.approvals import Approval
 from agent_server.domain.ids import task_id
@@ -24,17 +33,39 @@ def take_signal(connection: Connection, run_id: str, name: str, key: str) -> Row
     """The signal that the step ``key`` consumed, or now consumes: the oldest that is left."""
     found = connection.execute(
         select(signals)
-        .where(
-            signals.c.run_id == run_id,
-            signals.c.name == name,
-            or_(signals.c.taken_by.is_(None), signals.c.taken_by == key),
-        )
+        .where(*_for(run_id, name, key))
         .order_by(signals.c.taken_by.is_(None), signals.c.id)
         .limit(1)
         .with_for_update()
     ).one_or_none()
     if found is not None and found.taken_by is None:
         connection.execute(update(signals).where(signals.c.id == found.id).values(taken_by=key))
+    return found
+
+
+def _for(run_id: str, name: str, key: str | None) -> tuple[ColumnElement[bool], ...]:
+    """The signals ``name`` of the run that nobody took, or that the step ``key`` took."""
+    open_to: ColumnElement[bool] = signals.c.taken_by.is_(None)
+    if key is not None:
+        open_to = or_(open_to, signals.c.taken_by == key)
+    return signals.c.run_id == run_id, signals.c.name == name, open_to
+
+
+def open_signals(
+    connection: Connection, run_id: str, name: str, key: str | None = None
+) -> Sequence[str]:
+    """The ids of those that nobody took, or that the step ``key`` took, in order."""
+    query = select(signals.c.id).where(*_for(run_id, name, key)).order_by(signals.c.id)
+    return connection.execute(query).scalars().all()
+
+
+def take_signals(connection: Connection, run_id: str, name: str, key: str) -> Sequence[Row[Any]]:
+    """The signals that the step ``key`` consumed, or now consumes: all that are left, in order."""
+    query = select(signals).where(*_for(run_id, name, key)).order_by(signals.c.id)
+    found = connection.execute(query.with_for_update()).all()
+    fresh = [row.id for row in found if row.taken_by is None]
+    if fresh:
+        connection.execute(update(signals).where(signals.c.id.in_(fresh)).values(taken_by=key))
     return found
 
 

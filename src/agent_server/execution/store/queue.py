@@ -1,0 +1,222 @@
+"""The SQL of the queue: which due tasks are taken next, in turn among tenants and among runs.
+
+Leans on the tables and on an index that holds nothing but the queue, so that a claim costs the same
+however much waits. Refuses to take a task: ``tasks.claim`` does.
+
+A free slot goes to the next tenant in the circle of those that have something in the queue. Of a
+tenant, the highest priority comes first; within it the ``WINDOW`` oldest runs share, one task each
+in turn, and younger runs follow as older ones have nothing left to begin. So no tenant and no run,
+however large, holds up another, and what has begun ends before much else begins.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, select, text, tuple_, update
+
+from agent_server.execution.store.lanes import BLOCKED, free_lane, put_behind
+from agent_server.storage.tables import IN_QUEUE, tasks
+
+WINDOW = 16
+"""Runs of one tenant and priority that share its slots; the others wait until one of these has
+nothing in the queue."""
+TENANTS = 64
+"""Tenants among whom one claim shares; the circle brings the others to the next."""
+REMEMBERED = 10_000
+"""Tenants whose turn among their runs is remembered."""
+MOMENTS = 500
+"""Tasks whose moment has come that one claim puts into the queue."""
+CLAIMING = 7_349_002_121
+"""Any number, the same in every process: "somebody is claiming"."""
+
+Key = tuple[str, str]
+"""Run id and path."""
+
+
+class Round(NamedTuple):
+    """Runs up to ``last`` have their turn in this round; those up to ``served`` had it."""
+
+    served: str = ""
+    last: str = ""
+
+
+@dataclass
+class Turns:
+    """Whose turn it is at one node. Lost with its process, which costs nobody more than a turn."""
+
+    tenant: str = ""
+    """The last one that was served."""
+    rounds: "OrderedDict[str, Round]" = field(default_factory=OrderedDict)
+
+    def remember(self, tenant: str, turn: Round) -> None:
+        self.rounds[tenant] = turn
+        self.rounds.move_to_end(tenant)
+        if len(self.rounds) > REMEMBERED:
+            self.rounds.popitem(last=False)
+
+
+class Picked(NamedTuple):
+    """The tasks whose turn it is, and whether there were more."""
+
+    keys: list[Key]
+    more: bool
+
+
+def enqueue_due(connection: Connection, now: datetime) -> None:
+    """Put tasks whose moment has come into the queue; those that stood still keep what for."""
+    due = (
+        select(tasks.c.run_id, tasks.c.path, tasks.c.lane, tasks.c.behind)
+        .where(
+            tasks.c.wake_at <= now,
+            tasks.c.status.in_(("queued", "waiting")),
+            tasks.c.halt.is_(None),
+        )
+        .order_by(tasks.c.wake_at)
+        .limit(MOMENTS)
+    )
+    if connection.dialect.name == "postgresql":
+        due = due.with_for_update(skip_locked=True)
+    found = connection.execute(due).all()
+    keys = [(row.run_id, row.path) for row in found]
+    if keys:
+        connection.execute(
+            update(tasks)
+            .where(tuple_(tasks.c.run_id, tasks.c.path).in_(keys))
+            .values(status="queued", wake_at=None)
+        )
+    for lane in sorted({row.lane for row in found if row.behind and row.lane is not None}):
+        free_lane(connection, lane)
+
+
+def pick(connection: Connection, limit: int, turns: Turns) -> Picked:
+    """Up to ``limit`` tasks, shared among the tenants that have any; locked on PostgreSQL."""
+    tenants = _tenants(connection, turns.tenant)
+    if not tenants:
+        return Picked([], False)
+    if connection.dialect.name == "postgresql":
+        # One node at a time: two would reach for the same heads of the same queues.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": CLAIMING})
+    keys: list[Key] = []
+    more = False
+    for number, tenant in enumerate(tenants):
+        if len(keys) == limit:
+            return Picked(keys, True)
+        share = -(-(limit - len(keys)) // (len(tenants) - number))
+        found, left, turn = _of_tenant(connection, tenant, share, turns.rounds.get(tenant, Round()))
+        keys += found
+        more = more or left
+        turns.tenant = tenant
+        turns.remember(tenant, turn)
+    return Picked(keys, more)
+
+
+def _tenants(connection: Connection, after: str) -> list[str]:
+    """Tenants with something in the queue: those behind ``after`` first, then from the beginning.
+
+    Each is found by one probe of the index, however many tasks it has.
+    """
+    found = list(connection.execute(_WALK_TENANTS, {"after": after, "n": TENANTS}).scalars())
+    if len(found) < TENANTS and after:
+        rest = connection.execute(_WALK_TENANTS, {"after": "", "n": TENANTS}).scalars()
+        found += [tenant for tenant in rest if tenant <= after]
+    return found[:TENANTS]
+
+
+_WALK_TENANTS = text(f"""
+    WITH RECURSIVE walk(tenant) AS (
+        SELECT min(tenant) FROM tasks WHERE {IN_QUEUE} AND tenant > :after
+        UNION ALL
+        SELECT (SELECT min(tenant) FROM tasks WHERE {IN_QUEUE} AND tenant > walk.tenant)
+        FROM walk WHERE walk.tenant IS NOT NULL
+    )
+    SELECT tenant FROM walk WHERE tenant IS NOT NULL LIMIT :n
+    """)
+_WALK_RUNS = text(f"""
+    WITH RECURSIVE walk(run_id) AS (
+        SELECT min(run_id) FROM tasks
+        WHERE {IN_QUEUE} AND tenant = :tenant AND rank = :rank
+        UNION ALL
+        SELECT (
+            SELECT min(run_id) FROM tasks WHERE {IN_QUEUE}
+            AND tenant = :tenant AND rank = :rank AND run_id > walk.run_id
+        )
+        FROM walk WHERE walk.run_id IS NOT NULL
+    )
+    SELECT run_id, (
+        SELECT path FROM tasks WHERE {IN_QUEUE}
+        AND tenant = :tenant AND rank = :rank AND tasks.run_id = walk.run_id
+        ORDER BY created_at LIMIT 1
+    ) AS path
+    FROM walk WHERE run_id IS NOT NULL LIMIT :n
+    """)
+
+
+def _of_tenant(
+    connection: Connection, tenant: str, want: int, turn: Round
+) -> tuple[list[Key], bool, Round]:
+    """Up to ``want`` tasks of the tenant, whether it has more, and its turn from now on."""
+    keys: list[Key] = []
+    lower: tuple[ColumnElement[bool], ...] = ()
+    while len(keys) < want:
+        missing = want - len(keys)
+        rows = _first(connection, tenant, missing + 1, *lower)
+        if len(rows) <= missing:
+            return keys + _lock(connection, rows), False, turn
+        rank = rows[0].rank
+        of_band = [row for row in rows if row.rank == rank]
+        if len(of_band) > missing:
+            shared, turn = _in_turn(connection, tenant, rank, missing, turn)
+            return keys + _lock(connection, shared), True, turn
+        keys += _lock(connection, of_band)
+        lower = (tasks.c.rank > rank,)
+    return keys, True, turn
+
+
+def _first(
+    connection: Connection, tenant: str, limit: int, *which: ColumnElement[bool]
+) -> Sequence[Any]:
+    query = select(tasks.c.run_id, tasks.c.path, tasks.c.rank)
+    query = query.where(IN_QUEUE, tasks.c.tenant == tenant, *which)
+    order = (tasks.c.rank, tasks.c.run_id, tasks.c.created_at)
+    return connection.execute(query.order_by(*order).limit(limit)).all()
+
+
+def _in_turn(
+    connection: Connection, tenant: str, rank: int, want: int, turn: Round
+) -> tuple[list[Any], Round]:
+    """``want`` tasks of the oldest runs, one of each in turn; there are as many."""
+    values = {"tenant": tenant, "rank": rank, "n": max(WINDOW, want)}
+    runs = connection.execute(_WALK_RUNS, values).all()
+    left = [row for row in runs if turn.served < row.run_id <= turn.last]
+    circle = left + [row for row in runs if row not in left]
+    chosen: list[Any] = circle[:want]
+    if len(chosen) < want:
+        queues = [
+            _first(connection, tenant, want, tasks.c.rank == rank, tasks.c.run_id == row.run_id)
+            for row in circle
+        ]
+        chosen = [row for row in chain(*zip_longest(*queues)) if row is not None][:want]
+    served = chosen[-1].run_id
+    if len(chosen) > len(left):
+        turn = Round(last=runs[-1].run_id)  # A new round, which those in the window now share.
+    return chosen, turn._replace(served=served)
+
+
+def _lock(connection: Connection, rows: Iterable[Any]) -> list[Key]:
+    """Those of ``rows`` that nobody else is changing and whose lane lets them begin."""
+    keys = [(row.run_id, row.path) for row in rows]
+    if not keys:
+        return []
+    query = select(tasks.c.run_id, tasks.c.path, BLOCKED.label("blocked")).where(
+        IN_QUEUE, tuple_(tasks.c.run_id, tasks.c.path).in_(keys)
+    )
+    if connection.dialect.name == "postgresql":
+        query = query.with_for_update(of=tasks, skip_locked=True)
+    found = connection.execute(query).all()
+    put_behind(connection, [(row.run_id, row.path) for row in found if row.blocked])
+    free = {(row.run_id, row.path) for row in found if not row.blocked}
+    return [key for key in keys if key in free]

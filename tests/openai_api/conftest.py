@@ -1,0 +1,48 @@
+"""One served process for all that speaks OpenAI's API to it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.e2e.kit import Api, House
+from tests.support.model_thread import ModelThread
+from tests.support.server_process import Nursery
+
+AGENTS = Path(__file__).parent / "agents_served.py"
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[ModelThread]:
+    with ModelThread() as models:
+        yield models
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, models: ModelThread) -> Iterator[House]:
+    with Nursery() as nursery:
+        yield House(
+            tmp_path_factory.mktemp("openai"),
+            nursery,
+            models,
+            AGENT_SERVER_AGENTS=str(AGENTS),
+            AGENT_SERVER_API_KEY="key-of-the-tests",
+            AGENT_SERVER_MAX_FILE_BYTES="1048576",
+        )
+
+
+@pytest.fixture(scope="module")
+def api(house: House) -> Iterator[Api]:
+    api = house.start()
+    api.http.headers["authorization"] = "Bearer key-of-the-tests"
+    yield api
+    api.http.close()
+
+
+@pytest.fixture(scope="module")
+def client(api: Api) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=api.url + "/v1", api_key="key-of-the-tests", max_retries=0, timeout=30
+    ) as client:
+        yield client
