@@ -61,8 +61,8 @@ class Stage:
     def bare(self) -> Server:
         return self._stack.enter_context(self._field.bare())
 
-    def ours(self, kind: str, **settings: object) -> Server:
-        return self._stack.enter_context(self._field.ours(kind, **settings))
+    def ours(self, kind: str, **settings: int) -> Server:
+        return self._stack.enter_context(self._field.ours(kind, database_url=None, **settings))
 
 
 def answers(field: Field, effort: Effort) -> list[Row]:
@@ -142,19 +142,22 @@ def streaming(field: Field, effort: Effort) -> list[Row]:
             ]
         first = rounds(field, contestants("plain", 1, 1), alone)
         for name, label in (("sqlite", "SQLite"), ("postgres", "PostgreSQL")):
-            rows.append(
-                Row(
-                    case=f"first token when alone, {label}",
-                    unit="ms",
-                    ours=median([one.first_ms for one in first[name]]),
-                    bare=median([one.first_ms for one in first["bare"]]),
-                    target=15.0,
-                    of="difference",
-                    errors=sum(len(one.errors) for one in first[name]),
-                    details={"rounds": alone},
-                )
-            )
+            rows.append(first_row(f"first token when alone, {label}", first, name, 15.0))
     return rows
+
+
+def first_row(case: str, samples: dict[str, list[Sample]], name: str, target: float) -> Row:
+    """When the first token of ``name`` came, beside the bare app's."""
+    return Row(
+        case=case,
+        unit="ms",
+        ours=median([one.first_ms for one in samples[name]]),
+        bare=median([one.first_ms for one in samples["bare"]]),
+        target=target,
+        of="difference",
+        errors=sum(len(one.errors) for one in samples[name]),
+        details={"rounds": len(samples[name])},
+    )
 
 
 def check_tokens(samples: dict[str, list[Sample]], count: int) -> None:
@@ -162,6 +165,63 @@ def check_tokens(samples: dict[str, list[Sample]], count: int) -> None:
     for one in (sample for found in samples.values() for sample in found):
         if one.markers != count * TOKENS:
             one.errors.append(f"{one.markers} deltas of {count * TOKENS}")
+
+
+def openai_api(field: Field, effort: Effort) -> list[Row]:
+    """The same answers and streams by OpenAI's API: responses, stored or not, and chats."""
+    count, burst, alone = effort.of(300, 60), effort.of(30, 8), effort.of(12, 4)
+    unit = "CPU ms/1,000 tokens"
+    rows = []
+    with Stage(field) as stage:
+        servers = {"bare": stage.bare(), **{kind: stage.ours(kind) for kind in DATABASES}}
+
+        def contestants(agent: str, stream: bool, count: int, concurrency: int) -> list[Contestant]:
+            made = []
+            for name, (kind, path, body, marker) in _openai_ways(agent, stream).items():
+                expect = _ENDS.get(path, "succeeded")
+                one = job(path, body, count, concurrency, expect=expect, marker=marker)
+                made.append(Contestant(name, servers[kind], lambda n, one=one: one))  # type: ignore[misc]
+            return made
+
+        plain = rounds(field, contestants("plain", False, count, 8), effort.rounds)
+        bursts = rounds(field, contestants("stream", True, burst, 4), effort.rounds)
+        check_tokens(bursts, burst)
+        first = rounds(field, contestants("paced", True, 1, 1), alone)
+        check_tokens(first, 1)
+    names = [name for name in plain if name != "bare"]
+    rows += [cpu_row(name, plain, name, 1.6) for name in names]
+    rows += [cpu_row(f"{name}: 1,000 tokens", bursts, name, 1.1, unit=unit) for name in names]
+    rows += [first_row(f"{name}: first token when alone", first, name, 10.0) for name in names]
+    return rows
+
+
+_ENDS = {"/v1/responses": '"status":"completed"', "/v1/chat/completions": '"finish_reason":"stop"'}
+DATABASES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
+
+
+def _openai_ways(agent: str, stream: bool) -> dict[str, tuple[str, str, dict[str, Any], str]]:
+    """Each way to ask ``agent``: of which server, where, what, and by which mark of a delta."""
+    asked: dict[str, Any] = {"model": f"agent/{agent}", "stream": stream}
+    response = {**asked, "input": QUESTION}
+    chat = {**asked, "messages": [{"role": "user", "content": QUESTION}]}
+    delta, chunk = "event: response.output_text.delta", '"delta":{"content":'
+    responses, completions = "/v1/responses", "/v1/chat/completions"
+    unstored = {**response, "store": False}
+    ways: dict[str, tuple[str, str, dict[str, Any], str]] = {
+        "bare": (
+            "bare",
+            "/stream" if stream else "/run",
+            agent_body(agent),
+            "event: message.delta",
+        ),
+        "response, stored, SQLite": ("sqlite", responses, response, delta),
+        "response, stored, PostgreSQL": ("postgres", responses, response, delta),
+        "response, not stored": ("sqlite", responses, unstored, delta),
+        "chat completion, not stored": ("sqlite", completions, chat, chunk),
+    }
+    if not stream:
+        return {name: (*way[:3], "") for name, way in ways.items()}
+    return ways
 
 
 def session(field: Field, effort: Effort) -> list[Row]:
@@ -334,6 +394,7 @@ CASES: dict[str, Case] = {
     "answers": answers,
     "tools": five_tools,
     "streaming": streaming,
+    "openai": openai_api,
     "session": session,
     "wave": wave,
     "tasks": parallel_tasks,

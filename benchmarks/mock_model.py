@@ -9,17 +9,21 @@ streams, and how many tool results are in it.
     mock-tools     five calls of ``look_up``, one after another, then a sentence
     mock-stream    1,000 tokens, as fast as they are read
     mock-paced     1,000 tokens, one every 2 ms
+    mock-stamped   as paced, each token the moment at which it was written (monotonic, ns)
     mock-slow      2 s of silence, then 20 tokens
 """
 
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 
 MODEL = re.compile(rb'"model":\s?"([^"]+)"')
 STREAM = re.compile(rb'"stream":\s?true')
+STAMP = b"@%018d"
+UNSTAMPED = STAMP % 0
 TOOL_CALLS = 5
 TOKENS = 1_000
 PACE_S = 0.002
@@ -156,6 +160,7 @@ def text_answer(tokens: list[str]) -> Answer:
 PLAIN = text_answer(re.findall(r"\S+\s*", SENTENCE))
 CALLS = [Answer(tool_call(n), call_events(tool_call(n)), 12) for n in range(TOOL_CALLS)]
 LONG = text_answer(words(TOKENS))
+STAMPED = text_answer([UNSTAMPED.decode() + " "] * TOKENS)
 SHORT = text_answer(words(SLOW_TOKENS))
 
 
@@ -200,10 +205,10 @@ class Peer(asyncio.Protocol):
         elif name == b"mock-slow":
             loop = asyncio.get_running_loop()
             self.timer = loop.call_later(SLOW_S, self.reply, SHORT, streams)
-        elif name == b"mock-paced" and streams:
+        elif name in (b"mock-paced", b"mock-stamped") and streams:
             self.transport.write(SSE_HEAD)
             started = asyncio.get_running_loop().time()
-            self.pace(LONG.chunks, 0, started)
+            self.pace((LONG if name == b"mock-paced" else STAMPED).chunks, 0, started)
         else:
             self.reply(PLAIN, streams)
 
@@ -215,7 +220,8 @@ class Peer(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         due = min(len(parts), 1 + int((loop.time() - started) / PACE_S))
         while number < due:
-            self.transport.write(parts[number])
+            stamp = STAMP % time.monotonic_ns()
+            self.transport.write(parts[number].replace(UNSTAMPED, stamp))
             number += 1
         if number == len(parts):
             self.transport.write(END)

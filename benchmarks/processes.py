@@ -166,9 +166,20 @@ class Field:
         with self._server("bare", port, ["-m", "benchmarks.bare_app", *options], {}) as server:
             yield server
 
+    def database(self) -> str:
+        """The URL of a new, empty database on the one PostgreSQL of this field."""
+        if self._postgres is None:
+            self._postgres = self._stack.enter_context(PostgresServer())
+        return self._postgres.fresh_database()
+
     @contextmanager
-    def ours(self, kind: str, **settings: object) -> Iterator[Server]:
-        """Agent Server on ``sqlite`` or ``postgres``; ``settings`` as ``AGENT_SERVER_<NAME>``."""
+    def ours(
+        self, kind: str, *, database_url: str | None = None, **settings: object
+    ) -> Iterator[Server]:
+        """Agent Server on ``sqlite`` or ``postgres``; ``settings`` as ``AGENT_SERVER_<NAME>``.
+
+        ``database_url`` is one of ``database()`` that several servers share.
+        """
         port, folder = _free_port(), self._folder()
         database: int | None = None
         environment = {
@@ -179,9 +190,8 @@ class Field:
             "AGENT_SERVER_LOG_FORMAT": "json",
         }
         if kind == "postgres":
-            if self._postgres is None:
-                self._postgres = self._stack.enter_context(PostgresServer())
-            environment["AGENT_SERVER_DATABASE_URL"] = self._postgres.fresh_database()
+            environment["AGENT_SERVER_DATABASE_URL"] = database_url or self.database()
+            assert self._postgres is not None
             database = self._postgres.pid
         for name, value in settings.items():
             environment[f"AGENT_SERVER_{name.upper()}"] = str(value)

@@ -39,5 +39,6 @@ tools = Agent(
 )
 stream = Agent(name="stream", instructions="Answer at length.", model="mock-stream")
 paced = Agent(name="paced", instructions="Answer at length.", model="mock-paced")
+stamped = Agent(name="stamped", instructions="Answer at length.", model="mock-stamped")
 slow = Agent(name="slow", instructions="Take your time.", model="mock-slow")
-BY_NAME = {agent.name: agent for agent in (plain, tools, stream, paced, slow)}
+BY_NAME = {agent.name: agent for agent in (plain, tools, stream, paced, stamped, slow)}

@@ -46,6 +46,7 @@ from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
 from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.demo import NAME as DEMO
+from agent_server.inference.prices import Prices
 from agent_server.inference.providers import Providers
 from agent_server.memory.consolidator import Consolidator
 from agent_server.memory.conversations import Conversations
@@ -101,6 +102,7 @@ class Parts:
     metrics: Metrics
     approaches: Approaches
     actions: Actions
+    prices: Prices
     library: Library
     sessions: SessionStore
     memories: MemoryStore
@@ -152,6 +154,7 @@ def create_app(settings: Settings, *, providers: Providers | None = None) -> Fas
             *openai.routes(),
         ],
         {"v1": openai.manners},
+        openai.sockets(),
     )
     app.state.parts = parts
     app.state.drain = parts.drain
@@ -187,6 +190,8 @@ def build_parts(
 
     def catalog() -> Any:
         return registry.snapshot
+
+    prices = Prices(settings.prices, lambda: catalog().policies.prices)
 
     def transacted(mode: str, seconds: float, succeeded: bool) -> None:
         if succeeded:
@@ -229,6 +234,7 @@ def build_parts(
         policies=registry,
         open_session=trimming.opener(history),
         services={MemoryDesk: desk},
+        prices=prices,
         fetch=files.whole,
     )
     loop = ConnectedLoop(bare_loop, registry)
@@ -256,6 +262,7 @@ def build_parts(
             call_tool=call_tool,
             actions=actions,
             max_parallel=settings.max_parallel_tasks,
+            max_nodes=settings.max_run_nodes,
             stored=checks.library,
         )
     )
@@ -284,6 +291,8 @@ def build_parts(
             settings,
             lambda request: catalog().models_of(request, settings.effective_model),
             of_agent=lambda agent: catalog().agent_budget(agent),
+            limits_of=lambda tenant, key: catalog().limits(tenant, key),
+            prices=prices,
         ).apply,
         prepare=checks,
         observe=observe,
@@ -311,6 +320,7 @@ def build_parts(
         metrics=metrics,
         approaches=approaches,
         actions=actions,
+        prices=prices,
         library=checks.library,
         control=Control(database=database, engine=engine),
         halts=Halts(

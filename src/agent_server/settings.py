@@ -199,6 +199,12 @@ class Settings(BaseSettings):
     max_parallel_tasks: int = Field(
         default=100, ge=1, description="Tasks of one run at the same time."
     )
+    max_run_nodes: int = Field(
+        default=10_000,
+        ge=1,
+        description="Nodes that a run's workflows may carry out (iterations, items, attempts and "
+        "sub-workflows counted), and tasks that a run may begin.",
+    )
 
     # What a run may use
     default_budget: Budget | None = Field(
@@ -214,7 +220,8 @@ class Settings(BaseSettings):
     budget_output_tokens: int = Field(
         default=4_096,
         ge=1,
-        description="Output tokens that are reserved for a model call whose agent sets no maximum.",
+        description="Output tokens that are reserved for a model call whose agent sets no maximum; "
+        "the most that such calls of a run with a budget may ask for side by side.",
     )
     prices: dict[str, ModelPrice] = Field(
         default_factory=dict,

@@ -166,9 +166,11 @@ class FakeRuns:
         return self.log[run_id][after : after + limit]
 
     @asynccontextmanager
-    async def follow(self, tenant: Tenant, run_id: RunId, after: int) -> AsyncIterator[FakeFollow]:
+    async def follow(
+        self, tenant: Tenant, run_id: RunId, after: int, *, deltas: bool = True
+    ) -> AsyncIterator[FakeFollow]:
         await self.get(tenant, run_id)
-        subscription = self.hub.subscribe(run_id)
+        subscription = self.hub.subscribe(run_id, deltas=deltas)
         try:
             yield FakeFollow(self.log[run_id][after:], subscription)
         finally:

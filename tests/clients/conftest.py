@@ -16,6 +16,7 @@ from tests.support.server_process import Nursery
 
 KEY = "key-of-the-clients"
 MODEL = "agent/clerk"
+EMBEDDER = "text-embedding-3-small"
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +37,8 @@ def base_url(tmp_path_factory: pytest.TempPathFactory, models: ModelThread) -> I
             AGENT_SERVER_AGENTS=str(Path(__file__).parent / "served.py"),
             AGENT_SERVER_API_KEY=KEY,
             AGENT_SERVER_LOG_LEVEL="WARNING",
+            AGENT_SERVER_EMBEDDER="openai",
+            AGENT_SERVER_EMBEDDER_BASE_URL=models.base_url,
         )
         serving = house.run("serve", "--host", "127.0.0.1", "--port", str(port))
         asyncio.run(ready_at(f"http://127.0.0.1:{port}"))

@@ -9,4 +9,11 @@ def add(a: float, b: float) -> float:
     return a + b
 
 
+@function_tool(needs_approval=True)
+def wire_money(amount: int) -> str:
+    """Send money, for good."""
+    return f"sent {amount}"
+
+
 clerk = Agent(name="clerk", instructions="You are a clerk.", tools=[add])
+banker = Agent(name="banker", instructions="You are a banker.", tools=[wire_money])

@@ -8,6 +8,7 @@ import openai
 import pytest
 from agents import (
     Agent,
+    OpenAIConversationsSession,
     OpenAIProvider,
     RunConfig,
     Runner,
@@ -129,6 +130,45 @@ async def test_a_run_goes_on_from_the_response_before(
         auto_previous_response_id=True,
     )
     assert second.final_output == "You are Ada."
+    assert "my name is Ada" in json.dumps(models.calls[-1])
+
+
+async def test_a_session_is_a_conversation_of_ours(
+    near: openai.AsyncOpenAI, models: ModelThread
+) -> None:
+    models.script(
+        rule("my name", {"text": "Hello Ada."}),
+        rule("who", calling(("get_weather", {"city": "Oslo"})), {"text": "You are Ada."}),
+    )
+    config = RunConfig(model_provider=OpenAIProvider(openai_client=near), tracing_disabled=True)
+    agent = Agent(name="friend", model=MODEL, tools=[get_weather])
+    session = OpenAIConversationsSession(openai_client=near)
+    await Runner.run(agent, "my name is Ada", session=session, run_config=config)
+    result = await Runner.run(agent, "who am I?", session=session, run_config=config)
+    assert result.final_output == "You are Ada."
+    assert "my name is Ada" in json.dumps(models.calls[-1])
+    items = await session.get_items()
+    kinds = [item.get("type") for item in items]
+    assert kinds.count("message") == 4 and "function_call_output" in kinds
+    last = await session.pop_item()
+    assert last is not None and len(await session.get_items()) == len(items) - 1
+    assert len(await session.get_items(limit=2)) == 2
+    await session.clear_session()
+
+
+async def test_a_run_within_a_conversation_sends_only_what_is_new(
+    near: openai.AsyncOpenAI, models: ModelThread
+) -> None:
+    models.script(
+        rule("my name", {"text": "Hello Ada."}),
+        rule("who", calling(("get_weather", {"city": "Oslo"})), {"text": "You are Ada."}),
+    )
+    config = RunConfig(model_provider=OpenAIProvider(openai_client=near), tracing_disabled=True)
+    agent = Agent(name="friend", model=MODEL, tools=[get_weather])
+    talk = (await near.conversations.create()).id
+    await Runner.run(agent, "my name is Ada", conversation_id=talk, run_config=config)
+    result = await Runner.run(agent, "who am I?", conversation_id=talk, run_config=config)
+    assert result.final_output == "You are Ada."
     assert "my name is Ada" in json.dumps(models.calls[-1])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import KEY, MODEL
+from tests.clients.conftest import EMBEDDER, KEY, MODEL
 from tests.clients.node_project import NodeProject, NotInstalled
 from tests.support.model_thread import ModelThread, calling, rule
 
@@ -16,6 +16,8 @@ RULES = (
     rule("count", {"tokens": 3}),
     rule("where", {"json": PLACE}),
     rule("weather", calling(("get_weather", {"city": "Oslo"})), {"text": "Sunny."}),
+    rule("my name", {"text": "Hello Ada."}),
+    rule("who", {"text": "You are Ada."}),
     rule("hola", calling(("transfer_to_spaniard", {})), {"text": "Buenos dias."}),
     rule("slow", {"text": "late", "latency_s": 60}),
     rule("fail", {"status": 400, "error": {"message": "no such thing"}}),
@@ -39,7 +41,7 @@ def saw(
 ) -> Any:
     """What the script reports."""
     models.script(*RULES)
-    return node.run(request.param, BASE_URL=base_url, API_KEY=KEY, MODEL=MODEL)
+    return node.run(request.param, BASE_URL=base_url, API_KEY=KEY, MODEL=MODEL, EMBEDDER=EMBEDDER)
 
 
 @pytest.mark.parametrize("saw", ["openai_client.mjs"], indirect=True)
@@ -58,6 +60,10 @@ def test_the_openai_client_does_with_us_what_it_does_with_openai(saw: Any) -> No
         "deleted": "NotFoundError",
         "parsed": PLACE,
         "tools": "Sunny.",
+        "known": "You are Ada.",
+        "said": ["my name", "Hello Ada.", "who", "You are Ada."],
+        "file": [5, True],
+        "embedding": 3,
         "chat": "".join(DELTAS),
         "chatUsage": True,
         "chatParsed": PLACE,
@@ -74,6 +80,7 @@ def test_the_openai_client_does_with_us_what_it_does_with_openai(saw: Any) -> No
 
 @pytest.mark.parametrize("saw", ["agents_sdk.mjs"], indirect=True)
 def test_agents_of_the_agents_sdk_have_ours_as_their_model(saw: Any) -> None:
+    assert saw.pop("session") == ["You are Ada.", 4]
     failed = {api: tour.pop("failed") for api, tour in saw.items()}
     assert "response.failed" in failed["responses"] and "no such thing" in failed["chat"]
     tour = {

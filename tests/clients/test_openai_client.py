@@ -1,6 +1,7 @@
 """The ``openai`` client for Python, sync and async, as its own documentation uses it."""
 
 import asyncio
+import base64
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.clients.conftest import KEY, MODEL
+from tests.clients.conftest import EMBEDDER, KEY, MODEL
 from tests.support.model_thread import ModelThread, calling, rule
 
 
@@ -277,6 +278,79 @@ def test_models_are_listed_and_read(client: openai.OpenAI) -> None:
     assert client.models.retrieve(MODEL).object == "model"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4o")
+
+
+# What is kept beside
+
+
+def test_a_conversation_is_carried_on_by_its_id(client: openai.OpenAI, models: ModelThread) -> None:
+    models.script(rule("my name", {"text": "Hello Ada."}), rule("who", {"text": "You are Ada."}))
+    talk = client.conversations.create(
+        items=[{"type": "message", "role": "developer", "content": "Be kind."}],
+        metadata={"topic": "names"},
+    )
+    client.responses.create(model=MODEL, input="my name is Ada", conversation=talk.id)
+    answer = client.responses.create(model=MODEL, input="who am I?", conversation=talk.id)
+    assert answer.conversation is not None and answer.conversation.id == talk.id
+    assert "my name is Ada" in json.dumps(models.calls[-1]["input"])
+    items = list(client.conversations.items.list(talk.id, order="asc", limit=2))
+    texts = [item.content[0].text for item in items]  # type: ignore[union-attr]
+    assert texts == ["Be kind.", "my name is Ada", "Hello Ada.", "who am I?", "You are Ada."]
+    assert client.conversations.items.retrieve(items[1].id, conversation_id=talk.id).id  # type: ignore[arg-type, union-attr]
+    assert client.conversations.update(talk.id, metadata={"topic": "done"}).metadata == {
+        "topic": "done"
+    }
+    assert client.conversations.delete(talk.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.conversations.retrieve(talk.id)
+
+
+def test_a_file_is_uploaded_named_and_deleted(client: openai.OpenAI, models: ModelThread) -> None:
+    models.script(rule("read", {"text": "It says hello."}))
+    made = client.files.create(file=("note.txt", b"hello"), purpose="user_data")
+    assert made.bytes == 5 and client.files.content(made.id).read() == b"hello"
+    part: Any = [
+        {"type": "input_text", "text": "read"},
+        {"type": "input_file", "file_id": made.id},
+    ]
+    answer = client.responses.create(model=MODEL, input=[{"role": "user", "content": part}])
+    assert answer.output_text == "It says hello."
+    sent = models.calls[-1]["input"][0]["content"][1]
+    assert base64.b64decode(sent["file_data"].partition(",")[2]) == b"hello"
+    assert made.id in {one.id for one in client.files.list()}
+    assert client.files.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(made.id)
+
+
+def test_texts_are_embedded(client: openai.OpenAI) -> None:
+    made = client.embeddings.create(model=EMBEDDER, input=["one", "three"])
+    assert [len(one.embedding) for one in made.data] == [3, 3]
+    plain = client.embeddings.create(model=EMBEDDER, input="one", encoding_format="float")
+    assert made.data[0].embedding == pytest.approx(plain.data[0].embedding)
+
+
+@pytest.mark.parametrize("approve", [True, False])
+def test_a_call_that_needs_consent_waits_for_it(
+    client: openai.OpenAI, models: ModelThread, approve: bool
+) -> None:
+    models.script(rule("pay", calling(("wire_money", {"amount": 7})), {"text": "Done."}))
+    first = client.responses.create(model="agent/banker", input="pay")
+    (asked,) = [item for item in first.output if item.type == "mcp_approval_request"]
+    assert asked.name == "wire_money" and json.loads(asked.arguments) == {"amount": 7}
+    second = client.responses.create(
+        model="agent/banker",
+        previous_response_id=first.id,
+        input=[
+            {
+                "type": "mcp_approval_response",
+                "approval_request_id": asked.id,
+                "approve": approve,
+            }
+        ],
+    )
+    assert second.output_text == "Done."
+    assert ("sent 7" in json.dumps(models.calls[-1])) is approve
 
 
 # The asynchronous client

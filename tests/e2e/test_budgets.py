@@ -10,7 +10,7 @@ from tests.durability.world import task
 from tests.support.model_thread import ModelThread, calling, rule
 from tests.support.server_process import Nursery
 
-from .kit import RUNS, Api, House, check_totals, types
+from .kit import RUNS, Api, House, check_totals, problem, types
 
 Json = dict[str, Any]
 PLAN = {
@@ -21,6 +21,16 @@ PLAN = {
     ],
     "actions": [],
 }
+
+
+LIMITS = """
+[limits.keys.anonymous]
+default = {max_tool_calls = 400}
+maximum = {max_tool_calls = 500}
+[prices.priced]
+input_per_mtok = 1000
+output_per_mtok = 1000
+"""
 
 
 def work(**slow: float) -> list[Json]:
@@ -38,9 +48,26 @@ def work(**slow: float) -> list[Json]:
 def api(
     tmp_path_factory: pytest.TempPathFactory, nursery: Nursery, models: ModelThread
 ) -> Iterator[Api]:
-    api = House(tmp_path_factory.mktemp("budgets"), nursery, models).start()
+    house = House(tmp_path_factory.mktemp("budgets"), nursery, models)
+    (house.folder / "agent-server.toml").write_text(LIMITS)
+    api = house.start()
     yield api
     api.http.close()
+
+
+def test_the_most_of_a_key_and_a_model_without_a_price_are_refused_by_name(
+    api: Api, models: ModelThread
+) -> None:
+    body = {"agent": "talker", "input": "x"}
+    said = problem(api.post({**body, "budget": {"max_tool_calls": 501}}), 422, "budget_refused")
+    assert "500" in said["detail"] and "[limits.keys.anonymous]" in said["hint"]
+    assert said["errors"] == [{"path": "/budget/max_tool_calls", "message": "at most 500"}]
+    said = problem(api.post({**body, "budget": {"max_cost_usd": 1}}), 422, "budget_refused")
+    assert "test-model" in said["detail"] and "[prices]" in said["hint"]
+    models.script(default={"text": "ok"})
+    priced = {**body, "model": "priced", "budget": {"max_cost_usd": 1}}
+    run = api.carry_out(**priced)
+    assert run["budget"]["max_tool_calls"] == 400 and float(run["usage"]["cost_usd"]) > 0, run
 
 
 def exceeded(api: Api, limit: str, **budget: Any) -> Json:

@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import Any
 
-from agents import Agent
+import pytest
+from agents import Agent, ModelResponse
 
 from agent_server.domain.errors import BudgetExceeded
 from agent_server.domain.ids import DEFAULT_TENANT
@@ -21,7 +22,8 @@ from agent_server.execution.ports import (
     TaskSpec,
 )
 from agent_server.execution.runs import Runs
-from tests.support.durable import RuleModel, call, loop_for, say
+from agent_server.inference.agent_loop import AgentLoop
+from tests.support.durable import OneModel, RuleModel, call, loop_for, say, settings
 
 from .kit import event_types, finished, running, submit
 
@@ -246,3 +248,94 @@ async def test_a_call_lost_with_its_process_still_counts(url: str) -> None:
         ended = await finished(runs, run)
         assert ended.output == "said" and ended.usage.model_calls == 2
         await check_totals(runs, ended)
+
+
+class Wordy(RuleModel):
+    """Says ``wanted`` tokens, and no more than it is asked for at most."""
+
+    def __init__(self, wanted: Callable[[str], int]) -> None:
+        super().__init__(lambda instructions, items: [say("x")])
+        self.wanted = wanted
+        self.said: list[int] = []
+        self.cut_short = 0
+
+    async def get_response(self, *args: Any, **more: Any) -> ModelResponse:
+        answer = await super().get_response(*args, **more)
+        await asyncio.sleep(0)
+        most = args[2].max_tokens
+        given = self.wanted(str(args[1]))
+        if most is not None and given > most:
+            given = most
+            self.cut_short += 1
+        self.said.append(given)
+        answer.usage.input_tokens, answer.usage.output_tokens = 0, given
+        return answer
+
+
+def wordy_tree(model: Wordy) -> dict[str, Handler]:
+    """A run of three levels with 40 calls side by side, whose agent sets no maximum."""
+    loop = AgentLoop(OneModel(model), settings(budget_output_tokens=500))
+
+    async def leaf(ctx: TaskContext) -> Any:
+        return (await loop.run(ctx, Agent(name="wordy"), f"work {ctx.path}", model="gpt-5")).text
+
+    async def middle(ctx: TaskContext) -> Any:
+        inside = [TaskSpec(f"{ctx.path}.{i}", "leaf", "leaf", {}) for i in range(10)]
+        return judged(await asyncio.gather(*map(ctx.child, inside)))
+
+    async def goal(ctx: TaskContext) -> Any:
+        inside = [TaskSpec(f"{i}", "middle", "middle", {}) for i in range(4)]
+        return judged(await asyncio.gather(*map(ctx.child, inside)))
+
+    return {"goal": goal, "middle": middle, "leaf": leaf}
+
+
+def judged(found: list[TaskOutcome]) -> int:
+    for outcome in found:
+        if outcome.error is not None:
+            assert outcome.error.code == BudgetExceeded.code, outcome.error
+            raise BudgetExceeded(outcome.error.message, errors=outcome.error.errors)
+    return sum(outcome.output if isinstance(outcome.output, int) else 1 for outcome in found)
+
+
+@pytest.mark.parametrize(
+    "budget", [{"max_tokens": 20_000}, {"max_cost_usd": "0.2"}], ids=["tokens", "money"]
+)
+async def test_parallel_calls_without_a_maximum_pass_a_budget_by_at_most_one_of_them(
+    url: str, budget: dict[str, Any]
+) -> None:
+    model = Wordy(lambda asked: 3_000)
+    async with running(url, wordy_tree(model)) as runs:
+        run = await finished(runs, await submit(runs, goal="g", budget=budget))
+        assert run.status is RunStatus.BUDGET_EXCEEDED
+        most = 20_000  # gpt-5 is 10 US dollars per million output tokens
+        assert sum(model.said) <= most + 3_000 and run.usage.output_tokens <= most + 3_000
+        assert run.usage.output_tokens <= sum(model.said)
+        await check_totals(runs, run)
+
+
+async def test_an_answer_that_was_cut_short_beside_others_is_asked_for_again_and_whole(
+    url: str,
+) -> None:
+    model = Wordy(lambda asked: 3_000 if "work 2.7" in asked else 100)
+    async with running(url, wordy_tree(model)) as runs:
+        run = await finished(runs, await submit(runs, goal="g", budget={"max_tokens": 50_000}))
+        assert (run.status, run.output) == (RunStatus.SUCCEEDED, 40), run.error
+        assert run.usage.output_tokens == sum(model.said)
+        assert model.said.count(3_000) == 1 and run.usage.model_calls == 40 + model.cut_short
+        await check_totals(runs, run)
+
+
+async def test_two_processes_share_one_budget_of_tokens(postgres_url: str) -> None:
+    models = [Wordy(lambda asked: 3_000), Wordy(lambda asked: 3_000)]
+    async with AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(
+                running(postgres_url, wordy_tree(model), worker_concurrency=10)
+            )
+            for model in models
+        ]
+        run = await finished(first, await submit(first, goal="g", budget={"max_tokens": 20_000}))
+        assert run.status is RunStatus.BUDGET_EXCEEDED
+        assert sum(models[0].said + models[1].said) <= 20_000 + 3_000
+        await check_totals(second, run)

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from agent_server.domain.errors import BudgetExceeded, BudgetRefused
 from agent_server.domain.ids import DEFAULT_TENANT
-from agent_server.domain.runs import Budget, ModelPrice, RunRequest
-from agent_server.inference.budgets import BudgetRules, Limits
+from agent_server.domain.runs import Budget, Limits, ModelPrice, RunRequest
+from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.estimate import tokens_of
 from agent_server.inference.models import make_usage
 from agent_server.inference.prices import Prices
@@ -42,17 +42,27 @@ def test_each_field_comes_from_the_request_the_agent_or_the_default_below_the_mo
         rules.apply(asked, DEFAULT_TENANT, "me")
 
 
-def test_limits_can_differ_by_tenant_and_key() -> None:
-    rules = BudgetRules(
-        settings(max_budget={"max_tokens": 10}),
-        lambda request: (),
-        limits_of=lambda tenant, key: (
-            Limits(default=Budget(max_tokens=99)) if key == "big" else None
-        ),
-    )
+def test_limits_can_differ_by_tenant_and_key_and_the_nearest_says_each_field() -> None:
+    of_key = Limits(default=Budget(max_tokens=99), maximum=Budget(max_tokens=500))
+    of_tenant = Limits(default=Budget(max_tokens=1, max_tool_calls=3))
+
+    def limits_of(tenant: str, key: str) -> dict[str, Limits]:
+        return {"key": of_key, "tenant": of_tenant} if key == "big" else {}
+
+    knobs = settings(max_budget={"max_tokens": 10, "max_model_calls": 7})
+    rules = BudgetRules(knobs, lambda request: (), limits_of=limits_of)
     request = RunRequest(agent="a", input="x")
-    assert rules.apply(request, DEFAULT_TENANT, "big").budget == Budget(max_tokens=99)
-    assert rules.apply(request, DEFAULT_TENANT, "small").budget == Budget(max_tokens=10)
+    big = Budget(max_tokens=99, max_tool_calls=3, max_model_calls=7)
+    assert rules.apply(request, DEFAULT_TENANT, "big").budget == big
+    small = Budget(max_tokens=10, max_model_calls=7)
+    assert rules.apply(request, DEFAULT_TENANT, "small").budget == small
+    for key, most, where in (("big", 500, "key"), ("small", 10, "AGENT_SERVER_MAX_BUDGET")):
+        asked = RunRequest(agent="a", input="x", budget=Budget(max_tokens=most + 1))
+        with pytest.raises(
+            BudgetRefused, match=f"more than this server allows .{most}."
+        ) as refused:
+            rules.apply(asked, DEFAULT_TENANT, key)
+        assert refused.value.hint == f"Ask for at most {most}, or have {where} raised."
 
 
 def test_a_money_budget_needs_a_price_which_may_be_configured() -> None:
@@ -96,6 +106,21 @@ def test_configured_prices_go_before_the_list_and_may_be_nothing() -> None:
     assert prices.cost_usd("gpt-5.2", usage) == Decimal("2.8")
     assert prices.cost_usd("free", usage) == 0 and prices.known("free")
     assert prices.cost_usd("nobody-knows", usage) is None and not prices.known("nobody-knows")
+
+
+def test_prices_of_the_policy_file_hold_as_they_now_are_and_the_settings_go_before() -> None:
+    held: dict[str, ModelPrice] = {}
+    prices = Prices({"mine": ModelPrice(input_per_mtok=1, output_per_mtok=2)}, lambda: held)
+    assert not prices.known("local")
+    held["local"] = held["mine"] = ModelPrice(input_per_mtok=10, output_per_mtok=20)
+    assert prices.of_tokens("local", 1_000_000, 1_000_000) == 30
+    assert prices.of_tokens("mine", 1_000_000, 1_000_000) == 3
+
+
+@pytest.mark.parametrize("wrong", ["-1", "NaN", "Infinity", "1e9"])
+def test_an_absurd_price_is_none(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        ModelPrice(input_per_mtok=Decimal(wrong), output_per_mtok=Decimal(1))
 
 
 def test_an_image_is_not_counted_by_its_bytes() -> None:

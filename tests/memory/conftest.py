@@ -34,3 +34,15 @@ async def store(database: Database) -> MemoryStore:
     await opened.open()
     Recall(opened)
     return opened
+
+
+@pytest.fixture
+async def sqlite_store(tmp_path: Path) -> AsyncIterator[MemoryStore]:
+    opened = database_at(f"sqlite:///{tmp_path}/data/server.db")
+    await opened.open()
+    await opened.write(upgrade)
+    made = MemoryStore(opened)
+    await made.open()
+    Recall(made)
+    yield made
+    await opened.close()

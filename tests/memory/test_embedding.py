@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,7 +18,7 @@ from agent_server.domain.errors import ConfigurationError, InvalidRequest, Unava
 from agent_server.domain.memories import MemoryChange, MemoryQuery, MemorySource
 from agent_server.memory.embedders import OpenAIEmbedder, unit
 from agent_server.memory.embedding import Embedding
-from agent_server.memory.recall import Recall
+from agent_server.memory.recall import TEXT_CANDIDATES, Recall
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.vector_index import Halfvec, Numpy, SqliteVec
 from agent_server.storage.database import Database
@@ -169,6 +170,38 @@ async def test_an_edit_and_a_deletion_reach_the_vector(store: MemoryStore) -> No
         assert (await store.stats(ONE)).vectors == 1
 
 
+async def test_a_process_without_sqlite_vec_leaves_no_vector_behind(
+    tmp_path: Path, sqlite_store: MemoryStore
+) -> None:
+    """What it cannot read it could not erase either, when its memory is deleted."""
+    async with Embedded(sqlite_store, Senses()) as world:
+        await sqlite_store.add(ONE, [fact("a kitten"), fact("an auto")])
+        await world.settled()
+    kitten = Senses()._one("a kitten")
+
+    async def there() -> bool:
+        await sqlite_store.database.scrub()
+        return any(kitten in path.read_bytes() for path in (tmp_path / "data").iterdir())
+
+    assert isinstance(sqlite_store.vectors, SqliteVec) and await there()
+    await sqlite_store.database.write(SqliteVec.erase_without_it)
+    assert not await there()
+    async with Embedded(sqlite_store, Senses()) as world:
+        await world.settled()
+        assert await world.found("feline", mode="vector", limit=1) == ["a kitten"]
+
+
+async def test_rows_that_hold_no_more_take_no_place_of_those_that_do(store: MemoryStore) -> None:
+    [held] = await store.add(ONE, [fact("zeppelin zero", key="k")])
+    for i in range(TEXT_CANDIDATES):
+        await store.edit(
+            ONE, held.memory.id, MemoryChange(content=f"zeppelin {i}"), source=MemorySource()
+        )
+    await store.add(ONE, [fact("the zeppelin flew over the town hall and the old harbour twice")])
+    found = await store.search(ONE, MemoryQuery(query="zeppelin"))
+    assert len(found) == 2
+
+
 async def test_an_answer_is_embedded_with_the_turn_before_it(store: MemoryStore) -> None:
     embedder = Senses()
     async with Embedded(store, embedder) as world:
@@ -206,11 +239,13 @@ async def test_filtered_neighbours_are_the_exact_ones_and_as_many_as_asked(
         await world.settled()
         asked = {"namespace": "n1", "mode": "vector", "limit": 20, "filter": {"even": True}}
         found = await world.found("query", **asked)
+        all_there_are = await world.found("query", **{**asked, "limit": 50})
     [sought] = await embedder.embed(["query"])
     mine = [t for i, t in enumerate(texts) if i % 3 == 1 and i % 2 == 0]
     exact = sorted(mine, key=lambda t: -cosine(embedder.one(t), sought))[:20]
     assert len(found) == 20
     assert len(set(found) & set(exact)) >= 19
+    assert set(all_there_are) == set(mine) and len(mine) == 50
 
 
 class Spread(Senses):

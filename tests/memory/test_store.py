@@ -1,31 +1,15 @@
 """The store of long-term memory, on both databases, and what holds of ours alone."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
-from agent_server.memory.recall import Recall
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import rebuild
 from agent_server.memory.words import stem
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 from agent_server.testing.memory_store import ONE, MemoryStoreContract, fact
-
-
-@pytest.fixture
-async def sqlite_store(tmp_path: Path) -> AsyncIterator[MemoryStore]:
-    opened = database_at(f"sqlite:///{tmp_path}/data/server.db")
-    await opened.open()
-    await opened.write(upgrade)
-    made = MemoryStore(opened)
-    await made.open()
-    Recall(made)
-    yield made
-    await opened.close()
 
 
 class TestStore(MemoryStoreContract):

@@ -1,7 +1,6 @@
 """Approvals as ``mcp_approval_request`` items: the same record as in the inbox, decided once."""
 
 import json
-import os
 import signal
 from typing import Any
 
@@ -152,7 +151,7 @@ def test_in_the_background_and_over_a_restart(house: House, models: ModelThread)
     last = streamed(server, path=f"/v1/responses/{begun['id']}?stream=true")[-1]
     [item] = last["response"]["output"]
     assert server.server is not None
-    os.kill(server.server.pid, signal.SIGKILL)
+    server.server.signal(signal.SIGKILL)
     assert house.ended(server)
     server = house.start(AGENT_SERVER_DATA_DIR=str(house.folder / "again"))
     server.http.headers.update(key)

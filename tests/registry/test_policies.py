@@ -1,9 +1,12 @@
 """``agent-server.toml``, through the registry."""
 
+from decimal import Decimal
+
 import pytest
 
 from agent_server.domain.agents import ApprovalTerms, ToolEffect
 from agent_server.domain.errors import AgentsFileError
+from agent_server.domain.runs import Budget, Limits
 
 from .conftest import MakeRegistry, Write
 
@@ -144,3 +147,52 @@ async def test_a_tool_inside_an_agent_is_not_taken_for_a_built_in_of_its_name(
     assert registry.effect("current_time", {"read_only": None, "idempotent": True}) is (
         ToolEffect.IDEMPOTENT
     )
+
+
+async def test_limits_and_prices_stand_in_the_policy_file_and_follow_its_edits(
+    make: MakeRegistry, write: Write
+) -> None:
+    write("agents.py", FILE)
+    write(
+        "agent-server.toml",
+        """
+        [limits.keys.ann]
+        default = {max_tokens = 100}
+        maximum = {max_cost_usd = "2.5"}
+        [limits.tenants.default]
+        maximum = {max_model_calls = 9}
+        [prices."my/model"]
+        input_per_mtok = 0.5
+        output_per_mtok = 1.5
+        """,
+    )
+    catalog = await make().load()
+    assert catalog.errors == ()
+    ann = Limits(default=Budget(max_tokens=100), maximum=Budget(max_cost_usd=Decimal("2.5")))
+    everybody = Limits(maximum=Budget(max_model_calls=9))
+    assert list(catalog.limits("default", "ann").values()) == [ann, everybody]
+    [where] = catalog.limits("default", "bob")
+    assert where == "[limits.tenants.default] in agent-server.toml"
+    assert catalog.policies.prices["my/model"].output_per_mtok == Decimal("1.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[limits.key.ann]\nmaximum = {}", "Unknown table 'limits.key'. Did you mean 'keys'"),
+        ("[limits.keys.ann]\nmost = {}", "unknown key 'most'"),
+        ("[limits.keys.ann]\nmaximum = {max_token = 1}", "Did you mean 'max_tokens'"),
+        ("[limits.tenants.t]\ndefault = {max_tokens = -1}", "max_tokens = -1 is not valid"),
+        ("[limits]\nkeys = 3", "'limits.keys' must be a table"),
+        ("[prices.m]\ninput_per_mtok = -1\noutput_per_mtok = 1", "input_per_mtok = -1"),
+        ("[prices.m]\ninput_per_mtok = 1", "output_per_mtok"),
+    ],
+)
+async def test_limits_and_prices_that_make_no_sense_are_named(
+    make: MakeRegistry, write: Write, text: str, says: str
+) -> None:
+    write("agents.py", FILE)
+    write("agent-server.toml", text)
+    with pytest.raises(AgentsFileError) as refused:
+        await make().load()
+    assert says in str(refused.value)

@@ -1,5 +1,7 @@
 """A small OpenAI-compatible server for tests and benchmarks: Responses and Chat Completions.
 
+Of embeddings it makes vectors of three numbers, the last of them the length of the text.
+
 Leans on asyncio alone (and on the demo model's voice where asked), so that it takes little CPU
 beside what is measured. Answers are scripted, by rules or one after another; faults can be put
 anywhere. Refuses to know the code under test: it is spoken to over a real socket.
@@ -166,6 +168,10 @@ class _Peer(asyncio.Protocol):
             api = "responses" if path.endswith("/responses") else "chat"
             self.answer(api, body)
             self.server.on_change()
+        elif path.endswith("/embeddings"):
+            texts = json.loads(body)["input"]
+            vectors = [{"index": n, "embedding": [3.0, 4.0, len(t)]} for n, t in enumerate(texts)]
+            self.plain(200, {"data": vectors})
         elif path == "/calls":
             calls = self.server.calls
             models: dict[str, int] = {}

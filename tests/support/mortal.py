@@ -116,7 +116,9 @@ class MortalJournal:
             self._pending_steps[step.key] = step
             self.commit()
 
-    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+    async def again(
+        self, step: StepRecord, estimate: Estimate | None = None, spent: Any = None
+    ) -> None:
         await anyio.lowlevel.checkpoint()
 
     def cut_off(self, step: StepRecord) -> None:

@@ -17,6 +17,7 @@ from agent_server.domain.errors import (
 from agent_server.domain.workflows import Node
 from agent_server.execution.ports import LostLease, TaskOutcome
 from agent_server.workflow.interpreter import Interpreter, NodeFailed, run_workflow
+from agent_server.workflow.steps import Steps
 from agent_server.workflow.validation import validate
 
 from .fake_context import FakeContext, World, failure, tools
@@ -396,11 +397,11 @@ async def test_the_number_of_executions_is_bounded() -> None:
     inner = {"id": "s", "type": "set", "variables": {"x": 1}}
     loop = {"id": "l", "type": "loop", "while": "true", "max_iterations": 10_000, "nodes": [inner]}
     with pytest.raises(WorkflowLimit):
-        await run([{**loop, "on_error": "continue"}], max_executions=100)
+        await run([{**loop, "on_error": "continue"}], steps=Steps(100))
     with pytest.raises(WorkflowLimit):
         await run(
             [{"id": "m", "type": "map", "over": list(range(200)), "nodes": [inner]}],
-            max_executions=100,
+            steps=Steps(100),
         )
 
 

@@ -15,6 +15,7 @@ from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.domain.runs import Run
 from agent_server.execution.ports import TaskContext
 from agent_server.execution.runs import Runs
+from agent_server.workflow.steps import MAX_NODES
 from agent_server.workflow.tasks import handlers
 from tests.execution.kit import control, finished, running, submit
 
@@ -90,6 +91,7 @@ async def bench(url: str, bench: Bench | None = None, **settings: Any) -> AsyncI
         call_tool=made.call_tool,
         actions=Actions(services),
         max_parallel=20,
+        max_nodes=settings.get("max_run_nodes", MAX_NODES),
         stored=made,
     )
     async with running(url, kinds, **settings) as made.runs:

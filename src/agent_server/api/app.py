@@ -4,13 +4,14 @@ Leans on FastAPI and on the parts it is given. Refuses to make a part, to start 
 how runs work: ``server.py`` composes, this puts doors on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.websockets import WebSocket
 
 from agent_server.api import problems
 from agent_server.api.catalogue import CatalogueRoutes
@@ -22,6 +23,7 @@ from agent_server.api.runs import RunRoutes
 from agent_server.api.workflows import WorkflowRoutes
 from agent_server.domain.errors import FieldError, InvalidRequest
 
+Socket = Callable[[WebSocket], Awaitable[None]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -30,9 +32,11 @@ def build_app(
     lifespan: Lifespan | None = None,
     routes: Sequence[Route] = (),
     manners: Mapping[str, Manners] | None = None,
+    sockets: Mapping[str, Socket] | None = None,
 ) -> FastAPI:
     """The application over ``deps``. ``routes`` are those of other doors, mounted behind ours;
-    ``manners`` is how they render errors, by the first part of a path.
+    ``manners`` is how they render errors, by the first part of a path; ``sockets`` are their
+    WebSockets by path.
     """
     app = FastAPI(
         title="Agent Server",
@@ -62,6 +66,8 @@ def build_app(
             *routes,
         ],
     )
+    for path, socket in (sockets or {}).items():
+        app.router.add_websocket_route(path, socket)
     return app
 
 

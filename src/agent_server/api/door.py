@@ -117,7 +117,7 @@ class Door:
         if scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            await self._websocket(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -166,7 +166,7 @@ class Door:
             if scope["path"] in PROBES:
                 principal = None
             else:
-                principal = self._admit(scope, headers)
+                principal = self._admit(scope, scope["method"], headers)
                 scope[CALL] = Call(principal, request_id)
             if scope["method"] not in READING:
                 receive = self._limited(headers, receive, scope["path"])
@@ -196,12 +196,31 @@ class Door:
                     request_id=request_id,
                 )
 
-    def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Principal:
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a connection in as a call that writes is: a browser's tells its page's origin."""
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        request_id = "req_" + urandom(12).hex()
+        try:
+            principal = self._admit(scope, "POST", headers)
+        except AgentServerError as error:
+            if "websocket.http.response" not in scope.get("extensions", {}):
+                await send({"type": "websocket.close", "code": 1008})
+                return
+
+            async def answer(message: Message) -> None:
+                await send({**message, "type": "websocket." + message["type"]})
+
+            await self._refuse(error, scope["path"], request_id, answer)
+            return
+        scope[CALL] = Call(principal, request_id)
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope, method: str, headers: Mapping[bytes, bytes]) -> Principal:
         """Let the caller in, or raise. Who calls comes first: strangers learn nothing else."""
         client = scope.get("client")
         principal = self._gate.authenticate(headers, client[0] if client else None)
         self._gate.hosts.check_host(headers)
-        self._gate.hosts.check_origin(scope["method"], headers)
+        self._gate.hosts.check_origin(method, headers)
         return principal
 
     def _limited(self, headers: Mapping[bytes, bytes], receive: Receive, path: str) -> Receive:

@@ -5,7 +5,7 @@ answer bytes, because that is what a call costs least; so what they read and ans
 once, and refused or written there. Refuses to know what a route does.
 """
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 from agent_server.api.inputs import NoQuery
 from agent_server.api.problems import MEDIA_TYPE, Problem
@@ -56,6 +58,25 @@ class DirectRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         return self.endpoint
+
+
+class FixedPaths(BaseRoute):
+    """Every route whose path has no parameter, found at once instead of by trying them all."""
+
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        self._routes = {
+            (method, route.path): route
+            for route in routes
+            if isinstance(route, APIRoute) and "{" not in route.path
+            for method in route.methods or ()
+        }
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        route = self._routes.get((scope.get("method", ""), scope["path"]))
+        return (Match.NONE, {}) if route is None else route.matches(scope)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await scope["route"].handle(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -235,6 +256,7 @@ def mount(app: FastAPI, routes: list[Route]) -> None:
             openapi_extra=route.extra(),
             route_class_override=DirectRoute,
         )
+    app.router.routes.insert(0, FixedPaths(app.router.routes))
     models: set[type[BaseModel]] = {Problem}
     for route in routes:
         models.update(a for a in route.answers.values() if not isinstance(a, str))

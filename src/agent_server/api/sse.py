@@ -246,22 +246,28 @@ class EventStream(Response):
 
     async def _pump(self, follow: Follow, send: Send) -> bytes:
         """Write events until the run's last one; return what to write at the very end."""
-        streams = self._streams
         async for batch in follow.batches():
             self._writing = True
-            for event in batch:
-                if self._pinging is not None:
-                    await self._pinging
-                for frame in self.frames(event):
-                    await send({"type": "http.response.body", "body": frame, "more_body": True})
-                if self.ended(event):
-                    return self.closing
+            if await self._write(batch, send):
+                return self.closing
             self._writing = False
-            self._mark = streams.tick
+            self._mark = self._streams.tick
+            del batch  # It would live until the next event, which may be hours.
         if not follow.lagged:
             return b""
         self.lagged = True
         return self.lagged_notice()
+
+    async def _write(self, batch: Sequence[StoredEvent], send: Send) -> bool:
+        """Write these events; whether the run's last one was among them."""
+        for event in batch:
+            if self._pinging is not None:
+                await self._pinging
+            for frame in self.frames(event):
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            if self.ended(event):
+                return True
+        return False
 
     async def _watch(self, receive: Receive) -> None:
         """Wait for the reader to go away, then stop."""

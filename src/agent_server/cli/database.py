@@ -12,13 +12,13 @@ from agent_server.domain.errors import ConfigurationError
 from agent_server.execution import retention
 from agent_server.memory.rows import sizes
 from agent_server.memory.text_index import rebuild
-from agent_server.memory.vector_index import way_of
+from agent_server.memory.vector_index import let_go, way_of
 from agent_server.settings import Settings, load_settings
 from agent_server.storage.copy import Derive, copy
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
 
-DERIVED: tuple[Derive, ...] = (rebuild,)
+DERIVED: tuple[Derive, ...] = (rebuild, let_go)
 """What packages keep beside their rows, made anew in the target."""
 
 

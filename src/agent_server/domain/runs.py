@@ -52,12 +52,19 @@ class Budget(Frozen):
     """Wall time from creation to end, in seconds."""
 
 
+class Limits(Frozen):
+    """What somebody's runs get by default, field by field, and the most they may ask for."""
+
+    default: Budget | None = None
+    maximum: Budget | None = None
+
+
 class ModelPrice(Frozen):
     """What a model costs, in US dollars per million tokens."""
 
-    input_per_mtok: Decimal = Field(ge=0)
-    output_per_mtok: Decimal = Field(ge=0)
-    cached_input_per_mtok: Decimal | None = Field(default=None, ge=0)
+    input_per_mtok: Decimal = Field(ge=0, le=1_000_000)
+    output_per_mtok: Decimal = Field(ge=0, le=1_000_000)
+    cached_input_per_mtok: Decimal | None = Field(default=None, ge=0, le=1_000_000)
 
 
 class Usage(Frozen):

@@ -32,6 +32,8 @@ class LocalRun:
     """Its root is about to end it: what else is carried out stops."""
     elsewhere: set[str] = field(default_factory=set)
     """Children awaited here that this process does not carry out."""
+    begun: set[str] | None = None
+    """The places of the tasks that the run has begun; None until they were looked for."""
 
     @property
     def stops(self) -> bool:

@@ -11,22 +11,23 @@ How it stays below its ceilings, whatever runs side by side and whoever dies:
 - A call that was begun and never heard of again (its process died, its branch was given up) was
   perhaps made and billed: it keeps counting as a call, and holds no tokens and no money back.
 - Where there is no room beside the calls in flight, the next model call waits for them: what they
-  really use is usually less than what was reserved. One that cannot be bounded in advance (its
-  most output is not known) goes alone in the end, so that a ceiling is passed by at most that
-  one call.
+  really use is usually less than what was reserved.
+- Of the calls whose most output is not known, one at a time may say as much as it likes; those beside
+  it are held to what is reserved for them. An answer that is cut short by that is asked for again,
+  as the one that may. So a ceiling is passed by at most one call.
 """
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import Connection
 
 from agent_server.domain.errors import BudgetExceeded, FieldError
 from agent_server.domain.events import BudgetWarning
-from agent_server.domain.runs import Budget, StepKind
+from agent_server.domain.runs import Budget, StepKind, Usage
 from agent_server.execution import store
 from agent_server.execution.ports import Estimate, Holder, LostLease
 from agent_server.storage.database import Database
@@ -57,7 +58,9 @@ class Totals(Protocol):
 
 @dataclass(frozen=True)
 class Reserved:
-    """What one call holds. ``open``: it is under way; else only its calls count."""
+    """What one call holds. ``open``: it is under way; else only its calls count. ``open_ended``: it
+    may say as much as it likes. A call of the kind ``value`` is between two tries, and holds what
+    the first has used."""
 
     kind: StepKind
     model_calls: int
@@ -65,6 +68,7 @@ class Reserved:
     tokens: int = 0
     cost_pico: int = 0
     open: bool = True
+    open_ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,46 @@ class Refusal:
     wait: bool
 
 
+@dataclass(frozen=True)
+class Grant:
+    """The call may be made. ``most_output``: with at most so many output tokens, where the agent
+    sets no maximum. ``lost``: how many calls under its key were begun before."""
+
+    open_ended: bool = False
+    most_output: int | None = None
+    lost: int = 0
+
+
 def limited(budget: Budget | None) -> bool:
     """Whether calls must be counted."""
     return budget is not None and any(getattr(budget, name) is not None for name in LIMITS)
+
+
+def decide(
+    budget: Budget,
+    used: Totals,
+    held: Iterable[Reserved],
+    kind: StepKind,
+    estimate: Estimate | None,
+    calls: int = 1,
+    *,
+    whole: bool = False,
+) -> Grant | Refusal:
+    """Whether ``calls`` calls of one step may be made beside those that are ``held``, and how.
+
+    ``whole``: its answer must not be cut short, so that it waits for its turn to be open-ended.
+    """
+    others = list(held)
+    rationed = budget.max_tokens is not None or budget.max_cost_usd is not None
+    if not rationed or kind != "model" or estimate is None or estimate.bounded:
+        return refusal(budget, used, others, kind, estimate, calls) or Grant()
+    if not any(one.open and one.open_ended for one in others):
+        return refusal(budget, used, others, kind, estimate, calls) or Grant(open_ended=True)
+    if whole:
+        return Refusal(_exceeded("max_tokens", 0, "waits for its turn"), True)
+    most = estimate.output_tokens
+    held_to = replace(estimate, bounded=True)
+    return refusal(budget, used, others, kind, held_to, calls) or Grant(most_output=most)
 
 
 def refusal(
@@ -171,8 +212,8 @@ def unpriced(why: str) -> BudgetExceeded:
     """The error of a money budget that cannot be kept."""
     return BudgetExceeded(
         f"The run has a money budget (max_cost_usd), but {why}.",
-        hint="Set the price in AGENT_SERVER_PRICES, use a model with a known price, or limit "
-        "tokens or calls instead.",
+        hint="Set the price in AGENT_SERVER_PRICES or under [prices] in agent-server.toml, use a "
+        "model with a known price, or limit tokens or calls instead.",
         errors=[FieldError(path="/budget/max_cost_usd", message=why)],
     )
 
@@ -218,20 +259,22 @@ class Meter:
         self._database = database
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._cut_short = False
+        """An answer was cut short: further ones may be as long, and take turns instead."""
 
     async def reserve(
         self, holder: Holder, key: str, kind: Literal["model", "tool"], estimate: Estimate | None
-    ) -> int:
-        """Make room for the call ``key``; returns how many calls under that key were begun before
-        and never heard of again. Waits for calls in flight where they may leave room, in turn.
+    ) -> Grant:
+        """Make room for the call ``key``. Waits for calls in flight where they may leave room, in
+        turn.
 
         Raises ``BudgetExceeded``, and ``LostLease`` when ``holder`` has lost its task.
         """
         async with self._turn:
             while True:
                 self._changed.clear()
-                found = await self._try(holder, key, kind, estimate)
-                if isinstance(found, int):
+                found = await self._try(holder, key, kind, estimate, whole=self._cut_short)
+                if isinstance(found, Grant):
                     return found
                 if not found.wait:
                     raise found.error
@@ -240,16 +283,56 @@ class Meter:
                 except asyncio.TimeoutError:
                     pass
 
-    async def again(self, holder: Holder, key: str, estimate: Estimate | None) -> None:
-        """Make room for one more try of the model call ``key``, which is under way. Never waits:
-        others wait for this one. Raises ``BudgetExceeded``."""
+    async def again(
+        self, holder: Holder, key: str, estimate: Estimate | None, spent: Usage
+    ) -> Grant:
+        """Make room for one more try of the model call ``key``, which is under way. Never waits
+        after a failure: others wait for this one. With ``spent``, what answers that were cut short
+        have used, it waits until it may be open-ended. Raises ``BudgetExceeded``."""
+        if estimate is not None and spent.output_tokens:
+            self._cut_short = True
+            await self._database.write(lambda c: self._put_aside(c, holder, key, spent))
+            self._changed.set()
+            return await self.reserve(holder, key, "model", estimate.after(spent))
         found = await self._try(holder, key, "model", estimate)
-        if not isinstance(found, int):
-            raise found.error
+        if isinstance(found, Grant):
+            return found
+        raise found.error
 
     def settled(self) -> None:
         """A call in this process ended: there may be room."""
         self._changed.set()
+
+    def _put_aside(self, connection: Connection, holder: Holder, key: str, spent: Usage) -> None:
+        """The call ``key`` is between two tries: it holds what it has used, and nobody waits for
+        it."""
+        self._fence(connection, holder)
+        store.locked_run_row(connection, holder.run_id)
+        begun = [r for r in store.reservations_of(connection, holder.run_id) if r.key == key]
+        used = spent.input_tokens + spent.output_tokens
+        values = self._row(holder, key, sum(row.model_calls for row in begun))
+        cost = store.pico(spent.cost_usd or Decimal(0))
+        store.reserve(connection, values | {"kind": "value", "tokens": used, "cost_pico": cost})
+
+    def _fence(self, connection: Connection, holder: Holder) -> None:
+        where = (holder.run_id, holder.path, holder.owner, holder.epoch)
+        if not store.holds(connection, *where):
+            raise LostLease(f"task {holder.path!r} of {holder.run_id} was taken over")
+
+    def _row(self, holder: Holder, key: str, model_calls: int) -> dict[str, Any]:
+        return {
+            "run_id": holder.run_id,
+            "key": key,
+            "task_path": holder.path,
+            "epoch": holder.epoch,
+            "kind": "model",
+            "model_calls": model_calls,
+            "tool_calls": 0,
+            "tokens": 0,
+            "cost_pico": 0,
+            "under_way": True,
+            "open_ended": False,
+        }
 
     async def _try(
         self,
@@ -257,50 +340,44 @@ class Meter:
         key: str,
         kind: Literal["model", "tool"],
         estimate: Estimate | None,
-    ) -> int | Refusal:
-        """Reserve the call, with all earlier ones under its key; how many those are."""
+        *,
+        whole: bool = False,
+    ) -> Grant | Refusal:
+        """Reserve the call, with all earlier ones under its key."""
         budget = self.budget
         assert budget is not None
 
-        def transaction(connection: Connection) -> int | Refusal:
-            where = (holder.run_id, holder.path, holder.owner, holder.epoch)
-            if not store.holds(connection, *where):
-                raise LostLease(f"task {holder.path!r} of {holder.run_id} was taken over")
+        def transaction(connection: Connection) -> Grant | Refusal:
+            self._fence(connection, holder)
             used = store.locked_run_row(connection, holder.run_id)
             held: list[Reserved] = []
             before = 0
             for row in store.reservations_of(connection, holder.run_id):
-                own = row.key == key
-                before += (row.model_calls + row.tool_calls) if own else 0
-                if not own:
-                    held.append(
-                        Reserved(
-                            row.kind,
-                            row.model_calls,
-                            row.tool_calls,
-                            row.tokens,
-                            row.cost_pico,
-                            open=row.live,
-                        )
+                if row.key == key:
+                    before += row.model_calls + row.tool_calls
+                    continue
+                held.append(
+                    Reserved(
+                        row.kind,
+                        row.model_calls,
+                        row.tool_calls,
+                        row.tokens,
+                        row.cost_pico,
+                        open=row.live,
+                        open_ended=bool(row.open_ended),
                     )
-            refused = refusal(budget, used, held, kind, estimate, before + 1)
-            if refused is not None:
-                return refused
-            store.reserve(
-                connection,
-                {
-                    "run_id": holder.run_id,
-                    "key": key,
-                    "task_path": holder.path,
-                    "epoch": holder.epoch,
-                    "kind": kind,
-                    "model_calls": before + 1 if kind == "model" else 0,
-                    "tool_calls": before + 1 if kind == "tool" else 0,
-                    "tokens": 0 if estimate is None else estimate.tokens,
-                    "cost_pico": 0 if estimate is None else store.pico(estimate.cost_usd),
-                    "under_way": True,
-                },
-            )
-            return before
+                )
+            found = decide(budget, used, held, kind, estimate, before + 1, whole=whole)
+            if isinstance(found, Refusal):
+                return found
+            values = self._row(holder, key, before + 1 if kind == "model" else 0)
+            values |= {"kind": kind, "open_ended": found.open_ended}
+            if kind == "tool":
+                values["tool_calls"] = before + 1
+            if estimate is not None:
+                cost = store.pico(estimate.cost_usd)
+                values |= {"tokens": estimate.tokens, "cost_pico": cost}
+            store.reserve(connection, values)
+            return replace(found, lost=before)
 
         return await self._database.write(transaction)

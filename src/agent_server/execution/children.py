@@ -14,6 +14,7 @@ import anyio
 from sqlalchemy import Connection, Row
 
 from agent_server.domain.base import utcnow
+from agent_server.domain.errors import WorkflowLimit
 from agent_server.domain.events import TaskSkipped
 from agent_server.domain.ids import task_id
 from agent_server.execution import store
@@ -21,20 +22,23 @@ from agent_server.execution.attempts import Attempt, LocalRun, outcome_of
 from agent_server.execution.commits import Birth
 from agent_server.execution.events import Told
 from agent_server.execution.journal import DurableJournal
-from agent_server.execution.ports import Holder, LostLease, TaskOutcome, TaskSpec
+from agent_server.execution.ports import UNDO_MARK, Holder, LostLease, TaskOutcome, TaskSpec
 from agent_server.execution.roster import Roster, settle
 
 
 class Children:
     """The children of every task that is carried out here."""
 
-    def __init__(self, roster: Roster, launch: Callable[[Attempt], None]) -> None:
+    def __init__(self, roster: Roster, launch: Callable[[Attempt], None], most: int) -> None:
+        """``most``: how many tasks one run may begin."""
         self._roster = roster
         self._launch = launch
+        self._most = most
 
     async def run(self, parent: Attempt, journal: DurableJournal, spec: TaskSpec) -> TaskOutcome:
         """See ``TaskContext.child``. Cancelled, it cancels the child, unless the parent is only let
         go of, to be taken up again, or the run itself is being ended, which reaches the child."""
+        await self._bound(parent.local, spec)
         call = _Call(parent, journal, spec, asyncio.get_running_loop().create_future())
         self._begin(call)
         self._roster.yield_slot(parent)
@@ -56,6 +60,25 @@ class Children:
             raise
         finally:
             self._roster.take_slot_back(parent)
+
+    async def _bound(self, local: LocalRun, spec: TaskSpec) -> None:
+        """Raises ``WorkflowLimit`` for one task too many. What is hidden belongs to another task,
+        and what undoes may be as much again. A run that several nodes carry out is counted by each
+        when it takes it up, so that it may pass the limit by what they begin meanwhile."""
+        if spec.hidden:
+            return
+        if local.begun is None:
+            run_id = local.snapshot.id
+            found = await self._roster.database.read(lambda c: store.begun_tasks(c, run_id))
+            local.begun = found if local.begun is None else local.begun
+        most = self._most * (2 if UNDO_MARK in spec.path else 1)
+        if spec.path not in local.begun and len(local.begun) >= most:
+            raise WorkflowLimit(
+                f"The run would begin more than {most} tasks, its sub-workflows' included.",
+                hint="Lower the bounds of its loops, map over fewer items, split it, or raise "
+                "AGENT_SERVER_MAX_RUN_NODES.",
+            )
+        local.begun.add(spec.path)
 
     async def _accuse(self, parent: Attempt) -> None:
         """The parent, which only stood above what waits, is at work again."""

@@ -114,7 +114,7 @@ class Engine:
             observe=self._observe,
             tool_grace_s=settings.tool_grace_s,
         )
-        self._children = Children(self.roster, self._launch)
+        self._children = Children(self.roster, self._launch, settings.max_run_nodes)
         self._watch = Watch(self.roster)
         self._waits = Waits(self.roster)
         self.database = database
@@ -220,6 +220,7 @@ class Engine:
     def launch_root(self, snapshot: RunSnapshot, payload: JsonObject) -> None:
         """Carry out a run whose root task was inserted as taken by this node (epoch 1)."""
         local = self._local(snapshot, None)
+        local.begun = set()
         self._launch(
             Attempt(
                 local=local,

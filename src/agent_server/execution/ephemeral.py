@@ -28,8 +28,9 @@ from agent_server.domain.events import (
 from agent_server.domain.ids import RunId, TaskId, task_id
 from agent_server.domain.runs import Budget, StepKind, Usage, WaitingFor
 from agent_server.execution import consent, store
-from agent_server.execution.budget import WARN_SHARE, Reserved, limited, refusal, warnings
+from agent_server.execution.budget import WARN_SHARE, Grant, Reserved, decide, limited, warnings
 from agent_server.execution.ports import (
+    NO_USAGE,
     ApprovalAsk,
     ApprovalDecision,
     Estimate,
@@ -53,21 +54,34 @@ class Account:
         self.budget = budget
         self.used = SimpleNamespace(**store.NO_USAGE)
         self._held: dict[str, Reserved] = {}
+        self._cut_short = False
         self._changed = asyncio.Event()
 
-    async def reserve(self, key: str, kind: StepKind, estimate: Estimate | None) -> None:
-        """Make room for one more call of the step ``key``. Raises ``BudgetExceeded``."""
+    async def reserve(
+        self, key: str, kind: StepKind, estimate: Estimate | None, spent: Usage = NO_USAGE
+    ) -> int | None:
+        """Make room for one more call of the step ``key``; see ``Journal.begin`` and ``again``.
+        Raises ``BudgetExceeded``."""
         if self.budget is None or not limited(self.budget):
-            return
+            return None
+        before = self._held.get(key)
+        calls = 1 if before is None else before.model_calls + before.tool_calls + 1
+        if before is not None and estimate is not None and spent.output_tokens:
+            self._cut_short = True
+            estimate = estimate.after(spent)
+            used = spent.input_tokens + spent.output_tokens
+            cost = store.pico(spent.cost_usd or Decimal(0))
+            self._held[key] = Reserved("value", before.model_calls, 0, used, cost)
+            self._changed.set()
+        again = before is not None and not spent.output_tokens
         while True:
-            before = self._held.get(key)
-            calls = 1 if before is None else before.model_calls + before.tool_calls + 1
             others = [held for other, held in self._held.items() if other != key]
-            refused = refusal(self.budget, self.used, others, kind, estimate, calls)
-            if refused is None:
+            whole = self._cut_short and not again
+            found = decide(self.budget, self.used, others, kind, estimate, calls, whole=whole)
+            if isinstance(found, Grant):
                 break
-            if not refused.wait or before is not None:
-                raise refused.error
+            if not found.wait or again:
+                raise found.error
             self._changed.clear()
             await self._changed.wait()
         self._held[key] = Reserved(
@@ -76,7 +90,9 @@ class Account:
             calls if kind == "tool" else 0,
             0 if estimate is None else estimate.tokens,
             0 if estimate is None else store.pico(estimate.cost_usd),
+            open_ended=found.open_ended,
         )
+        return found.most_output
 
     def settle(self, key: str, usage: Usage) -> list[BudgetWarning]:
         """The call ended and used ``usage``; what is to be said of the budget."""
@@ -146,9 +162,10 @@ class EphemeralJournal:
 
     async def begin(
         self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
-    ) -> None:
+    ) -> int | None:
+        most = None
         if step.kind != "value":
-            await self.account.reserve(step.key, step.kind, estimate)
+            most = await self.account.reserve(step.key, step.kind, estimate)
         self._steps[step.key] = step
         if step.kind != "value":
             self.emit(
@@ -160,9 +177,12 @@ class EphemeralJournal:
                     input=step.input if step.kind == "tool" else None,
                 )
             )
+        return most
 
-    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
-        await self.account.reserve(step.key, step.kind, estimate)
+    async def again(
+        self, step: StepRecord, estimate: Estimate | None = None, spent: Usage = NO_USAGE
+    ) -> int | None:
+        return await self.account.reserve(step.key, step.kind, estimate, spent)
 
     def cut_off(self, step: StepRecord) -> None:
         self.account.cut_off(step.key)

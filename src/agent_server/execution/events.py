@@ -5,7 +5,6 @@ for its bounded queue is told so and dropped, and a run never notices.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,42 +52,56 @@ def splice_seq(seq: int, data: str) -> bytes:
 
 
 class Subscription:
-    """One reader's bounded queue. ``lagged`` is set when it overflowed; nothing follows then."""
+    """One reader's bounded queue. ``lagged`` is set when it overflowed; nothing follows then.
 
-    def __init__(self, size: float) -> None:
+    Without ``deltas`` it takes facts alone, and never lags: the store has them all.
+    There are thousands of them, so that it is a list and a future: a deque or an ``asyncio.Event``
+    takes ten times as much.
+    """
+
+    def __init__(self, size: float, deltas: bool = True) -> None:
+        self.deltas = deltas
         self._size = size
-        self._queue: deque[StoredEvent] = deque()
-        self._ready = asyncio.Event()
+        self._queue: list[StoredEvent] = []
+        self._ready = False
+        self._waiter: asyncio.Future[None] | None = None
         self._looks = False
         self.lagged = False
 
     def put(self, event: StoredEvent) -> None:
-        if self.lagged:
+        if self.lagged or (event.seq is None and not self.deltas):
             return
         if len(self._queue) >= self._size:
-            self.lagged = True
+            self.lagged = self.deltas
+            self._looks = not self.deltas
             self._queue.clear()
         else:
             self._queue.append(event)
-        self._ready.set()
+        self.nudge()
 
     async def get(self) -> list[StoredEvent]:
         """Wait for events and take all there are; empty when lagged or woken for nothing."""
-        await self._ready.wait()
-        self._ready.clear()
+        if not self._ready:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._ready = False
         looks, self._looks = self._looks, False
-        taken = [] if looks else list(self._queue)  # The store has all but deltas.
-        self._queue.clear()
-        return taken
+        taken, self._queue = self._queue, []
+        return [] if looks else taken  # The store has all but deltas.
 
     def nudge(self) -> None:
         """Let the reader take what there is, be it nothing: no more may come."""
-        self._ready.set()
+        self._ready = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def wake(self) -> None:
         """Let the reader look into the store."""
         self._looks = True
-        self._ready.set()
+        self.nudge()
 
 
 class Elsewhere(Protocol):
@@ -117,8 +130,8 @@ class EventHub:
         """Carry events to and from other nodes; None parts again."""
         self._elsewhere = elsewhere
 
-    def subscribe(self, run_id: str) -> Subscription:
-        subscription = Subscription(self._queue_size)
+    def subscribe(self, run_id: str, *, deltas: bool = True) -> Subscription:
+        subscription = Subscription(self._queue_size, deltas)
         self._readers.setdefault(run_id, set()).add(subscription)
         self._follow(run_id)
         return subscription
@@ -131,8 +144,8 @@ class EventHub:
                 del self._readers[run_id]
 
     def listened(self, run_id: str) -> bool:
-        """Whether anybody reads the run's events, here or elsewhere."""
-        return run_id in self._readers or (
+        """Whether anybody reads the run's deltas, here or elsewhere."""
+        return any(reader.deltas for reader in self._readers.get(run_id, ())) or (
             self._elsewhere is not None and self._elsewhere.wanted(run_id)
         )
 

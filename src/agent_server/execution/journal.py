@@ -23,11 +23,12 @@ from agent_server.domain.events import (
     StepStarted,
 )
 from agent_server.domain.ids import TaskId
+from agent_server.domain.runs import Usage
 from agent_server.execution import store
 from agent_server.execution.commits import PASSING, Batch, Birth, Commits, Ending, Entry
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import DELTA, StoredEvent
-from agent_server.execution.ports import Estimate, Holder, LostLease, StepRecord
+from agent_server.execution.ports import NO_USAGE, Estimate, Holder, LostLease, StepRecord
 
 SHOWN_OUTPUT = 2_000
 """Characters of a tool's result that its event repeats; the whole is in the ledger."""
@@ -106,14 +107,16 @@ class DurableJournal:
 
     async def begin(
         self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
-    ) -> None:
+    ) -> int | None:
         self._check()
+        most = None
         await self._stand_still()
         if step.kind != "value" and self._meter.limited:
             self._refuse_halted()
             await self._wait_born()
-            lost = await self._meter.reserve(self._holder, step.key, step.kind, estimate)
-            self._lost_calls[step.key] = lost
+            grant = await self._meter.reserve(self._holder, step.key, step.kind, estimate)
+            self._lost_calls[step.key] = grant.lost
+            most = grant.most_output
             self._check()
         self._refuse_halted()
         self._recorded[step.key] = step
@@ -126,20 +129,24 @@ class DurableJournal:
             )
         if not commit:
             self._linger()
-            return
+            return most
         self._pending.steps[step.key] = step
         self._unsafe.add(step.key)
         self._safe.clear()
         crash_point("step.before_begin")
         await self.flush()
         crash_point("step.after_begin")
+        return most
 
-    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+    async def again(
+        self, step: StepRecord, estimate: Estimate | None = None, spent: Usage = NO_USAGE
+    ) -> int | None:
         self._check()
         await self._stand_still()
         self._refuse_halted()
-        if self._meter.limited:
-            await self._meter.again(self._holder, step.key, estimate)
+        if not self._meter.limited:
+            return None
+        return (await self._meter.again(self._holder, step.key, estimate, spent)).most_output
 
     def cut_off(self, step: StepRecord) -> None:
         if self._meter.limited and not self._closed:

@@ -90,6 +90,15 @@ class Estimate:
         """The most it will cost; 0 where no price is known."""
         return (self.input_cost_usd or Decimal(0)) + (self.output_cost_usd or Decimal(0))
 
+    def after(self, spent: Usage) -> "Estimate":
+        """The same, behind tries that have used ``spent``."""
+        cost = self.input_cost_usd
+        return replace(
+            self,
+            input_tokens=self.input_tokens + spent.input_tokens + spent.output_tokens,
+            input_cost_usd=None if cost is None else cost + (spent.cost_usd or Decimal(0)),
+        )
+
 
 def reconciled_key(doubted: StepRecord) -> str:
     """Where the ledger holds how the call ``doubted`` went, if somebody said."""
@@ -127,18 +136,25 @@ class Journal(Protocol):
 
     async def begin(
         self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
-    ) -> None:
+    ) -> int | None:
         """Room for the call is reserved in the run's budget, and the step starts: ``step.started``, and with ``commit`` the ledger holds it as
         ``started`` when this returns, together with everything recorded before it.
 
         ``commit=True`` for what must not be repeated silently. ``commit=False`` for what may be
         repeated (a model call, a reading tool): nothing but the event is written, in passing.
-        Raises ``BudgetExceeded``; may wait until calls in flight have settled.
+        Raises ``BudgetExceeded``; may wait until calls in flight have settled. Returns the most
+        output tokens that the call may ask for, where the budget sets that and its agent does not.
         """
 
-    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+    async def again(
+        self, step: StepRecord, estimate: Estimate | None = None, spent: Usage = NO_USAGE
+    ) -> int | None:
         """The model call of ``step``, which began, is tried once more: a call of its own for the
-        budget. Raises ``BudgetExceeded``."""
+        budget, with what ``begin`` returns. Raises ``BudgetExceeded``.
+
+        ``spent`` is what its answers so far have used, which ``begin`` made too short: with it, this
+        waits until the answer may be whole.
+        """
 
     def cut_off(self, step: StepRecord) -> None:
         """The call of ``step`` was aborted, and will not be finished. It counts as made."""

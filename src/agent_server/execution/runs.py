@@ -92,13 +92,13 @@ class Follow:
     run's last event. ``lagged`` is set when this reader was too slow for its queue.
     """
 
-    def __init__(self, runs: "Runs", run_id: str, tenant: Tenant, after: int) -> None:
+    def __init__(self, runs: "Runs", run_id: str, tenant: Tenant, after: int, deltas: bool) -> None:
         self._runs = runs
         self._run_id = run_id
         self._tenant = tenant
         self._last = after
         self._over = False
-        self._subscription = runs.hub.subscribe(run_id)
+        self._subscription = runs.hub.subscribe(run_id, deltas=deltas)
 
     @property
     def lagged(self) -> bool:
@@ -112,6 +112,7 @@ class Follow:
     async def batches(self) -> AsyncIterator[Events]:
         async for batch in self._stored():
             yield batch
+            del batch  # It would live until the next event, which may be hours.
         while not self._over and not self.lagged:
             taken = await self._subscription.get()
             fresh = [e for e in taken if e.seq is None or e.seq > self._last]
@@ -467,14 +468,20 @@ class Runs:
         return await self.database.read(lambda c: store.event_rows(c, tenant, run_id, after, limit))
 
     @asynccontextmanager
-    async def follow(self, tenant: Tenant, run_id: str, after: int) -> AsyncIterator[Follow]:
-        """Read the run's events from number ``after`` on, until it ends. Raises ``NotFound``."""
-        follow = Follow(self, run_id, tenant, after)
+    async def follow(
+        self, tenant: Tenant, run_id: str, after: int, *, deltas: bool = True
+    ) -> AsyncIterator[Follow]:
+        """Read the run's events from number ``after`` on, until it ends. Raises ``NotFound``.
+
+        Without ``deltas`` none is made for this reader, which then cannot lag.
+        """
+        follow = Follow(self, run_id, tenant, after, deltas)
         try:
             row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
             if row is None:
                 raise _no_run(run_id)
             follow.start(row.last_seq, RunStatus(row.status).ended)
+            del row  # A reader may stay for hours.
             yield follow
         finally:
             follow.close()

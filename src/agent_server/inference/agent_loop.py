@@ -94,6 +94,7 @@ class AgentLoop:
         open_session: OpenSession | None = None,
         tracing: bool = False,
         services: Mapping[type[Any], Any] | None = None,
+        prices: Prices | None = None,
         fetch: Fetch | None = None,
     ) -> None:
         """``tracing`` lets the SDK make spans for processors that this process has set; without
@@ -106,7 +107,7 @@ class AgentLoop:
         self._policies = policies or HintedPolicies()
         self._open_session = open_session
         self._tracing = tracing
-        self._prices = Prices(settings.prices)
+        self._prices = prices or Prices(settings.prices)
         install()
 
     async def run(

@@ -4,28 +4,19 @@ Leans on the settings, the estimate and the price list. Refuses to count: ``exec
 does, while the run goes on.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from agent_server.domain.errors import BudgetRefused, FieldError
 from agent_server.domain.ids import Tenant
-from agent_server.domain.runs import Budget, RunRequest
+from agent_server.domain.runs import Budget, Limits, RunRequest
 from agent_server.inference.estimate import tokens_of
 from agent_server.inference.prices import Prices
 from agent_server.settings import Settings
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What somebody's runs get by default, field by field, and the most they may ask for."""
-
-    default: Budget | None = None
-    maximum: Budget | None = None
-
-
-LimitsOf = Callable[[Tenant, str], Limits | None]
-"""The hook for limits by tenant and by key (the principal's name); None leaves the settings'."""
+LimitsOf = Callable[[Tenant, str], Mapping[str, Limits]]
+"""The limits of a tenant and of a key (the principal's name), by what sets them, the nearest
+first. Field by field the nearest that says something counts; the settings' come last."""
 
 
 class BudgetRules:
@@ -41,17 +32,19 @@ class BudgetRules:
         models: Callable[[RunRequest], Iterable[str]],
         *,
         of_agent: Callable[[str], Budget | None] = lambda agent: None,
-        limits_of: LimitsOf = lambda tenant, principal: None,
+        limits_of: LimitsOf = lambda tenant, principal: {},
+        prices: Prices | None = None,
     ) -> None:
-        self._limits = Limits(settings.default_budget, settings.max_budget)
-        self._prices = Prices(settings.prices)
+        of_settings = Limits(default=settings.default_budget, maximum=settings.max_budget)
+        self._of_settings = {"AGENT_SERVER_MAX_BUDGET": of_settings}
+        self._prices = prices or Prices(settings.prices)
         self._models = models
         self._of_agent = of_agent
         self._limits_of = limits_of
 
     def apply(self, request: RunRequest, tenant: Tenant, principal: str) -> RunRequest:
         """``request`` with the budget that holds for it. Raises ``BudgetRefused``."""
-        limits = self._limits_of(tenant, principal) or self._limits
+        limits = {**self._limits_of(tenant, principal), **self._of_settings}
         of_agent = self._of_agent(request.agent) if request.agent is not None else None
         budget = _resolved(request.budget, of_agent, limits)
         if budget is None:
@@ -62,8 +55,8 @@ class BudgetRules:
             if unknown:
                 raise BudgetRefused(
                     f"max_cost_usd cannot be kept: the price of {', '.join(unknown)} is not known.",
-                    hint="Set it in AGENT_SERVER_PRICES, use a model with a known price, or limit "
-                    "tokens or calls instead.",
+                    hint="Set it in AGENT_SERVER_PRICES or under [prices] in agent-server.toml, use a "
+                    "model with a known price, or limit tokens or calls instead.",
                     errors=[FieldError(path="/budget/max_cost_usd", message="no known price")],
                 )
         self._check_first_call(request, budget, models)
@@ -90,23 +83,30 @@ def _too_small(name: str, most: Any, need: str) -> BudgetRefused:
     )
 
 
-def _resolved(asked: Budget | None, of_agent: Budget | None, limits: Limits) -> Budget | None:
+def _resolved(
+    asked: Budget | None, of_agent: Budget | None, limits: Mapping[str, Limits]
+) -> Budget | None:
     """Field by field: what is asked, else the agent's, else the default; never above the most."""
     found: dict[str, Any] = {}
     for name in Budget.model_fields:
-        own = getattr(asked, name) if asked is not None else None
-        most = getattr(limits.maximum, name) if limits.maximum is not None else None
+        own = _of(asked, name)
+        set_by = ((_of(limit.maximum, name), where) for where, limit in limits.items())
+        most, where = next((one for one in set_by if one[0] is not None), (None, ""))
         if own is not None and most is not None and own > most:
             raise BudgetRefused(
                 f"The budget {name}={own} is more than this server allows ({most}).",
-                hint=f"Ask for at most {most}, or have AGENT_SERVER_MAX_BUDGET raised.",
+                hint=f"Ask for at most {most}, or have {where} raised.",
                 errors=[FieldError(path=f"/budget/{name}", message=f"at most {most}")],
             )
-        for source in (of_agent, limits.default):
-            if own is None and source is not None:
-                given = getattr(source, name)
-                own = given if given is None or most is None else min(given, most)
+        for source in (of_agent, *(limit.default for limit in limits.values())):
+            given = _of(source, name)
+            if own is None and given is not None:
+                own = given if most is None else min(given, most)
         value = most if own is None else own
         if value is not None:
             found[name] = value
     return Budget(**found) if found else None
+
+
+def _of(budget: Budget | None, name: str) -> Any:
+    return None if budget is None else getattr(budget, name)

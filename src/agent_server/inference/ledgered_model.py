@@ -47,7 +47,8 @@ from agent_server.domain.errors import ModelIncomplete, error_info
 from agent_server.domain.events import MessageCompleted, ReasoningCompleted
 from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import Usage
-from agent_server.execution.ports import StepRecord
+from agent_server.execution.ephemeral import add_usage
+from agent_server.execution.ports import NO_USAGE, StepRecord
 from agent_server.inference.approvals import foresee
 from agent_server.inference.attachments import attach
 from agent_server.inference.audit import AUDIT
@@ -278,8 +279,8 @@ class LedgeredModel(Model):
         expected = None
         if run.ctx.run.budget is not None:
             expected = estimate(request, step.name, run.prices, run.assumed_output_tokens)
-        await run.write(journal.begin(step, commit=False, estimate=expected))
-        tries = 0
+        most = await run.write(journal.begin(step, commit=False, estimate=expected))
+        tries, spent = 0, NO_USAGE
 
         options = run.ctx.run.request.options
         given: list[str] = []
@@ -291,18 +292,42 @@ class LedgeredModel(Model):
             journal.delta(step.key, agent, text)
 
         async def once() -> ModelResponse:
-            nonlocal tries
+            nonlocal tries, most
             if tries:
-                await run.write(journal.again(step, expected))
+                most = await run.write(journal.again(step, expected, spent))
             tries += 1
-            return await respond(model, request, on_text)
+            return await respond(model, held_to(request, most), on_text)
+
+        async def whole() -> ModelResponse:
+            """An answer, and another where that was cut short by what it was held to."""
+            nonlocal spent
+            while True:
+                answer = None
+                try:
+                    answer = await retrying(once, run.model_retries)
+                except ModelIncomplete:
+                    if most is None:
+                        raise
+                if answer is not None and (most is None or answer.usage.output_tokens < most):
+                    return answer
+                assert most is not None and expected is not None
+                used = make_usage(expected.input_tokens, most) if answer is None else answer.usage
+                given.clear()
+                spent = add_usage(
+                    spent,
+                    Usage(
+                        input_tokens=used.input_tokens,
+                        output_tokens=used.output_tokens,
+                        cost_usd=run.prices.cost_usd(step.name, used),
+                    ),
+                )
 
         try:
-            response = await retrying(once, run.model_retries)
+            response = await whole()
         except Exception as error:
             # A provider does not bill what failed; what it would have cost is known or not.
             cost = Decimal(0) if run.prices.known(step.name) else None
-            used_up = Usage(model_calls=tries, cost_usd=cost)
+            used_up = add_usage(spent, Usage(model_calls=tries, cost_usd=cost))
             failed = replace(step, attempts=step.attempts + tries - 1)
             if given and isinstance(error, ModelIncomplete):
                 said = "".join(given)
@@ -321,11 +346,14 @@ class LedgeredModel(Model):
             journal.cut_off(step)
             raise
         used = response.usage
-        usage = Usage(
-            model_calls=tries,
-            input_tokens=used.input_tokens,
-            output_tokens=used.output_tokens,
-            cost_usd=run.prices.cost_usd(step.name, used),
+        usage = add_usage(
+            spent,
+            Usage(
+                model_calls=tries,
+                input_tokens=used.input_tokens,
+                output_tokens=used.output_tokens,
+                cost_usd=run.prices.cost_usd(step.name, used),
+            ),
         )
         text = text_of(response)
         if text:
@@ -379,6 +407,13 @@ class LedgeredModel(Model):
         self._asked, self._asked_hash, self._asker = items, hasher, agent
         self._instructions = instructions
         self._question, self._digest = question, final.hexdigest()
+
+
+def held_to(request: ModelRequest, most: int | None) -> ModelRequest:
+    """``request`` with an answer of at most so many tokens."""
+    if most is None:
+        return request
+    return replace(request, model_settings=replace(request.model_settings, max_tokens=most))
 
 
 def text_of(response: ModelResponse) -> str:

@@ -4,7 +4,7 @@ Leans on genai-prices' bundled list, which is never updated over the network her
 guess: a model without a price has none, and what has no price is never called free.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -39,18 +39,27 @@ class _Price:
 
 
 class Prices:
-    """The ``configured`` prices by model name, and the built-in list for all others."""
+    """The ``configured`` prices by model name, those of the policy file as it now is
+    (``of_file``), and the built-in list for all others."""
 
-    def __init__(self, configured: Mapping[str, ModelPrice] | None = None) -> None:
+    def __init__(
+        self,
+        configured: Mapping[str, ModelPrice] | None = None,
+        of_file: Callable[[], Mapping[str, ModelPrice]] = dict,
+    ) -> None:
         self._configured = configured or {}
+        self._of_file = of_file
+
+    def _set(self, model: str) -> ModelPrice | None:
+        return self._configured.get(model) or self._of_file().get(model)
 
     def known(self, model: str) -> bool:
         """Whether calls of ``model`` have a price."""
-        return model in self._configured or _price(model) is not None
+        return self._set(model) is not None or _price(model) is not None
 
     def cost_usd(self, model: str, usage: Usage) -> Decimal | None:
         """See ``cost_usd``. A configured price may be 0, and then the call costs 0."""
-        rates = self._configured.get(model)
+        rates = self._set(model)
         if rates is None:
             return cost_usd(model, usage)
         taken, given = usage.input_tokens, usage.output_tokens

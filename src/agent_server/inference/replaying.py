@@ -16,6 +16,7 @@ from agent_server.domain.ids import task_id
 from agent_server.domain.runs import Usage, WaitingFor
 from agent_server.execution.ephemeral import EphemeralContext, EphemeralJournal
 from agent_server.execution.ports import (
+    NO_USAGE,
     ApprovalAsk,
     ApprovalDecision,
     Estimate,
@@ -77,10 +78,12 @@ class ReplayJournal(EphemeralJournal):
 
     async def begin(
         self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
-    ) -> None:
+    ) -> int | None:
         raise self._audit.differ(f"the {step.kind} {step.name!r} was not recorded", step.key)
 
-    async def again(self, step: StepRecord, estimate: Estimate | None = None) -> None:
+    async def again(
+        self, step: StepRecord, estimate: Estimate | None = None, spent: Usage = NO_USAGE
+    ) -> int | None:
         raise self._audit.differ(f"the {step.kind} {step.name!r} was not recorded", step.key)
 
 

@@ -22,8 +22,10 @@ _OURS = "__agent_server_client_tool__"
 
 
 def tailored(agent: Agent[Any], options: RunOptions) -> Agent[Any]:
-    """A copy of ``agent`` with ``options`` applied. Raises ``InvalidRequest`` when a tool of the
-    caller's has the name of one of the agent's."""
+    """``agent`` with ``options`` applied: a copy where they change it.
+
+    Raises ``InvalidRequest`` when a tool of the caller's has the name of one of the agent's.
+    """
     taken = {tool.name for tool in agent.tools}
     for tool in options.tools:
         if tool.name in taken:
@@ -31,7 +33,10 @@ def tailored(agent: Agent[Any], options: RunOptions) -> Agent[Any]:
                 f"The agent {agent.name!r} has a tool {tool.name!r} of its own.",
                 hint="Give the caller's tool another name.",
             )
-    changes: dict[str, Any] = {"model_settings": _settings(agent, options)}
+    settings = _settings(agent, options)
+    changes: dict[str, Any] = {}
+    if settings is not agent.model_settings:
+        changes["model_settings"] = settings
     if options.alone:
         changes |= {"tools": [], "mcp_servers": [], "handoffs": [], "output_type": None}
         changes |= {"instructions": options.instructions, "input_guardrails": []}
@@ -42,7 +47,8 @@ def tailored(agent: Agent[Any], options: RunOptions) -> Agent[Any]:
         changes["instructions"] = _instructions(agent.instructions, options.instructions)
     if options.output_schema is not None:
         changes["output_type"] = _GivenSchema(options)
-    return agent.clone(**changes)
+    # A clone goes through all the checks of the SDK again: as much CPU as a model call.
+    return agent.clone(**changes) if changes else agent
 
 
 def client_tools(agent: Agent[Any]) -> frozenset[str]:

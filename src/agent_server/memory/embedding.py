@@ -20,6 +20,7 @@ import anyio
 import structlog
 from sqlalchemy import Connection, Row, and_, delete, exists, insert, select, text, update
 
+from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import AgentServerError, ConfigurationError, Unavailable
 from agent_server.memory.embedders import Embedder
 from agent_server.memory.recall import QueryVector
@@ -127,7 +128,7 @@ class Embedding:
                 f"{self._store.no_vectors_because}."
             )
         [vector] = await self.embedder.embed(["dimension"])
-        here = {
+        here: JsonObject = {
             "provider": self.embedder.provider,
             "model": self.embedder.model,
             "dimension": len(vector) // 4,
@@ -143,6 +144,7 @@ class Embedding:
             if number is None:
                 connection.execute(insert(e).values(**here, complete=False))
                 number = connection.execute(select(e.c.id).where(same)).scalar_one()
+                index.make_room(connection, number, here["dimension"])
             others = select(e).where(e.c.id != number, e.c.kept_in == index.kept_in)
             return (
                 number,
@@ -219,7 +221,7 @@ class Embedding:
         self, connection: Connection, rows: Sequence[tuple[Row[Any], str]], vectors: list[bytes]
     ) -> None:
         index = self._store.vectors
-        assert index is not None
+        assert index is not None and self._number is not None
         dimension = connection.execute(select(e.c.dimension).where(e.c.id == self._number)).scalar()
         if any(len(vector) != 4 * (dimension or 0) for vector in vectors):
             lengths = sorted({len(vector) // 4 for vector in vectors})
@@ -235,6 +237,7 @@ class Embedding:
         wanted -= set(connection.execute(there).scalars())
         index.put(
             connection,
+            self._number,
             [
                 {
                     "embedder": self._number,
@@ -258,11 +261,9 @@ class Embedding:
             ).rowcount
             others = list(connection.execute(select(e.c.id).where(old)).scalars())
             if others:
+                if self._store.vectors is not None:
+                    self._store.vectors.forget(connection, others)
                 connection.execute(delete(v).where(v.c.embedder.in_(others)))
-                if self._store.vectors is not None and self._store.vectors.kept_in == "halfvec":
-                    connection.execute(
-                        text("DELETE FROM memory_halfvecs WHERE embedder != :n"), {"n": number}
-                    )
                 connection.execute(delete(e).where(old))
             return bool(done or others)
 

@@ -20,16 +20,18 @@ is, and a weak list then spoils a strong one.
 """
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
 from agent_server.memory.moments import Period
 from agent_server.memory.text_index import K1, B
+from agent_server.storage.tables import EPOCH
 
 Place = tuple[int, str]
 """A conversation: namespace and session."""
+Scores = Sequence[float]
+"""One for each candidate, in their order."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,39 @@ class Statistics:
     mean_length: float
 
 
-@dataclass
 class Candidate:
-    serial: int
-    place: Place | None
-    position: int
-    author: frozenset[str]
-    """The words of the author's name."""
-    words: Counter[str]
-    """How often each word of the query occurs."""
-    length: int
-    happened: datetime
-    importance: float
-    cosine: float | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    total: float = 0.0
+    """A memory as far as its place in the order depends on it. Slots, and numbers instead of
+    moments: there are hundreds for each query."""
+
+    __slots__ = ("serial", "place", "position", "author", "words", "length", "happened",
+                 "importance", "cosine", "total", "scores")  # fmt: skip
+
+    def __init__(
+        self,
+        serial: int,
+        place: Place | None,
+        position: int,
+        author: frozenset[str],
+        words: Mapping[str, int],
+        length: int,
+        happened: int,
+        importance: float,
+        cosine: float | None,
+    ) -> None:
+        self.serial = serial
+        self.place = place
+        self.position = position
+        self.author = author
+        """The words of the author's name."""
+        self.words = words
+        """How often each word of the query occurs."""
+        self.length = length
+        self.happened = happened
+        """Microseconds since 1970."""
+        self.importance = importance
+        self.cosine = cosine
+        self.total = 0.0
+        self.scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,135 +114,123 @@ def rarity(count: int, rows: int) -> float:
     return math.log(1 + (max(rows - count, 0) + 0.5) / (count + 0.5))
 
 
-def rank(sought: Sought, candidates: Sequence[Candidate], weights: Weights) -> list[Candidate]:
-    """``candidates``, best first, with ``scores`` and ``total`` filled in."""
-    _text(sought, candidates)
-    _vectors(candidates)
-    _neighbours(sought, candidates, weights)
-    _sessions(sought, candidates)
-    _author(sought, candidates)
-    _date(sought, candidates)
-    _asked(sought, candidates)
-    factors = {
-        "text": weights.text,
-        "vector": weights.vector,
-        "neighbours": weights.neighbours,
-        "session": weights.session,
-        "author": weights.author,
-        "date": weights.date,
-        "recency": sought.recency,
-        "importance": sought.importance,
-    }
-    for candidate in candidates:
-        candidate.scores = {
-            name: score * factors[name]
-            for name, score in candidate.scores.items()
-            if score * factors[name] > 0
-        }
-        candidate.total = sum(candidate.scores.values())
-    return sorted(candidates, key=lambda c: (-c.total, -c.serial))
+def rank(
+    sought: Sought, candidates: Sequence[Candidate], weights: Weights
+) -> tuple[list[Candidate], list[str]]:
+    """``candidates``, best first, with ``scores`` and ``total`` filled in; and what the scores are
+    called, in their order."""
+    vector = _vectors(candidates)
+    parts: list[tuple[str, float, Callable[[], Iterable[float]]]] = [
+        ("text", weights.text, lambda: _text(sought, candidates)),
+        ("vector", weights.vector, lambda: vector),
+        ("neighbours", weights.neighbours,
+         lambda: _neighbours(sought, candidates, vector, weights)),
+        ("session", weights.session, lambda: _sessions(sought, candidates)),
+        ("author", weights.author, lambda: _author(sought, candidates)),
+        ("date", weights.date, lambda: _date(sought, candidates)),
+        ("recency", sought.recency, lambda: _recency(candidates)),
+        ("importance", sought.importance, lambda: [c.importance for c in candidates]),
+    ]  # fmt: skip
+    scores = {name: _normal(score(), weight) for name, weight, score in parts if weight > 0}
+    names = [name for name, column in scores.items() if column]
+    columns = [scores[name] for name in names]
+    for candidate, values in zip(candidates, zip(*columns, strict=True), strict=False):
+        candidate.scores, candidate.total = values, sum(values)
+    return sorted(candidates, key=lambda c: (-c.total, -c.serial)), names
 
 
-def _saturated(count: float, length: int, mean: float) -> float:
-    return count * (K1 + 1) / (count + K1 * (1 - B + B * length / mean))
-
-
-def _set(candidates: Iterable[Candidate], name: str, scores: Iterable[float]) -> None:
-    """Store ``scores``, brought to 0 to 1 by the best of them."""
+def _normal(scores: Iterable[float], weight: float) -> Scores:
+    """From 0 to ``weight``, by the best of them; none when none is above 0."""
     raw = list(scores)
     best = max(raw, default=0.0)
-    if best > 0:
-        for candidate, score in zip(candidates, raw, strict=True):
-            candidate.scores[name] = score / best
+    return [score * weight / best for score in raw] if best > 0 else ()
 
 
-def _text(sought: Sought, candidates: Sequence[Candidate]) -> None:
-    mean = max(sought.statistics.mean_length, 1.0)
-    _set(
-        candidates,
-        "text",
-        (
-            sum(
-                sought.rarity[word] * _saturated(count, candidate.length, mean)
-                for word, count in candidate.words.items()
-            )
-            for candidate in candidates
-        ),
+def _text(sought: Sought, candidates: Sequence[Candidate]) -> Iterable[float]:
+    rare = sought.rarity
+    even, by_length = K1 * (1 - B), K1 * B / max(sought.statistics.mean_length, 1.0)
+    for candidate in candidates:
+        score = 0.0
+        if candidate.words:
+            room = even + by_length * candidate.length
+            for word, count in candidate.words.items():
+                score += rare[word] * count * (K1 + 1) / (count + room)
+        yield score
+
+
+def _vectors(candidates: Sequence[Candidate]) -> Scores:
+    """From 0 to 1."""
+    known = [c.cosine for c in candidates if c.cosine is not None]
+    if not known:
+        return [0.0] * len(candidates)
+    low = min(*known, max(known) / 2)
+    return _normal((0.0 if c.cosine is None else c.cosine - low for c in candidates), 1.0) or (
+        [0.0] * len(candidates)
     )
 
 
-def _vectors(candidates: Sequence[Candidate]) -> None:
-    known = [c.cosine for c in candidates if c.cosine is not None]
-    low = min([*known, max(known, default=0.0) / 2])
-    _set(candidates, "vector", (0.0 if c.cosine is None else c.cosine - low for c in candidates))
-
-
-def _neighbours(sought: Sought, candidates: Sequence[Candidate], weights: Weights) -> None:
-    at = {(c.place, c.position): c for c in candidates if c.place is not None}
+def _neighbours(
+    sought: Sought, candidates: Sequence[Candidate], vector: Scores, weights: Weights
+) -> Iterable[float]:
+    talks: dict[Place, dict[int, int]] = {}
+    for i, candidate in enumerate(candidates):
+        if candidate.place is not None:
+            talks.setdefault(candidate.place, {})[candidate.position] = i
     whole = sum(sought.rarity.values()) or 1.0
-
-    def score(candidate: Candidate) -> float:
-        if candidate.place is None:
-            return 0.0
-        near: dict[str, float] = {}
-        meant = 0.0
-        for distance, share in enumerate(weights.reach, 1):
-            for position in (candidate.position - distance, candidate.position + distance):
-                other = at.get((candidate.place, position))
-                if other is not None:
-                    for word in other.words:
-                        near[word] = max(near.get(word, 0.0), share)
-                    meant = max(meant, share * other.scores.get("vector", 0.0))
-        said = sum(
-            share * sought.rarity[word]
-            for word, share in near.items()
-            if word not in candidate.words
-        )
-        return said / whole + weights.vector * meant
-
-    _set(candidates, "neighbours", [score(c) for c in candidates])
+    steps = [(way * n, share) for n, share in enumerate(weights.reach, 1) for way in (-1, 1)]
+    for candidate in candidates:
+        said = meant = 0.0
+        if candidate.place is not None:
+            at = talks[candidate.place].get
+            known = set(candidate.words)
+            for step, share in steps:  # The nearest first: a word counts as it stands nearest.
+                other = at(candidate.position + step)
+                if other is None:
+                    continue
+                if (near := share * vector[other]) > meant:
+                    meant = near
+                for word in candidates[other].words:
+                    if word not in known:
+                        known.add(word)
+                        said += share * sought.rarity[word]
+        yield said / whole + weights.vector * meant
 
 
-def _sessions(sought: Sought, candidates: Sequence[Candidate]) -> None:
-    said: dict[Place, Counter[str]] = defaultdict(Counter)
+def _sessions(sought: Sought, candidates: Sequence[Candidate]) -> Iterable[float]:
+    said: dict[Place, dict[str, int]] = {}
     for candidate in candidates:
         if candidate.place is not None:
-            said[candidate.place].update(candidate.words)
+            words = said.setdefault(candidate.place, {})
+            for word, count in candidate.words.items():
+                words[word] = words.get(word, 0) + count
     if len(said) < 2:
-        return
-    of = {
+        return ()
+    of: dict[Place | None, float] = {
         place: sum(sought.rarity[word] * n / (n + K1) for word, n in words.items())
         for place, words in said.items()
     }
-    _set(candidates, "session", (of[c.place] if c.place else 0.0 for c in candidates))
+    return [of.get(candidate.place, 0.0) for candidate in candidates]
 
 
-def _author(sought: Sought, candidates: Sequence[Candidate]) -> None:
-    named = [bool(c.author & sought.names) for c in candidates]
-    if not all(named):
-        _set(candidates, "author", (float(is_named) for is_named in named))
+def _author(sought: Sought, candidates: Sequence[Candidate]) -> Iterable[float]:
+    named = {author: bool(author & sought.names) for author in {c.author for c in candidates}}
+    return () if all(named.values()) else [float(named[c.author]) for c in candidates]
 
 
 DATE_FADES_DAYS = 10
 
 
-def _date(sought: Sought, candidates: Sequence[Candidate]) -> None:
-    if sought.periods:
-        _set(
-            candidates,
-            "date",
-            (
-                max(math.exp(-p.days_from(c.happened) / DATE_FADES_DAYS) for p in sought.periods)
-                for c in candidates
-            ),
-        )
+def _date(sought: Sought, candidates: Sequence[Candidate]) -> Iterable[float]:
+    if not sought.periods:
+        return ()
+    days = [EPOCH + timedelta(microseconds=c.happened) for c in candidates]
+    return [
+        max(math.exp(-p.days_from(day) / DATE_FADES_DAYS) for p in sought.periods) for day in days
+    ]
 
 
-def _asked(sought: Sought, candidates: Sequence[Candidate]) -> None:
-    if sought.importance:
-        _set(candidates, "importance", (c.importance for c in candidates))
-    if sought.recency:
-        # By order and not by age: "the latest" of things that are all years old is one of them.
-        order = sorted({c.happened for c in candidates})
-        place = {happened: i for i, happened in enumerate(order, 1)}
-        _set(candidates, "recency", (place[c.happened] / len(order) for c in candidates))
+def _recency(candidates: Sequence[Candidate]) -> Iterable[float]:
+    # By order and not by age: "the latest" of things that are all years old is one of them.
+    order = sorted({c.happened for c in candidates})
+    place = {happened: i / len(order) for i, happened in enumerate(order, 1)}
+    return [place[c.happened] for c in candidates]

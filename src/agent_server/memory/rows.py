@@ -6,9 +6,23 @@ Leans on the tables and on ``memory.words``. Refuses to run a transaction: ``mem
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, true
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import TypeEngine
 
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.ids import Tenant, new_id
@@ -21,6 +35,7 @@ from agent_server.domain.memories import (
     NewMemory,
 )
 from agent_server.memory.words import facets_of, index_words, text_of
+from agent_server.storage.tables import JsonText, Moment
 from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_spaces
 
@@ -105,7 +120,7 @@ def memory_of(row: Row[Any]) -> Memory:
     part = None
     if row.parent_id is not None:
         part = MemoryPart(memory_id=row.parent_id, index=row.part, heading=tuple(row.heading or ()))
-    return Memory.model_construct(
+    return Memory(
         id=row.id,
         version=row.version,
         kind=row.kind,
@@ -151,25 +166,49 @@ def chosen_by(tenant: Tenant, filter: MemoryFilter) -> ColumnElement[bool]:
     return and_(m.c.tenant == tenant, *conditions)
 
 
-def found_by(query: MemoryQuery, now: datetime) -> ColumnElement[bool]:
-    """The condition on a row that ``query`` may find, all but its words and its namespace."""
-    moment = query.as_of or now
+@dataclass(frozen=True)
+class Scope:
+    """Which rows a query may find, all but its words: a condition and the values it binds."""
+
+    condition: ColumnElement[bool]
+    values: JsonObject
+
+
+def found_by(query: MemoryQuery, now: datetime, *more: ColumnElement[bool]) -> Scope:
+    """What ``query`` may find in any namespace, where ``more`` holds too.
+
+    The same kind of query has the same condition, so that its statements are made once.
+    """
+    given: JsonObject = {
+        "kinds": None if query.kinds is None else list(query.kinds),
+        "session": query.session_id,
+        "subject": query.subject,
+    }
+    values = {name: value for name, value in given.items() if value is not None}
+    condition = _found_by(frozenset(values), query.as_of is not None)
+    return Scope(
+        and_(condition, *more) if more else condition, values | {"moment": query.as_of or now}
+    )
+
+
+@cache  # 16 of them.
+def _found_by(named: frozenset[str], back_then: bool) -> ColumnElement[bool]:
+    moment = bindparam("moment", type_=Moment())
     conditions: list[ColumnElement[bool]] = [
         m.c.searchable,
         or_(m.c.expires_at.is_(None), m.c.expires_at > moment),
     ]
-    if query.as_of is None:
-        conditions.append(m.c.replaced_at.is_(None))
-    else:
+    if back_then:
         conditions.append(m.c.updated_at <= moment)
         conditions.append(or_(m.c.replaced_at.is_(None), m.c.replaced_at > moment))
-    if query.kinds is not None:
-        conditions.append(m.c.kind.in_(query.kinds))
-    if query.session_id is not None:
-        conditions.append(m.c.session_id == query.session_id)
-    if query.subject is not None:
-        conditions.append(m.c.subject == query.subject)
-    return and_(true(), *conditions)
+    else:
+        conditions.append(m.c.replaced_at.is_(None))
+    given = {
+        "kinds": m.c.kind.in_(bindparam("kinds", expanding=True)),
+        "session": m.c.session_id == bindparam("session"),
+        "subject": m.c.subject == bindparam("subject"),
+    }
+    return and_(*conditions, *(given[name] for name in sorted(named)))
 
 
 def narrows(query: MemoryQuery) -> bool:
@@ -181,3 +220,11 @@ def narrows(query: MemoryQuery) -> bool:
         or query.filter
         or query.as_of is not None
     )
+
+
+def listed(dialect: str, name: str, kind: type[TypeEngine[Any]] = BigInteger) -> Select[Any]:
+    """The values of the list that is bound as ``name``: one statement for lists of any length."""
+    if dialect == "sqlite":
+        values = func.json_each(bindparam(name, type_=JsonText())).table_valued("value")
+        return select(values.c.value)
+    return select(func.unnest(bindparam(name, type_=ARRAY(kind))).column_valued())

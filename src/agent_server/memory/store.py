@@ -298,12 +298,10 @@ class MemoryStore:
         spaces = select(memory_spaces.c.id).where(memory_spaces.c.tenant == tenant)
         if filter.namespace is not None:
             spaces = spaces.where(memory_spaces.c.name == filter.namespace)
-        inside = [
-            and_(m.c.space == space, self.words.having(space, words))
-            for space in connection.execute(spaces).scalars()
-            if words
-        ]
-        return and_(condition, or_(*inside)) if inside else and_(condition, m.c.serial < 0)
+        inside = list(connection.execute(spaces).scalars()) if words else []
+        if not inside:
+            return and_(condition, m.c.serial < 0)
+        return and_(condition, m.c.space.in_(inside), self.words.having(inside, words, "AND"))
 
     async def edit(
         self,

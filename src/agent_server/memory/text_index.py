@@ -7,14 +7,15 @@ with the others. Refuses to rank: it hands out candidates by a rough score, of w
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sqlalchemy import (
     TEXT,
     ColumnElement,
     Connection,
+    Float,
     Integer,
-    case,
+    bindparam,
     cast,
     column,
     func,
@@ -26,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 
+from agent_server.memory.rows import Scope, listed
 from agent_server.memory.words import FACET
 from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import SECURE_TEXT_INDEX
@@ -33,6 +35,9 @@ from agent_server.storage.tables import memories
 
 K1, B = 1.2, 0.75
 """The usual constants of BM25 (Robertson and Zaragoza, 2009)."""
+
+
+Joint = Literal["AND", "OR"]
 
 
 class TextIndex(Protocol):
@@ -61,13 +66,16 @@ class TextIndex(Protocol):
         space: int,
         weights: Mapping[str, float],
         mean_length: float,
-        where: ColumnElement[bool],
+        within: Scope | None,
         limit: int,
     ) -> list[int]:
-        """The serials with any of the words, roughly the best first."""
+        """The serials with any of the words, roughly the best first; ``within`` None for any
+        version that there is."""
 
-    def having(self, space: int, words: Iterable[str]) -> ColumnElement[bool]:
-        """The condition that a row has every one of the words."""
+    def having(
+        self, spaces: Sequence[int], words: Sequence[str], joint: Joint
+    ) -> ColumnElement[bool]:
+        """The condition that a row of one of the namespaces has all, or any, of the words."""
 
 
 def placed(space: int, word: str) -> str:
@@ -125,7 +133,7 @@ class Fts5:
         self, connection: Connection, space: int, words: Sequence[str]
     ) -> dict[str, int]:
         asked = {placed(space, word): word for word in words}
-        rows = connection.execute(select(_vocabulary).where(_vocabulary.c.term.in_(asked)))
+        rows = connection.execute(_COUNTED, {"terms": list(asked)})
         return {asked[row.term]: row.doc for row in rows}
 
     def best(
@@ -134,23 +142,42 @@ class Fts5:
         space: int,
         weights: Mapping[str, float],
         mean_length: float,
-        where: ColumnElement[bool],
+        within: Scope | None,
         limit: int,
     ) -> list[int]:
-        query = " OR ".join(f'"{placed(space, word)}"' for word in weights)
-        found = (
-            select(memories.c.serial)
-            .select_from(_fts.join(memories, memories.c.serial == _fts.c.rowid))
-            .where(_fts.c.memory_words.op("MATCH")(query), memories.c.space == space, where)
-            .order_by(_fts.c.rank)
-            .limit(limit)
-        )
-        return list(connection.execute(found).scalars())
+        values = {"sought": _sought([space], list(weights), "OR"), "most": limit}
+        asked = _MATCHING
+        if within is not None:
+            asked = asked.join(memories, memories.c.serial == _fts.c.rowid)
+            asked = asked.where(memories.c.space == space, within.condition)
+            values |= within.values
+        return list(connection.execute(asked, values).scalars().all())
 
-    def having(self, space: int, words: Iterable[str]) -> ColumnElement[bool]:
-        query = " AND ".join(f'"{placed(space, word)}"' for word in words)
-        rows = select(_fts.c.rowid).where(_fts.c.memory_words.op("MATCH")(query))
+    def having(
+        self, spaces: Sequence[int], words: Sequence[str], joint: Joint
+    ) -> ColumnElement[bool]:
+        rows = select(_fts.c.rowid).where(
+            _fts.c.memory_words.op("MATCH")(_sought(spaces, words, joint))
+        )
         return memories.c.serial.in_(rows)
+
+
+_COUNTED = select(_vocabulary).where(_vocabulary.c.term.in_(listed("sqlite", "terms")))
+_MATCHING = (
+    select(_fts.c.rowid)
+    .where(_fts.c.memory_words.op("MATCH")(bindparam("sought")))
+    .order_by(_fts.c.rank)
+    .limit(bindparam("most"))
+)
+
+
+def _sought(spaces: Sequence[int], words: Sequence[str], joint: Joint) -> str:
+    """The words as FTS5 takes them; each is quoted, so that nothing in it is syntax."""
+    return " OR ".join(f"({f' {joint} '.join(_quoted(space, words, chr(34)))})" for space in spaces)
+
+
+def _quoted(space: int, words: Iterable[str], mark: str) -> list[str]:
+    return [f"{mark}{placed(space, word)}{mark}" for word in words]
 
 
 class Lexemes:
@@ -195,28 +222,58 @@ class Lexemes:
         space: int,
         weights: Mapping[str, float],
         mean_length: float,
-        where: ColumnElement[bool],
+        within: Scope | None,
         limit: int,
     ) -> list[int]:
-        score: ColumnElement[float] = literal(0.0)
-        for word, weight in weights.items():
-            score = score + case((self._has(space, [word]), weight), else_=0.0)
-        score = score / (1 + K1 * (1 - B + B * memories.c.length / mean_length))
-        found = (
-            select(memories.c.serial)
-            .where(self._has(space, weights, " | "), memories.c.space == space, where)
-            .order_by(score.desc(), memories.c.serial)
-            .limit(limit)
-        )
-        return list(connection.execute(found).scalars())
+        values = {
+            "words": _quoted(space, weights, "'"),
+            "weights": list(weights.values()),
+            "space": space,
+            "even": K1 * (1 - B),
+            "by_length": K1 * B / mean_length,
+            "most": limit,
+        }
+        asked = _WEIGHED
+        if within is not None:
+            asked = asked.where(within.condition)
+            values |= within.values
+        return list(connection.execute(asked, values).scalars().all())
 
-    def having(self, space: int, words: Iterable[str]) -> ColumnElement[bool]:
-        return self._has(space, words, " & ")
-
-    def _has(self, space: int, words: Iterable[str], joint: str = " ") -> ColumnElement[bool]:
-        query = joint.join(f"'{placed(space, word)}'" for word in words)
+    def having(
+        self, spaces: Sequence[int], words: Sequence[str], joint: Joint
+    ) -> ColumnElement[bool]:
+        sign = " & " if joint == "AND" else " | "
+        query = " | ".join(f"({sign.join(_quoted(space, words, chr(39)))})" for space in spaces)
         found: ColumnElement[bool] = memories.c.lexemes.op("@@")(cast(query, TSQUERY))
         return found
+
+
+_given = (
+    func.unnest(bindparam("words", type_=ARRAY(TEXT)), bindparam("weights", type_=ARRAY(Float)))
+    .table_valued(column("word", TEXT), column("weight", Float), joins_implicitly=True)
+    .render_derived(name="given")
+)
+_WEIGHED = (
+    select(memories.c.serial)
+    .where(
+        memories.c.lexemes.op("@@")(cast(_given.c.word, TSQUERY)),
+        memories.c.space == bindparam("space"),
+    )
+    .group_by(memories.c.serial, memories.c.length)
+    .order_by(
+        (
+            func.sum(_given.c.weight)
+            / (
+                1
+                + bindparam("even", type_=Float)
+                + bindparam("by_length", type_=Float) * memories.c.length
+            )
+        ).desc(),
+        memories.c.serial,
+    )
+    .limit(bindparam("most"))
+)
+"""Each word is looked up once, and the weights of those that a row has are added up."""
 
 
 def rebuild(connection: Connection) -> None:

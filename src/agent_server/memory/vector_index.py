@@ -1,6 +1,6 @@
 """Where vectors are kept and how the nearest are found: exactly, whatever narrows the search.
 
-Leans on sqlite-vec or numpy over the rows of a SQLite file, and on pgvector in PostgreSQL. There is
+Leans on sqlite-vec in a SQLite file, on pgvector in PostgreSQL, and on numpy where they are missing. There is
 no graph and no list to tune: the vectors of one namespace lie together and are all compared, so
 that the answer has exactly as many rows as asked for whenever the namespace has them, and an
 erased vector is gone. That is fast enough to about 100,000 in one namespace (docs/recall.md).
@@ -9,6 +9,7 @@ erased vector is gone. That is fast enough to about 100,000 in one namespace (do
 import importlib.util
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -17,13 +18,14 @@ from sqlalchemy import (
     Connection,
     Float,
     Integer,
+    LargeBinary,
     Select,
+    TableClause,
     Text,
     bindparam,
     cast,
     column,
     delete,
-    func,
     select,
     table,
     text,
@@ -33,13 +35,18 @@ from sqlalchemy.types import UserDefinedType
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import AgentServerError
+from agent_server.memory.rows import Scope
 from agent_server.storage.database import Database
 from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import load_vector_functions
 from agent_server.storage.tables import memories as m
+from agent_server.storage.tables import memory_embedders as e
 from agent_server.storage.tables import memory_vectors as v
 
 READ_AT_ONCE = 4096
+CHUNK = 16
+"""Vectors that sqlite-vec lays down at once: a namespace takes at least so much room (24 KB of 384
+numbers each), and one of 100,000 is searched as fast as with larger ones."""
 
 
 class VectorIndex(Protocol):
@@ -48,7 +55,10 @@ class VectorIndex(Protocol):
     kept_in: str
     """``memory_embedders.kept_in``."""
 
-    def put(self, connection: Connection, rows: Sequence[JsonObject]) -> None:
+    def make_room(self, connection: Connection, embedder: int, dimension: int) -> None:
+        """Before the first vector of a new embedder."""
+
+    def put(self, connection: Connection, embedder: int, rows: Sequence[JsonObject]) -> None:
         """Store new rows of ``memory_vectors``; ``vector`` is little-endian float32 of length 1."""
 
     def nearest(
@@ -58,10 +68,16 @@ class VectorIndex(Protocol):
         space: int,
         vector: bytes,
         limit: int,
-        where: ColumnElement[bool] | None,
+        within: Scope | None,
     ) -> list[tuple[int, float]]:
-        """The ``limit`` nearest serials with their cosine, best first; ``where`` is about the
-        memory, None for any whose vector is there."""
+        """The ``limit`` nearest serials with their cosine, best first; ``within`` None for
+        any whose vector is there."""
+
+    def erase(self, connection: Connection, serials: Sequence[int]) -> None:
+        """Erase what is kept beside ``memory_vectors``, of every embedder, before that is."""
+
+    def forget(self, connection: Connection, embedders: Sequence[int]) -> None:
+        """Erase all that these embedders made, beside ``memory_vectors``."""
 
 
 async def vector_index(database: Database) -> tuple[VectorIndex | None, str | None]:
@@ -74,6 +90,7 @@ async def vector_index(database: Database) -> tuple[VectorIndex | None, str | No
             reason = await database.read(
                 lambda c: load_vector_functions(c.connection.driver_connection)
             )
+        await database.write(SqliteVec.erase_without_it)
         try:
             return Numpy(), None
         except ImportError:
@@ -108,32 +125,60 @@ def way_of(connection: Connection) -> str | None:
     return "numpy" if importlib.util.find_spec("numpy") else None
 
 
-def erase_vectors(
-    connection: Connection, index: "VectorIndex | None", serials: Sequence[int]
-) -> int:
+def erase_vectors(connection: Connection, index: VectorIndex | None, serials: Sequence[int]) -> int:
     """Erase the vectors of these rows, wherever they are kept; how many there were."""
     if not serials:
         return 0
-    if isinstance(index, Halfvec):
-        gone = text("DELETE FROM memory_halfvecs WHERE serial IN :serials")
-        connection.execute(
-            gone.bindparams(bindparam("serials", expanding=True)), {"serials": list(serials)}
-        )
+    if index is not None:
+        index.erase(connection, serials)
     return connection.execute(delete(v).where(v.c.serial.in_(serials))).rowcount
 
 
-class _Rows:
-    """Vectors as bytes in ``memory_vectors``."""
+def let_go(connection: Connection) -> None:
+    """Forget what was noted of vectors that are kept beside ``memory_vectors`` and did not come
+    along, as after a copy from another database: they are made anew."""
+    beside = e.c.kept_in != Numpy.kept_in
+    connection.execute(delete(v).where(v.c.embedder.in_(select(e.c.id).where(beside))))
+    connection.execute(delete(e).where(beside))
 
-    kept_in = "blob"
 
-    def put(self, connection: Connection, rows: Sequence[JsonObject]) -> None:
+def _note(connection: Connection, rows: Sequence[JsonObject]) -> None:
+    """Note in ``memory_vectors`` whose vectors are kept beside it."""
+    connection.execute(v.insert(), [{**row, "vector": None} for row in rows])
+
+
+class SqliteVec:
+    """sqlite-vec: a virtual table for each embedder, parted by namespace, all of one compared."""
+
+    kept_in = "vec0"
+
+    @staticmethod
+    def erase_without_it(connection: Connection) -> None:
+        """Erase all of it without sqlite-vec, in a process that cannot load it: else a memory that
+        is deleted here would leave its vector behind. They are made anew."""
+        kept = "SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE memory_vec0%'"
+        for name in connection.exec_driver_sql(kept).scalars().all():
+            for part in ("chunks", "rowids", "vector_chunks00"):
+                connection.exec_driver_sql(f'DELETE FROM "{name}_{part}"')
+        let_go(connection)
+
+    def make_room(self, connection: Connection, embedder: int, dimension: int) -> None:
+        name = _vec0(embedder).name
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
+        connection.exec_driver_sql(
+            f"CREATE VIRTUAL TABLE {name} USING vec0(space integer partition key, "
+            f"vector float[{dimension}] distance_metric=cosine, chunk_size={CHUNK})"
+        )
+        # Without it each search would walk over the chunks of every namespace.
+        connection.exec_driver_sql(f"CREATE INDEX ix_{name} ON {name}_chunks (partition00)")
+
+    def put(self, connection: Connection, embedder: int, rows: Sequence[JsonObject]) -> None:
         if rows:
-            connection.execute(v.insert(), list(rows))
-
-
-class SqliteVec(_Rows):
-    """sqlite-vec compares inside the database."""
+            _note(connection, rows)
+            connection.exec_driver_sql(
+                f"INSERT INTO {_vec0(embedder).name} (rowid, space, vector) VALUES (?, ?, ?)",
+                [(row["serial"], row["space"], row["vector"]) for row in rows],
+            )
 
     def nearest(
         self,
@@ -142,20 +187,61 @@ class SqliteVec(_Rows):
         space: int,
         vector: bytes,
         limit: int,
-        where: ColumnElement[bool] | None,
+        within: Scope | None,
     ) -> list[tuple[int, float]]:
-        distance = func.vec_distance_cosine(v.c.vector, vector).label("distance")
-        asked = _within(select(v.c.serial, distance), embedder, space, where)
-        rows = connection.execute(asked.order_by(distance).limit(limit))
-        return [(serial, 1.0 - far) for serial, far in rows]
+        asked, values = _nearest(embedder), {"space": space, "vector": vector, "k": limit}
+        if within is not None:
+            asked, values = _allowed(asked, _vec0(embedder).c.rowid, values, within)
+        return [(serial, 1.0 - far) for serial, far in connection.execute(asked, values).all()]
+
+    def erase(self, connection: Connection, serials: Sequence[int]) -> None:
+        there = select(v.c.embedder, v.c.serial).where(v.c.serial.in_(serials))
+        for embedder, serial in connection.execute(there).all():
+            connection.exec_driver_sql(
+                f"DELETE FROM {_vec0(embedder).name} WHERE rowid = ?", (serial,)
+            )
+
+    def forget(self, connection: Connection, embedders: Sequence[int]) -> None:
+        for embedder in embedders:
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {_vec0(embedder).name}")
 
 
-class Numpy(_Rows):
-    """The rows are read and compared in this process. Raises ``ImportError`` without numpy."""
+@lru_cache
+def _vec0(embedder: int) -> TableClause:
+    return table(
+        f"memory_vec0_{embedder:d}",
+        column("rowid", Integer),
+        column("space", Integer),
+        column("vector", LargeBinary),
+        column("k", Integer),
+        column("distance", Float),
+    )
+
+
+@lru_cache
+def _nearest(embedder: int) -> Select[Any]:
+    near = _vec0(embedder)
+    given = (near.c.vector.op("MATCH")(bindparam("vector")), near.c.space == bindparam("space"))
+    asked = select(near.c.rowid, near.c.distance).where(*given, near.c.k == bindparam("k"))
+    return asked.order_by(near.c.distance)
+
+
+class Numpy:
+    """Vectors as bytes in ``memory_vectors``, read and compared in this process. Raises
+    ``ImportError`` without numpy."""
+
+    kept_in = "blob"
 
     def __init__(self) -> None:
         self._numpy: Any = importlib.import_module("numpy")
 
+    def make_room(self, connection: Connection, embedder: int, dimension: int) -> None:
+        pass
+
+    def put(self, connection: Connection, embedder: int, rows: Sequence[JsonObject]) -> None:
+        if rows:
+            connection.execute(v.insert(), list(rows))
+
     def nearest(
         self,
         connection: Connection,
@@ -163,18 +249,29 @@ class Numpy(_Rows):
         space: int,
         vector: bytes,
         limit: int,
-        where: ColumnElement[bool] | None,
+        within: Scope | None,
     ) -> list[tuple[int, float]]:
         np = self._numpy
         sought = np.frombuffer(vector, dtype="<f4")
         best: list[tuple[int, float]] = []
-        asked = _within(select(v.c.serial, v.c.vector), embedder, space, where)
-        for rows in connection.execute(asked).partitions(READ_AT_ONCE):
+        asked = select(v.c.serial, v.c.vector).where(
+            v.c.embedder == bindparam("embedder"), v.c.space == bindparam("space")
+        )
+        values = {"embedder": embedder, "space": space}
+        if within is not None:
+            asked, values = _allowed(asked, v.c.serial, values, within)
+        for rows in connection.execute(asked, values).partitions(READ_AT_ONCE):
             matrix = np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4")
             cosines = matrix.reshape(len(rows), -1) @ sought
             best += zip((row.serial for row in rows), cosines.tolist(), strict=True)
             best = sorted(best, key=lambda pair: -pair[1])[:limit]
         return best
+
+    def erase(self, connection: Connection, serials: Sequence[int]) -> None:
+        pass
+
+    def forget(self, connection: Connection, embedders: Sequence[int]) -> None:
+        pass
 
 
 class Halfvec:
@@ -201,10 +298,13 @@ class Halfvec:
             text("CREATE INDEX IF NOT EXISTS ix_memory_halfvecs_serial ON memory_halfvecs (serial)")
         )
 
-    def put(self, connection: Connection, rows: Sequence[JsonObject]) -> None:
+    def make_room(self, connection: Connection, embedder: int, dimension: int) -> None:
+        pass
+
+    def put(self, connection: Connection, embedder: int, rows: Sequence[JsonObject]) -> None:
         if not rows:
             return
-        connection.execute(v.insert(), [{**row, "vector": None} for row in rows])
+        _note(connection, rows)
         connection.execute(
             text(
                 "INSERT INTO memory_halfvecs (embedder, space, serial, vector) "
@@ -220,17 +320,25 @@ class Halfvec:
         space: int,
         vector: bytes,
         limit: int,
-        where: ColumnElement[bool] | None,
+        within: Scope | None,
     ) -> list[tuple[int, float]]:
-        sought = cast(cast(_literal(vector), Text), _HALFVEC)
-        distance = _h.c.vector.op("<=>", return_type=Float())(sought).label("distance")
-        near = select(_h.c.serial, distance).where(_h.c.embedder == embedder, _h.c.space == space)
-        if where is not None:
-            near = near.where(_h.c.serial.in_(select(m.c.serial).where(m.c.space == space, where)))
+        values = {
+            "embedder": embedder, "space": space, "vector": _literal(vector), "k": limit
+        }  # fmt: skip
+        near = _DISTANCES
+        if within is not None:
+            near, values = _allowed(near, _h.c.serial, values, within)
         # Materialised: with a limit in sight the planner could take an index that filters late.
         found = near.cte("near").prefix_with("MATERIALIZED", dialect="postgresql")
-        asked = select(found.c.serial, found.c.distance).order_by(found.c.distance).limit(limit)
-        return [(serial, 1.0 - far) for serial, far in connection.execute(asked)]
+        asked = select(found.c.serial, found.c.distance).order_by(found.c.distance)
+        rows = connection.execute(asked.limit(bindparam("k")), values).all()
+        return [(serial, 1.0 - far) for serial, far in rows]
+
+    def erase(self, connection: Connection, serials: Sequence[int]) -> None:
+        connection.execute(delete(_h).where(_h.c.serial.in_(serials)))
+
+    def forget(self, connection: Connection, embedders: Sequence[int]) -> None:
+        connection.execute(delete(_h).where(_h.c.embedder.in_(embedders)))
 
 
 class _HalfvecType(UserDefinedType[Any]):
@@ -250,15 +358,21 @@ _h = table(
 )
 
 
+_DISTANCES = select(
+    _h.c.serial,
+    _h.c.vector.op("<=>", return_type=Float())(
+        cast(cast(bindparam("vector"), Text), _HALFVEC)
+    ).label("distance"),
+).where(_h.c.embedder == bindparam("embedder"), _h.c.space == bindparam("space"))
+
+
 def _literal(vector: bytes) -> str:
     """``vector`` as pgvector writes one."""
     return f"[{','.join(map(repr, array('f', vector)))}]"
 
 
-def _within(
-    asked: Select[Any], embedder: int, space: int, where: ColumnElement[bool] | None
-) -> Select[Any]:
-    asked = asked.where(v.c.embedder == embedder, v.c.space == space)
-    if where is None:
-        return asked
-    return asked.where(v.c.serial.in_(select(m.c.serial).where(m.c.space == space, where)))
+def _allowed(
+    asked: Select[Any], serial: ColumnElement[int], values: JsonObject, within: Scope
+) -> tuple[Select[Any], JsonObject]:
+    rows = select(m.c.serial).where(m.c.space == bindparam("space"), within.condition)
+    return asked.where(serial.in_(rows)), values | within.values

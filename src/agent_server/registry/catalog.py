@@ -24,7 +24,7 @@ from agent_server.domain.agents import (
 )
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import UnknownAgent, UnknownTool
-from agent_server.domain.runs import Budget, RunRequest
+from agent_server.domain.runs import Budget, Limits, RunRequest
 from agent_server.registry.builtin_tools import BUILTIN_TOOLS
 from agent_server.registry.consolidation_tools import CONSOLIDATION_TOOLS
 from agent_server.registry.mcp_servers import effect_of_annotations, reachable_agents
@@ -117,6 +117,15 @@ class Catalog:
             if name == written or slug(name) == slug(written):
                 return policy
         return _NO_AGENT_POLICY
+
+    def limits(self, tenant: str, key: str) -> dict[str, Limits]:
+        """What the policy sets for runs of that key (its name) and of that tenant, in this order,
+        by where it stands."""
+        found = {
+            f"[limits.keys.{key}]": self.policies.keys.get(key),
+            f"[limits.tenants.{tenant}]": self.policies.tenants.get(tenant),
+        }
+        return {f"{where} in agent-server.toml": one for where, one in found.items() if one}
 
     def agent_budget(self, name: str) -> Budget | None:
         """The budget that the agent's policy sets for its runs."""

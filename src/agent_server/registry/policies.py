@@ -8,14 +8,15 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from agent_server.domain.agents import AgentPolicy, LoadError, ToolPolicy
-from agent_server.domain.runs import Budget
+from agent_server.domain.base import Frozen, JsonObject
+from agent_server.domain.runs import Budget, Limits, ModelPrice
 from agent_server.registry.sources import place
 
 if sys.version_info >= (3, 11):
@@ -24,6 +25,9 @@ else:
     import tomli as tomllib
 
 FILE_NAME = "agent-server.toml"
+_TABLES = ["tools", "agents", "limits", "prices"]
+_PLACED = {"tenants": "limits.tenants", "keys": "limits.keys"}
+"""Where in the file a field of ``Policies`` stands, if not under its own name."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Policies:
 
     tools: Mapping[str, ToolPolicy] = field(default_factory=dict)
     agents: Mapping[str, AgentPolicy] = field(default_factory=dict)
+    tenants: Mapping[str, Limits] = field(default_factory=dict)
+    keys: Mapping[str, Limits] = field(default_factory=dict)
+    """By the name of the key, as a principal bears it."""
+    prices: Mapping[str, ModelPrice] = field(default_factory=dict)
+    """By the name of the model."""
     places: Mapping[str, str] = field(default_factory=dict)
     """``tools.add`` or ``agents.clerk`` to the file that sets it."""
 
@@ -52,50 +61,86 @@ def read_policy_file(path: Path, cwd: Path) -> Policies | tuple[LoadError, ...]:
         return (LoadError(source=source, line=line, message=f"Is not TOML: {error}."),)
     errors: list[LoadError] = []
     for key in data:
-        if key not in ("tools", "agents"):
-            message = f"Unknown table {key!r}.{_nearest(key, ['tools', 'agents'])}"
+        if key not in _TABLES:
+            message = f"Unknown table {key!r}.{_nearest(key, _TABLES)}"
             errors.append(LoadError(source=source, line=_line(text, key), message=message))
     tools = _entries(ToolPolicy, "tools", data.get("tools", {}), source, text, errors)
     agents = _entries(AgentPolicy, "agents", data.get("agents", {}), source, text, errors)
     for name, policy in agents.items():
         if policy.budget is not None:
             _validate(Budget, f"agents.{name}.budget", policy.budget, source, text, errors)
+    prices = _entries(ModelPrice, "prices", data.get("prices", {}), source, text, errors)
+    limits = _table(data.get("limits", {}), "limits", source, text, errors)
+    for key in limits.keys() - {"tenants", "keys"}:
+        message = f"Unknown table 'limits.{key}'.{_nearest(key, ['tenants', 'keys'])}"
+        errors.append(LoadError(source=source, line=_line(text, key), message=message))
+    found: dict[str, dict[str, Any]] = {"tools": tools, "agents": agents, "prices": prices}
+    for kind in ("tenants", "keys"):
+        found[kind] = _limits(limits.get(kind, {}), f"limits.{kind}", source, text, errors)
     if errors:
         return tuple(errors)
-    names = [f"tools.{name}" for name in tools] + [f"agents.{name}" for name in agents]
-    return Policies(tools, agents, dict.fromkeys(names, source))
+    names = [f"{_PLACED.get(kind, kind)}.{n}" for kind, table in found.items() for n in table]
+    return Policies(**found, places=dict.fromkeys(names, source))
+
+
+def _limits(
+    data: object, table: str, source: str, text: str, errors: list[LoadError]
+) -> dict[str, Limits]:
+    """The limits by name; each budget is checked by itself, so that what is wrong is named."""
+    found: dict[str, Limits] = {}
+    for name, entry in _table(data, table, source, text, errors).items():
+        where = f"{table}.{name}"
+        parts = _validate(_LimitsTable, where, entry, source, text, errors)
+        if isinstance(parts, _LimitsTable):
+            budgets = {
+                part: _validate(Budget, f"{where}.{part}", given, source, text, errors)
+                for part, given in parts
+                if given is not None
+            }
+            if None not in budgets.values():
+                found[name] = Limits.model_validate(budgets)
+    return found
+
+
+class _LimitsTable(Frozen):
+    default: JsonObject | None = None
+    maximum: JsonObject | None = None
 
 
 def merged(policies: Iterable[Policies]) -> tuple[Policies, tuple[LoadError, ...]]:
     """One set of all files' entries. Of two that set the same name the first stands."""
-    tools: dict[str, ToolPolicy] = {}
-    agents: dict[str, AgentPolicy] = {}
-    places: dict[str, str] = {}
+    whole: dict[str, dict[str, Any]] = {one.name: {} for one in fields(Policies)}
     errors: list[LoadError] = []
     for part in policies:
         for name, source in part.places.items():
-            if name in places:
-                message = f"[{name}] is set in {places[name]} already, which stands. Remove one."
+            if name in whole["places"]:
+                stands = whole["places"][name]
+                message = f"[{name}] is set in {stands} already, which stands. Remove one."
                 errors.append(LoadError(source=source, message=message))
-        places = {**part.places, **places}
-        tools = {**part.tools, **tools}
-        agents = {**part.agents, **agents}
-    return Policies(tools, agents, places), tuple(errors)
+        for table, known in whole.items():
+            whole[table] = {**getattr(part, table), **known}
+    return Policies(**whole), tuple(errors)
 
 
 def _entries(
     kind: type[Any], table: str, data: object, source: str, text: str, errors: list[LoadError]
 ) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        message = f"{table!r} must be a table: write [{table}.NAME]."
-        errors.append(LoadError(source=source, line=_line(text, table), message=message))
-        return {}
     found: dict[str, Any] = {}
-    for name, entry in data.items():
+    for name, entry in _table(data, table, source, text, errors).items():
         policy = _validate(kind, f"{table}.{name}", entry, source, text, errors)
         if policy is not None:
             found[name] = policy
     return found
+
+
+def _table(
+    data: object, table: str, source: str, text: str, errors: list[LoadError]
+) -> dict[str, Any]:
+    if isinstance(data, dict):
+        return data
+    message = f"{table!r} must be a table: write [{table}.NAME]."
+    errors.append(LoadError(source=source, line=_line(text, table), message=message))
+    return {}
 
 
 def _validate(

@@ -59,6 +59,8 @@ TRIES = 4
 BUSY_TIMEOUT_MS = 10_000
 SCRUB_TRIES = 5
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+MAPPED = 2**31 - 2**16
+"""So much of the file readers see as memory, without a copy: as much as SQLite maps at most."""
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"})
 
 
@@ -446,6 +448,7 @@ def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
         cursor.execute("PRAGMA secure_delete=ON")
         if not writer:
             cursor.execute("PRAGMA query_only=ON")
+            cursor.execute(f"PRAGMA mmap_size={MAPPED}")
         cursor.close()
         load_vector_functions(dbapi_connection)
 

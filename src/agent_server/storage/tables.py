@@ -249,8 +249,10 @@ reservations = Table(
     Column("tokens", BigInteger, nullable=False),
     Column("cost_pico", BigInteger, nullable=False),
     Column("under_way", Boolean, nullable=False),
+    Column("open_ended", Boolean, nullable=False, server_default=false()),
 )
-"""What calls under way hold of their run's budget; only runs that have one have rows here."""
+"""What calls under way hold of their run's budget; only runs that have one have rows here.
+``open_ended``: it may say as much as it likes."""
 
 events = Table(
     "events",
@@ -446,8 +448,8 @@ memory_embedders = Table(
     Column("complete", Boolean, nullable=False),
     Index(None, "provider", "model", "dimension", "version", "kept_in", unique=True),
 )
-"""Where vectors came from, and whether every memory has one of it. ``kept_in``: ``blob`` or
-``halfvec``."""
+"""Where vectors came from, and whether every memory has one of it. ``kept_in``: ``blob`` for
+``memory_vectors``, or ``vec0`` or ``halfvec`` for a table beside it (``memory.vector_index``)."""
 
 memory_vectors = Table(
     "memory_vectors",
@@ -460,5 +462,5 @@ memory_vectors = Table(
     Index(None, "serial"),
     sqlite_with_rowid=False,
 )
-"""The vector of one version, 32-bit floats, little-endian, of length 1. With pgvector it is in
-``memory_halfvecs`` (``memory.vector_index``), and NULL here."""
+"""The vector of one version, 32-bit floats, little-endian, of length 1; NULL when it is kept in a
+table beside this one."""

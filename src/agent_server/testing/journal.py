@@ -47,10 +47,11 @@ class RecordingJournal(EphemeralJournal):
 
     async def begin(
         self, step: StepRecord, *, commit: bool, estimate: Estimate | None = None
-    ) -> None:
-        await super().begin(step, commit=commit, estimate=estimate)
+    ) -> int | None:
+        most = await super().begin(step, commit=commit, estimate=estimate)
         if commit:
             self.writes.append(step)
+        return most
 
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         await super().finish(step, commit=commit)

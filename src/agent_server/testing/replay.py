@@ -29,7 +29,6 @@ from agent_server.domain.runs import RunRequest, RunStatus
 from agent_server.execution.ports import FinalOutput, RunSnapshot, Suspend
 from agent_server.inference.audit import AUDIT, Audit
 from agent_server.inference.models import make_usage
-from agent_server.inference.prices import Prices
 from agent_server.inference.providers import Providers
 from agent_server.inference.replaying import CARRIED_OUT, Record, ReplayContext
 from agent_server.memory.session_store import SessionStore
@@ -163,7 +162,7 @@ class Replayer:
 
     def _report(self, export: RunExport, audit: Audit, outcome: "_Outcome") -> Report:
         models = [step for step in audit.visited if step.kind == "model"]
-        prices = Prices(self._parts.settings.prices)
+        prices = self._parts.prices
         costs = [
             prices.cost_usd(step.name, make_usage(**step.output["usage"]))
             for step in models

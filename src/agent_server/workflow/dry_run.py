@@ -20,10 +20,11 @@ from agent_server.execution.ports import ApprovalAsk, RunSnapshot, TaskOutcome, 
 from agent_server.inference.demo_fill import Filler
 from agent_server.workflow.interpreter import run_workflow
 from agent_server.workflow.leaves import PAUSE_KIND
+from agent_server.workflow.steps import Steps
 from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
 from agent_server.workflow.values import did_you_mean
 
-MAX_EXECUTIONS: Final = 2_000
+MAX_NODES: Final = 2_000
 """Nodes that one dry run may carry out."""
 _PATH = re.compile(r"[0-9]+(@[0-9]+)?(\.[0-9]+(@[0-9]+)?)*")
 _ATTEMPT = re.compile(r"@[0-9]+$")
@@ -98,6 +99,7 @@ class _DryContext:
         self._asked = asked
         self._told: dict[str, JsonObject] = {}
         self._made_up: set[str] = set()
+        self._steps = Steps(MAX_NODES)
 
     @property
     def journal(self) -> Any:
@@ -116,7 +118,7 @@ class _DryContext:
             inputs,
             path_prefix=prefix,
             observer=self,
-            max_executions=MAX_EXECUTIONS,
+            steps=self._steps,
             chain=chain,
         )
 

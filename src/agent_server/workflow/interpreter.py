@@ -44,7 +44,6 @@ from agent_server.domain.errors import (
     RunCancelled,
     TaskFailed,
     TaskTimeout,
-    WorkflowLimit,
 )
 from agent_server.domain.workflows import (
     LEAF_TYPES,
@@ -63,10 +62,9 @@ from agent_server.workflow.graph import POLICIES, Lane, analyse
 from agent_server.workflow.leaves import PAUSE_KIND, STANDING_STILL, payload_of, spec_of
 from agent_server.workflow.race import BrokenOff, Failed, Quorum, Race
 from agent_server.workflow.sight import Frame, Results, Variables, merged, result_of
+from agent_server.workflow.steps import Steps
 from agent_server.workflow.values import Scope
 
-MAX_EXECUTIONS: Final = 10_000
-"""Nodes one run may carry out, each iteration, item and attempt counted."""
 UNDO_KEY: Final = "undo"
 """The end of the key under which the ledger holds how to undo a node."""
 BREATH: Final = 20
@@ -126,7 +124,7 @@ async def run_workflow(
     path_prefix: str = "",
     drain: bool = False,
     observer: Observer | None = None,
-    max_executions: int = MAX_EXECUTIONS,
+    steps: Steps | None = None,
     chain: tuple[str, ...] = (),
 ) -> Any:
     """Carry ``definition`` out, which must be valid, and return its output.
@@ -134,8 +132,9 @@ async def run_workflow(
     Raises ``NodeFailed``; ``BudgetExceeded``, ``RunCancelled`` and ``WorkflowLimit`` end the run
     whatever the nodes' policies say. ``finished`` are outputs of nodes that are taken as done;
     they may be referred to even if the definition has no such node any more. ``path_prefix``
-    (``r2`` gives ``r2.1``) keeps a revised plan's tasks apart from the ones before. ``chain`` names the workflows
-    that this one stands in, itself included.
+    (``r2`` gives ``r2.1``) keeps a revised plan's tasks apart from the ones before. ``steps`` bounds
+    how many nodes are carried out. ``chain`` names the workflows that this one stands in, itself
+    included.
     """
     interpreter = Interpreter(
         ctx,
@@ -146,7 +145,7 @@ async def run_workflow(
         path_prefix=path_prefix,
         drain=drain,
         observer=observer,
-        max_executions=max_executions,
+        steps=steps,
         chain=chain,
     )
     return (await interpreter.run()).output
@@ -193,7 +192,7 @@ class Interpreter:
         path_prefix: str = "",
         drain: bool = False,
         observer: Observer | None = None,
-        max_executions: int = MAX_EXECUTIONS,
+        steps: Steps | None = None,
         chain: tuple[str, ...] = (),
         start: Start | None = None,
     ) -> None:
@@ -207,8 +206,7 @@ class Interpreter:
         self._prefix = f"{path_prefix}." if path_prefix else ""
         self._drain = drain
         self._observer = observer
-        self._left = max_executions
-        self._max_executions = max_executions
+        self._steps = steps or Steps()
         self._chain = chain
         self._pure = 0
         width = min(max_parallel, definition.max_parallel or max_parallel)
@@ -368,7 +366,7 @@ class Interpreter:
         scope = self._scope(node, frame, values)
         attempt = 1
         while True:
-            self._count()
+            self._steps.take(self._ctx.path)
             here = path if attempt == 1 else f"{path}@{attempt}"
             try:
                 if attempt == 1 and node.when is not None:
@@ -443,14 +441,6 @@ class Interpreter:
             return record
 
         await self._ctx.value(f"{path}/{UNDO_KEY}", make)
-
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise WorkflowLimit(
-                f"The workflow would carry out more than {self._max_executions} nodes.",
-                hint="Lower the bounds of its loops, map over fewer items, or split it.",
-            )
 
     def _scope(self, node: Node, frame: Frame, values: JsonObject) -> Scope:
         earlier = self._graph.earlier.get(node.id, ())
@@ -687,9 +677,7 @@ class Interpreter:
             raise ExpressionError(
                 f"The map {node.id!r} goes over {over!r}, which gives {shown}, not a list."
             )
-        if len(items) > self._left:
-            self._left = -1
-            self._count()
+        self._steps.need(len(items))
 
         errors: dict[int, ErrorInfo] = {}
 

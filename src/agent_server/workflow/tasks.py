@@ -28,6 +28,7 @@ from agent_server.workflow.interpreter import run_workflow, timed_out
 from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
 from agent_server.workflow.ports import MAX_CHAIN, NoStoredWorkflows, StoredWorkflows
 from agent_server.workflow.standing import approval, pause, wait
+from agent_server.workflow.steps import MAX_NODES, Trees
 from agent_server.workflow.undo import told, undo
 from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
 
@@ -42,9 +43,12 @@ class WorkflowRun:
     comes to name is looked up once and kept in the ledger.
     """
 
-    def __init__(self, *, max_parallel: int, stored: StoredWorkflows) -> None:
+    def __init__(
+        self, *, max_parallel: int, stored: StoredWorkflows, max_nodes: int = MAX_NODES
+    ) -> None:
         self._max_parallel = max_parallel
         self._stored = stored
+        self._trees = Trees(max_nodes)
 
     async def root(self, ctx: TaskContext) -> Any:
         """The root handler: its output is the run's."""
@@ -84,15 +88,17 @@ class WorkflowRun:
         firing.arm(definition.actions)
         async with firing:
             try:
-                output = await run_workflow(
-                    ctx,
-                    definition,
-                    inputs,
-                    max_parallel=self._max_parallel,
-                    path_prefix=ctx.path,
-                    observer=firing,
-                    chain=chain,
-                )
+                with self._trees.steps(ctx.run.id, ctx.path) as steps:
+                    output = await run_workflow(
+                        ctx,
+                        definition,
+                        inputs,
+                        max_parallel=self._max_parallel,
+                        path_prefix=ctx.path,
+                        observer=firing,
+                        steps=steps,
+                        chain=chain,
+                    )
             except RunError as error:
                 told(error, await undo(ctx, max_parallel=self._max_parallel))
                 if isinstance(error, (BudgetExceeded, RunCancelled)):
@@ -207,10 +213,13 @@ def handlers(
     call_tool: ToolCaller,
     actions: Actions,
     max_parallel: int,
+    max_nodes: int = MAX_NODES,
     stored: StoredWorkflows | None = None,
 ) -> Mapping[str, Handler]:
     """Every kind of task that workflows need, by name. ``agent`` is the handler of agent tasks."""
-    workflows = WorkflowRun(max_parallel=max_parallel, stored=stored or NoStoredWorkflows())
+    workflows = WorkflowRun(
+        max_parallel=max_parallel, stored=stored or NoStoredWorkflows(), max_nodes=max_nodes
+    )
     return {
         "run.workflow": Undoable(workflows.root, workflows.undo),
         "workflow": Undoable(timed(workflows.inner), workflows.undo),

@@ -1,6 +1,7 @@
 // `@openai/agents`, with an agent of the server as the model of agents here.
 import {
   Agent,
+  OpenAIConversationsSession,
   OpenAIProvider,
   Runner,
   setTracingDisabled,
@@ -55,4 +56,13 @@ async function tour(useResponses) {
   return seen;
 }
 
-report({ responses: await tour(true), chat: await tour(false) });
+async function talk() {
+  const runner = new Runner({ modelProvider: new OpenAIProvider({ apiKey, baseURL }) });
+  const session = new OpenAIConversationsSession({ apiKey, baseURL });
+  const friend = new Agent({ name: "friend", model });
+  await runner.run(friend, "my name", { session });
+  const known = (await runner.run(friend, "who", { session })).finalOutput;
+  return [known, (await session.getItems()).length];
+}
+
+report({ responses: await tour(true), chat: await tour(false), session: await talk() });

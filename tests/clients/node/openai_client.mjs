@@ -1,5 +1,5 @@
-// The `openai` client: responses, chat completions, models, errors.
-import OpenAI from "openai";
+// The `openai` client: responses, conversations, chat completions, files, embeddings, models, errors.
+import OpenAI, { toFile } from "openai";
 import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import { apiKey, baseURL, model, report } from "./settings.mjs";
@@ -70,6 +70,20 @@ for (let round = 0; round < 2; round++) {
     input.push({ type: "function_call_output", call_id: item.call_id, output: "sun" });
   seen.tools = answer.output_text;
 }
+
+const conversation = (await client.conversations.create({})).id;
+await client.responses.create({ model, input: "my name", conversation });
+seen.known = (await client.responses.create({ model, input: "who", conversation })).output_text;
+seen.said = [];
+for await (const item of client.conversations.items.list(conversation, { order: "asc", limit: 3 }))
+  seen.said.push(item.content[0].text);
+const file = await client.files.create({
+  file: await toFile(Buffer.from("hello"), "note.txt"),
+  purpose: "user_data",
+});
+seen.file = [file.bytes, (await client.files.delete(file.id)).deleted];
+const embedded = await client.embeddings.create({ model: process.env.EMBEDDER, input: "one" });
+seen.embedding = embedded.data[0].embedding.length;
 
 const messages = [{ role: "user", content: "count" }];
 const chat = client.chat.completions.stream({

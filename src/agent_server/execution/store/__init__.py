@@ -63,6 +63,7 @@ from agent_server.execution.store.runs import (
 from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
     accuse,
+    begun_tasks,
     can_undo,
     cancel_task,
     cancel_tasks,
@@ -110,6 +111,7 @@ from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, wh
 __all__ = [
     "Turns",
     "accuse",
+    "begun_tasks",
     "excuse",
     "free_lanes",
     "lane_of",

@@ -35,7 +35,8 @@ _OF_RUN = (
 
 def _upsert(make: Any) -> Any:
     statement = make(reservations)
-    changed = ("epoch", "model_calls", "tool_calls", "tokens", "cost_pico", "under_way")
+    key = ("run_id", "key", "task_path")
+    changed = [column.name for column in reservations.c if column.name not in key]
     return statement.on_conflict_do_update(
         index_elements=["run_id", "key"],
         set_={name: statement.excluded[name] for name in changed},

@@ -20,7 +20,8 @@ from agent_server.storage.tables import steps
 def _upsert_steps(make: Any) -> Any:
     statement = make(steps)
     changing = ("status", "input", "input_hash", "output", "error", "attempts", "ended_at")
-    changed = {name: statement.excluded[name] for name in (*changing, *NO_USAGE)}
+    changed: dict[str, Any] = {name: statement.excluded[name] for name in (*changing, *NO_USAGE)}
+    changed["shared"] = False  # whatever is written to a copy was done, and is paid for, here
     return statement.on_conflict_do_update(index_elements=["run_id", "key"], set_=changed)
 
 

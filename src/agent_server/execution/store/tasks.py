@@ -95,6 +95,17 @@ def task_rows(connection: Connection, tenant: str, run_id: str) -> Sequence[Row[
     ).all()
 
 
+def begun_tasks(connection: Connection, run_id: str) -> set[str]:
+    """The places of the tasks that the run began, without what only serves another task."""
+    query = select(tasks.c.path).where(
+        tasks.c.run_id == run_id,
+        tasks.c.path != "",
+        tasks.c.status != "skipped",
+        tasks.c.hidden.is_(False),
+    )
+    return set(connection.execute(query).scalars())
+
+
 def ended_tasks(connection: Connection, keys: Sequence[tuple[str, str]]) -> Sequence[Row[Any]]:
     """Those of the tasks ``keys`` (run id, path) that have ended."""
     return connection.execute(

@@ -69,11 +69,11 @@ class ChatRoutes:
         tale = ChatTale(body.model, stream=bool(body.stream), usage=usage, form=in_form(wanted))
         if body.stream:
             self._deps.streams.check_room()
-            follow = await self._follow(wanted, principal)
+            follow = await self._follow(wanted, principal, bool(body.stream))
             return ChatStream(self._deps.streams, follow, tale)
         with self._deps.streams.poll():
             if wanted.store:
-                async with await self._follow(wanted, principal) as follow:
+                async with await self._follow(wanted, principal, bool(body.stream)) as follow:
                     async for batch in follow.batches():
                         for event in batch:
                             tale.feed(event)
@@ -123,12 +123,12 @@ class ChatRoutes:
             metadata=body.metadata,
         )
 
-    async def _follow(self, wanted: RunRequest, principal: Principal) -> Any:
+    async def _follow(self, wanted: RunRequest, principal: Principal, stream: bool) -> Any:
         tenant = principal.tenant
         if not wanted.store:
             return EphemeralFollow(self._runs, wanted, tenant, principal.name)
         run, *_ = await self._runs.submit(wanted, tenant=tenant, principal=principal.name)
-        return self._runs.follow(tenant, RunId(run.id), 0)
+        return self._runs.follow(tenant, RunId(run.id), 0, deltas=stream)
 
 
 def _check(body: CreateChat) -> None:

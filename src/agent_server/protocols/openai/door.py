@@ -3,6 +3,9 @@
 Leans on the rooms beside it. Refuses to make the parts they call.
 """
 
+from collections.abc import Mapping
+
+from agent_server.api.app import Socket
 from agent_server.api.openapi import Route
 from agent_server.protocols.openai.chat import ChatRoutes
 from agent_server.protocols.openai.conversations import ConversationRoutes
@@ -11,7 +14,9 @@ from agent_server.protocols.openai.embeddings import EmbeddingRoutes
 from agent_server.protocols.openai.errors import OpenAIManners
 from agent_server.protocols.openai.files import FileRoutes
 from agent_server.protocols.openai.models import ModelRoutes
+from agent_server.protocols.openai.responses import PATH as RESPONSES
 from agent_server.protocols.openai.responses import ResponseRoutes
+from agent_server.protocols.openai.socket import ResponseSocket
 
 
 class OpenAIDoor:
@@ -20,6 +25,9 @@ class OpenAIDoor:
     def __init__(self, deps: OpenAIDeps) -> None:
         self._deps = deps
         self.manners = OpenAIManners(deps.settings.max_file_bytes)
+
+    def sockets(self) -> Mapping[str, Socket]:
+        return {RESPONSES: ResponseSocket(self._deps).serve}
 
     def routes(self) -> list[Route]:
         rooms = (

@@ -131,16 +131,18 @@ class ResponseRoutes:
         asked = await self.asked(body, principal)
         if key is not None and asked.going is not None:
             raise refuse("input", "A consent counts once: leave out the Idempotency-Key.")
-        if asked.going is not None:
-            await self._consents.settle(body, asked.going, principal)
         if body.stream:
             return TaleStream(
                 self._deps.streams, await self.follow(asked, principal, key), asked.tale
             )
         return answer(await self.answer(asked, principal, key))
 
-    async def asked(self, body: CreateResponse, principal: Principal) -> Asked:
-        """``body`` as a run, every name in it looked up. Raises what it refuses."""
+    async def asked(
+        self, body: CreateResponse, principal: Principal, local: Sequence[JsonObject] | None = None
+    ) -> Asked:
+        """``body`` as a run, every name in it looked up. Raises what it refuses. ``local`` is the
+        conversation that it continues where nothing stored is.
+        """
         asking.check(body)
         target = names.target(body.model)
         tenant = principal.tenant
@@ -150,7 +152,9 @@ class ResponseRoutes:
         given = await self._stored.read(tenant, body.input)
         before, previous = [], None
         conversation = await self._stored.conversation(tenant, body.conversation)
-        if body.previous_response_id is not None:
+        if local is not None:
+            given = [*local, *given]
+        elif body.previous_response_id is not None:
             previous = await self._stored.previous(tenant, body.previous_response_id)
             before = await self._runs.conversation(tenant, previous)
         elif conversation is not None:
@@ -185,14 +189,20 @@ class ResponseRoutes:
     async def follow(self, asked: Asked, principal: Principal, key: Idempotency | None) -> Any:
         """The events of the run, which begins: now if it is stored, else when it is entered."""
         tenant = principal.tenant
-        if asked.going is not None:
-            return self._runs.follow(tenant, asked.going.run_id, 0)
         if not asked.request.store:
             return EphemeralFollow(self._runs, asked.request, tenant, principal.name)
+        ref = await self._begin(asked, principal, key)
+        return self._runs.follow(tenant, ref.run_id, 0)
+
+    async def _begin(self, asked: Asked, principal: Principal, key: Idempotency | None) -> Ref:
+        """Submit the run, or let the one that stands still go on."""
+        if asked.going is not None:
+            await self._consents.settle(asked.body, asked.going, principal)
+            return asked.going
         run, *_ = await self._runs.submit(
-            asked.request, tenant=tenant, principal=principal.name, idempotency=key
+            asked.request, tenant=principal.tenant, principal=principal.name, idempotency=key
         )
-        return self._runs.follow(tenant, RunId(run.id), 0)
+        return Ref(RunId(run.id))
 
     async def answer(
         self, asked: Asked, principal: Principal, key: Idempotency | None
@@ -211,16 +221,11 @@ class ResponseRoutes:
                 )
                 return tale.response()
             raise Unavailable("The server is going down.")
-        ref = asked.going
-        if ref is None:
-            run, *_ = await self._runs.submit(
-                request, tenant=tenant, principal=principal.name, idempotency=key
-            )
-            ref = Ref(RunId(run.id))
+        ref = await self._begin(asked, principal, key)
         if asked.body.background:
             return await self._stored.response(tenant, ref)
         with self._deps.streams.poll():
-            async with self._runs.follow(tenant, ref.run_id, 0) as follow:
+            async with self._runs.follow(tenant, ref.run_id, 0, deltas=False) as follow:
                 async for batch in follow.batches():
                     for event in batch:
                         tale.feed(event)

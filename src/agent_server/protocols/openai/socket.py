@@ -1,0 +1,283 @@
+"""WebSocket on ``/v1/responses``: one connection, a response for each ``response.create``.
+
+Leans on the responses' own room for all that a response is. Refuses to keep what a connection
+remembers, the conversations of its unstored responses, any longer than the connection.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from agent_server.api import inputs, problems
+from agent_server.api.door import CALL, Call
+from agent_server.api.sse import ENDING, Streams
+from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.errors import AgentServerError, BodyTooLarge, NotFound, Unavailable
+from agent_server.domain.ids import new_run_id
+from agent_server.protocols.openai import asking
+from agent_server.protocols.openai.bodies import CreateResponse
+from agent_server.protocols.openai.deps import OpenAIDeps
+from agent_server.protocols.openai.errors import error_object, refuse, unsupported
+from agent_server.protocols.openai.items import read_input
+from agent_server.protocols.openai.responses import Asked, ResponseRoutes
+from agent_server.protocols.openai.script import Script
+
+MAX_LANES: Final = 16
+MAX_WAITING: Final = 16
+"""Requests that wait in one lane."""
+MAX_REMEMBERED: Final = 32
+LOST: Final = "previous_response_not_found"
+
+log = structlog.get_logger("agent_server.http")
+
+
+class ResponseSocket:
+    """The connections of a server."""
+
+    def __init__(self, deps: OpenAIDeps) -> None:
+        self._deps = deps
+        self._responses = ResponseRoutes(deps)
+        self._open = 0
+
+    async def serve(self, socket: WebSocket) -> None:
+        """One connection, until its client goes or the server does."""
+        if self._open >= self._deps.settings.max_streams:
+            await socket.close(1013)
+            return
+        self._open += 1
+        try:
+            await socket.accept()
+            async with anyio.create_task_group() as tasks:
+                connection = Connection(socket, self._deps, self._responses, tasks)
+                tasks.start_soon(connection.end_with, self._deps.streams)
+                await connection.read()
+                tasks.cancel_scope.cancel()
+        except WebSocketDisconnect:
+            return
+        finally:
+            self._open -= 1
+
+
+class Connection:
+    """What one client does on its connection. Requests of one lane (``stream_id``, or none) come
+    one after another, lanes side by side."""
+
+    def __init__(
+        self, socket: WebSocket, deps: OpenAIDeps, responses: ResponseRoutes, tasks: TaskGroup
+    ) -> None:
+        call: Call = socket.scope[CALL]
+        self._principal = call.principal
+        self._request_id = call.request_id
+        self._socket = socket
+        self._settings = deps.settings
+        self._responses = responses
+        self._tasks = tasks
+        self._lanes: dict[str | None, MemoryObjectSendStream[JsonObject]] = {}
+        self._remembered: OrderedDict[str, list[JsonObject]] = OrderedDict()
+        self._writing = anyio.Lock()
+
+    async def read(self) -> None:
+        """Take what the client sends until it goes."""
+        while True:
+            message = await self._socket.receive()
+            if message["type"] != "websocket.receive":
+                return
+            raw = message.get("bytes") or (message.get("text") or "").encode()
+            lane = None
+            try:
+                event = self._event(raw)
+                lane = event.get("stream_id")
+                self._lane(lane).send_nowait(event)
+            except anyio.WouldBlock:
+                refusal = refuse("stream_id", f"{MAX_WAITING} requests wait in this lane already.")
+                await self._refuse(refusal, lane)
+            except AgentServerError as error:
+                await self._refuse(error, lane)
+
+    async def end_with(self, streams: Streams) -> None:
+        """End when the server drains, with word of it, before anything is stopped."""
+        with streams.poll():
+            await anyio.sleep_forever()
+        await self._refuse(Unavailable("The server is going down.", hint="Connect anew."), None)
+        await self._socket.close(1012)
+        self._tasks.cancel_scope.cancel()
+
+    def _event(self, raw: bytes) -> JsonObject:
+        most = self._settings.max_body_bytes
+        if len(raw) > most:
+            raise BodyTooLarge(
+                f"The message is larger than {most:,} bytes.",
+                hint="Send less, or raise AGENT_SERVER_MAX_BODY_BYTES.",
+            )
+        if inputs.nested_deeper(raw, self._settings.max_json_depth):
+            raise refuse(None, "The message is nested too deep.")
+        try:
+            event = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise refuse(None, "The message is not JSON.") from error
+        if not isinstance(event, dict) or event.get("type") not in _TYPES:
+            raise refuse("type", f"A message is an object of type {' or '.join(_TYPES)}.")
+        lane = event.get("stream_id")
+        if lane is not None and not (isinstance(lane, str) and 0 < len(lane) <= 200):
+            raise refuse("stream_id", "'stream_id' is a text of 1 to 200 characters.")
+        return event
+
+    def _lane(self, name: str | None) -> MemoryObjectSendStream[JsonObject]:
+        if name not in self._lanes:
+            if len(self._lanes) >= MAX_LANES:
+                raise refuse("stream_id", f"A connection has at most {MAX_LANES} lanes.")
+            self._lanes[name], waiting = anyio.create_memory_object_stream[JsonObject](MAX_WAITING)
+            self._tasks.start_soon(self._work, name, waiting)
+        return self._lanes[name]
+
+    async def _work(self, lane: str | None, waiting: MemoryObjectReceiveStream[JsonObject]) -> None:
+        with self._lanes[lane], waiting:
+            async for event in waiting:
+                try:
+                    if event["type"] == "response.steer":
+                        await self._cannot_steer(event, lane)
+                    else:
+                        await self._respond(event, lane)
+                except AgentServerError as error:
+                    await self._refuse(error, lane)
+                except WebSocketDisconnect:
+                    return
+                except Exception:
+                    log.exception("unexpected error", request_id=self._request_id)
+                    await self._refuse(problems.unexpected(self._request_id), lane)
+
+    async def _respond(self, event: JsonObject, lane: str | None) -> None:
+        body, generate = self._body(event)
+        local = self._remembered.get(body.previous_response_id or "")
+        if not generate:
+            await self._prepare(body, local, lane)
+            return
+        try:
+            asked = await self._responses.asked(body, self._principal, local)
+        except NotFound as error:
+            if body.previous_response_id and body.previous_response_id in error.detail:
+                raise _Lost(error.detail, hint="Send the whole history without it.") from error
+            raise
+        tale = asked.tale
+        async with await self._responses.follow(asked, self._principal, None) as follow:
+            async for batch in follow.batches():
+                for one in batch:
+                    tale.feed(one)
+                    await self._send(tale.take(), lane)
+                if tale.ended or batch[-1].type in ENDING:
+                    break
+            if follow.lagged and tale.script is not None:
+                await self._send([tale.script.fault("The reader was too slow.")], lane)
+        if not asked.request.store and tale.ended:
+            await self._remember(asked, tale.response())
+
+    def _body(self, event: JsonObject) -> tuple[CreateResponse, bool]:
+        """What is asked for, and whether it is to be answered."""
+        rest = {name: value for name, value in event.items() if name not in _OF_THE_SOCKET}
+        for name, wanted in (("stream", True), ("background", False)):
+            if rest.pop(name, None) not in (None, wanted):
+                raise unsupported(name, f"{name!r} on a WebSocket", "Responses are streams here.")
+        generate = event.get("generate")
+        if generate not in (None, True, False):
+            raise refuse("generate", "'generate' is true or false.")
+        raw = json.dumps(rest).encode()
+        body = inputs.parse(raw, CreateResponse, max_depth=self._settings.max_json_depth)
+        inputs.refuse_nul(body, raw)
+        return body.model_copy(update={"stream": True}), generate is not False
+
+    async def _prepare(
+        self, body: CreateResponse, local: Sequence[JsonObject] | None, lane: str | None
+    ) -> None:
+        """Remember an input that is not to be answered yet, as a response without output."""
+        if body.previous_response_id is not None and local is None:
+            raise unsupported("generate", "'generate': false behind a stored response")
+        if body.conversation is not None:
+            raise unsupported("generate", "'generate': false in a conversation")
+        given: list[JsonObject] = []
+        if body.input:
+            unstored = body.model_copy(update={"store": False})
+            given = _items(await self._responses.asked(unstored, self._principal, local))
+        else:
+            asking.check(body)
+            given = list(local or ())
+        run_id = new_run_id()
+        echo = {**asking.echo(body, None), "store": False}
+        script = Script(run_id, utcnow(), echo, events=True)
+        script.begin()
+        script.end("completed", None, None)
+        self._keep(script.response["id"], given)
+        await self._send(script.take(), lane)
+
+    async def _remember(self, asked: Asked, response: JsonObject) -> None:
+        """Keep what was said, for the responses that continue this one."""
+        said = await read_input(response["output"], _no_reference)
+        self._keep(response["id"], [*_items(asked), *said])
+
+    def _keep(self, response_id: str, items: list[JsonObject]) -> None:
+        self._remembered[response_id] = items
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+    async def _cannot_steer(self, event: JsonObject, lane: str | None) -> None:
+        message = "A response of this server cannot be steered. Send what is to be said next."
+        failed = {
+            "type": "response.steer.failed",
+            "error": {
+                "code": "steering_not_supported",
+                "message": message,
+                "type": "invalid_request_error",
+            },
+            "steer": {
+                "input": event.get("input"),
+                "previous_response_id": str(event.get("previous_response_id")),
+            },
+            "sequence_number": 0,
+        }
+        await self._write(_in_lane(json.dumps(failed), lane))
+
+    async def _send(self, frames: Sequence[bytes], lane: str | None) -> None:
+        """Events as they stand in a stream, each as a message."""
+        for frame in frames:
+            await self._write(_in_lane(frame.partition(b"data: ")[2].strip().decode(), lane))
+
+    async def _refuse(self, error: AgentServerError, lane: str | None) -> None:
+        await self._write(_error(error, lane))
+
+    async def _write(self, text: str) -> None:
+        async with self._writing:
+            await self._socket.send_text(text)
+
+
+_TYPES: Final = ("response.create", "response.steer")
+_OF_THE_SOCKET: Final = ("type", "stream_id", "generate")
+
+
+class _Lost(NotFound):
+    """The response that is to be continued is neither stored nor of this connection."""
+
+
+def _items(asked: Asked) -> list[JsonObject]:
+    given: Any = asked.request.input
+    return list(given or ())
+
+
+async def _no_reference(identity: str) -> JsonObject:
+    raise NotFound(f"Item with id {identity!r} not found.")
+
+
+def _in_lane(event: str, lane: str | None) -> str:
+    return event if lane is None else f'{{"stream_id": {json.dumps(lane)}, {event[1:]}'
+
+
+def _error(error: AgentServerError, lane: str | None) -> str:
+    status, body = error_object(error)
+    if isinstance(error, _Lost):
+        status, body = 400, {**body, "code": LOST, "param": "previous_response_id"}
+    return _in_lane(json.dumps({"type": "error", "status": status, "error": body}), lane)
