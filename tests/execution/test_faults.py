@@ -256,7 +256,7 @@ async def test_a_child_goes_on_when_its_sibling_could_not_be_begun(url: str) -> 
             group.start_soon(one, "1")
             await begun.wait()
             if ctx.attempt == 1:
-                outage[0].refused = 1
+                outage[0].refused = 2  # It is tried once more.
             else:
                 go.set()
             group.start_soon(one, "2")
@@ -264,6 +264,7 @@ async def test_a_child_goes_on_when_its_sibling_could_not_be_begun(url: str) -> 
 
     async def leaf(ctx: TaskContext) -> Any:
         calls.append(ctx.path)
+        await ctx.journal.flush()  # Its own row is stored, which was not waited for.
         begun.set()
         await go.wait()
 
@@ -272,7 +273,7 @@ async def test_a_child_goes_on_when_its_sibling_could_not_be_begun(url: str) -> 
         run = await submit(runs, goal="g")
         ended = await finished(runs, run)
     assert ended.output == ["succeeded", "succeeded"]
-    assert calls == ["1", "2"]
+    assert calls.count("1") == 1 and "2" in calls
 
 
 async def test_a_child_that_could_not_be_begun_is_begun_when_the_database_is_back(

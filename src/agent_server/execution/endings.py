@@ -25,7 +25,7 @@ from agent_server.domain.ids import Tenant, task_id
 from agent_server.domain.runs import RunStatus, Usage
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt
-from agent_server.execution.journal import Ending
+from agent_server.execution.commits import Ending
 from agent_server.execution.ports import STEER, FinalOutput, RunSnapshot, Suspend
 from agent_server.execution.steering import queue_unheard
 
@@ -53,7 +53,7 @@ def succeeded(
         return bool(fresh)
 
     def also(connection: Connection) -> None:
-        if attempt.had_children or attempt.epoch > 1:
+        if attempt.children or attempt.epoch > 1:
             store.cancel_tasks(connection, run.id, only_idle=False, now=now)
         if final.session_id is not None:
             append_items(connection, run.tenant, final.session_id, run.id, final.session_items, now)

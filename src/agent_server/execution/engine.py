@@ -52,15 +52,17 @@ from agent_server.execution.attempts import (
 )
 from agent_server.execution.budget import Meter
 from agent_server.execution.children import Children
+from agent_server.execution.commits import PASSING, Commits, Ending
 from agent_server.execution.context import EngineContext
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import EventHub, Told, guarded
 from agent_server.execution.heartbeat import Heartbeat
-from agent_server.execution.journal import PASSING, DurableJournal, Ending
+from agent_server.execution.journal import DurableJournal
 from agent_server.execution.pause import wait_nudged
 from agent_server.execution.ports import (
     FinalOutput,
     Handler,
+    Holder,
     LostLease,
     RunSnapshot,
     StepRecord,
@@ -322,8 +324,15 @@ class Engine:
     def _local(self, snapshot: RunSnapshot, run: Row[Any] | None) -> LocalRun:
         local = self.roster.runs.get(snapshot.id)
         if local is None:
-            meter = Meter(self.database, snapshot.budget, self._settings.budget_warn_share)
-            local = self.roster.runs[snapshot.id] = LocalRun(snapshot, meter)
+            commits = Commits(
+                database=self.database,
+                hub=self.hub,
+                run_id=snapshot.id,
+                tenant=snapshot.tenant,
+                meter=Meter(self.database, snapshot.budget, self._settings.budget_warn_share),
+                observe=self._observe,
+            )
+            local = self.roster.runs[snapshot.id] = LocalRun(snapshot, commits)
         if run is not None and run.cancel_reason is not None:
             local.cancel_reason = run.cancel_reason
         return local
@@ -448,18 +457,12 @@ class Engine:
                 attempt.task.cancel()
 
         return DurableJournal(
-            database=self.database,
-            hub=self.hub,
-            run_id=run.id,
-            tenant=run.tenant,
-            path=attempt.path,
+            commits=attempt.local.commits,
+            holder=Holder(run.id, attempt.path, self.node, attempt.epoch),
             task_id=task_id(run.id, attempt.path) if attempt.path else None,
-            owner=self.node,
-            epoch=attempt.epoch,
-            meter=attempt.local.meter,
             recorded=recorded,
-            observe=self._observe,
             on_lost=lost,
+            unborn=attempt.unborn,
         )
 
     def _announce(self, attempt: Attempt, journal: DurableJournal) -> None:

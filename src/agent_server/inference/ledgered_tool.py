@@ -9,6 +9,7 @@ when a model is about to be asked with the tool, since nothing can call it befor
 """
 
 import asyncio
+import inspect
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -86,6 +87,8 @@ class _LedgeredInvoker(_FailureHandlingFunctionToolInvoker):
         for name, value in vars(inner).items():
             if name not in vars(self):
                 setattr(self, name, value)
+        # The SDK asks for it at each call, and working it out costs more than the rest of the call.
+        self.__signature__ = inspect.signature(inner)
 
     async def __call__(self, ctx: ToolContext[Any], input: str) -> Any:
         place = PLACE.get()

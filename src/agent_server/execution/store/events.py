@@ -15,6 +15,7 @@ from agent_server.execution.events import StoredEvent, Told, splice_seq
 from agent_server.execution.store.columns import NO_USAGE
 from agent_server.execution.store.reservations import forget_reservations
 from agent_server.execution.store.runs import RunEnd, advance
+from agent_server.storage.bulk import insert_rows
 from agent_server.storage.tables import events
 
 _INSERT_EVENTS = insert(events)
@@ -24,7 +25,8 @@ def insert_events(
     connection: Connection, tenant: str, run_id: str, first: int, items: Sequence[tuple[str, str]]
 ) -> None:
     """Store ``(type, json without seq)`` from number ``first`` on."""
-    connection.execute(
+    insert_rows(
+        connection,
         _INSERT_EVENTS,
         [
             {"run_id": run_id, "seq": first + i, "tenant": tenant, "type": kind, "data": data}

@@ -13,6 +13,7 @@ from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Step
 from agent_server.execution.ports import StepRecord
 from agent_server.execution.store.columns import INSERTS, NO_USAGE, usage_columns, usage_of
+from agent_server.storage.bulk import insert_rows
 from agent_server.storage.tables import steps
 
 
@@ -28,9 +29,11 @@ _UPSERT_STEPS = {name: _upsert_steps(make) for name, make in INSERTS.items()}
 
 
 def upsert_steps(
-    connection: Connection, tenant: str, run_id: str, task_path: str, records: Sequence[StepRecord]
+    connection: Connection, tenant: str, run_id: str, records: Sequence[tuple[str, StepRecord]]
 ) -> None:
-    connection.execute(
+    """``records``: each with the path of its task."""
+    insert_rows(
+        connection,
         _UPSERT_STEPS[connection.dialect.name],
         [
             {
@@ -51,7 +54,7 @@ def upsert_steps(
                 "ended_at": record.ended_at,
                 **usage_columns(record.usage),
             }
-            for record in records
+            for task_path, record in records
         ],
     )
 
