@@ -6,7 +6,7 @@ Leans on the bodies, the items and the catalogue. Refuses by name whatever would
 import json
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import InvalidRequest
@@ -19,15 +19,18 @@ from agent_server.protocols.openai.errors import refuse, unsupported
 from agent_server.protocols.openai.items import last_text, media
 from agent_server.protocols.openai.names import Target
 
+CACHING: Final = ("prompt_cache_options", "prompt_cache_retention")
+REFUSED: Final = (
+    "access_programs", "background_options", "context_management", "image", "moderation",
+    "multi_agent", "prompt", *CACHING,
+)  # fmt: skip
 TIERS: Final = ("auto", "default")
 ON_SERVER: Final = "Give the agent that tool on the server; the answer then uses it."
 
 
 def check(body: CreateResponse) -> None:
     """Raise for each parameter that would not be honoured."""
-    for name in ("prompt", "context_management", "moderation", "multi_agent"):
-        if getattr(body, name) is not None:
-            raise unsupported(name, f"'{name}'")
+    refuse_given(body, *REFUSED)
     check_include(body.include or ())
     if body.top_logprobs:
         raise unsupported("top_logprobs", "'top_logprobs'")
@@ -44,6 +47,13 @@ def check(body: CreateResponse) -> None:
             "Give 'previous_response_id' or 'conversation', not both: each is a history.",
         )
     check_metadata(body.metadata)
+
+
+def refuse_given(body: BaseModel, *names: str) -> None:
+    """Raise for the first of ``names`` that is given."""
+    for name in names:
+        if getattr(body, name) is not None:
+            raise unsupported(name, f"'{name}'")
 
 
 def check_tier(tier: str | None) -> None:
@@ -68,6 +78,7 @@ def client_tools(given: list[JsonObject] | None) -> tuple[ClientTool, ...]:
         kind = tool.get("type")
         if kind != "function":
             raise unsupported(f"{place}.type", f"a tool of type {kind!r}", ON_SERVER)
+        _known(place, tool, "name", "description", "parameters", "strict")
         parameters = tool.get("parameters")
         if parameters is not None:
             if not isinstance(parameters, dict):
@@ -92,6 +103,13 @@ def client_tools(given: list[JsonObject] | None) -> tuple[ClientTool, ...]:
     return tuple(found)
 
 
+def _known(place: str, given: JsonObject, *names: str) -> None:
+    """Raise for a key of an object that nothing here reads."""
+    for name in sorted(set(given) - {"type", *names}):
+        if given[name] is not None:
+            raise unsupported(f"{place}.{name}", f"'{name}'")
+
+
 def check_schema(place: str, schema: JsonObject) -> None:
     fault = schema_fault(schema)
     if fault is not None:
@@ -106,11 +124,14 @@ def chosen(choice: Any, tools: tuple[ClientTool, ...]) -> tuple[str | None, tupl
         if choice in ("none", "required"):
             return choice, tools
         raise refuse("tool_choice", f"There is no tool choice {choice!r}.")
-    names = {tool.name for tool in tools}
+    names = [tool.name for tool in tools]
     if choice.get("type") == "function" and choice.get("name") in names:
         return str(choice["name"]), tools
     if choice.get("type") == "allowed_tools":
-        allowed = [tool.get("name") for tool in choice.get("tools") or ()]
+        wanted = choice.get("tools")
+        if not (isinstance(wanted, list) and all(isinstance(tool, dict) for tool in wanted)):
+            raise refuse("tool_choice", "'allowed_tools' needs 'tools', a list of functions.")
+        allowed = [tool.get("name") for tool in wanted]
         for name in allowed:
             if name not in names:
                 raise refuse("tool_choice", f"The allowed tool {name!r} is not among 'tools'.")
@@ -132,6 +153,9 @@ def output_format(place: str, given: JsonObject | None) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise refuse(f"{place}.schema", "A JSON Schema is missing.")
     check_schema(f"{place}.schema", schema)
+    _known(place, given, "name", "description", "schema", "strict")
+    if given.get("description"):
+        schema = {"description": given["description"], **schema}
     return {
         "output_schema": schema,
         "output_name": str(given.get("name") or "answer"),

@@ -36,9 +36,12 @@ class CreateResponse(Frozen):
 
     model: str = Field(min_length=1, max_length=300)
     input: str | list[JsonObject] | None = None
+    access_programs: Any = None
     background: bool | None = None
+    background_options: Any = None
     context_management: Any = None
     conversation: str | JsonObject | None = None
+    image: Any = None
     include: list[str] | None = None
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
@@ -51,7 +54,7 @@ class CreateResponse(Frozen):
     prompt: Any = None
     prompt_cache_key: str | None = None
     prompt_cache_options: Any = None
-    prompt_cache_retention: str | None = None
+    prompt_cache_retention: Any = None
     reasoning: ReasoningParam | None = None
     safety_identifier: str | None = Field(default=None, max_length=200)
     service_tier: str | None = None
@@ -77,7 +80,10 @@ class CompactBody(Frozen):
     input: str | list[JsonObject] | None = None
     previous_response_id: str | None = None
     instructions: str | None = None
+    image: Any = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
     service_tier: str | None = None
 
 
@@ -138,13 +144,14 @@ class CreateChat(Frozen):
     max_tokens: int | None = Field(default=None, ge=1)
     metadata: Metadata | None = None
     modalities: list[str] | None = None
+    moderation: Any = None
     n: int | None = None
     parallel_tool_calls: bool | None = None
     prediction: Any = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     prompt_cache_key: str | None = None
     prompt_cache_options: Any = None
-    prompt_cache_retention: str | None = None
+    prompt_cache_retention: Any = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )

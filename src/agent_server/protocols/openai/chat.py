@@ -34,8 +34,8 @@ from agent_server.protocols.openai.tale import in_form, moment
 
 PATH = "/v1/chat/completions"
 _REFUSED: Final = (
-    "audio", "function_call", "functions", "logit_bias", "prediction", "seed", "stop",
-    "web_search_options",
+    "audio", "function_call", "functions", "logit_bias", "moderation", "prediction", "seed", "stop",
+    "web_search_options", *asking.CACHING,
 )  # fmt: skip
 _ROLES: Final = {"user": "user", "system": "system", "developer": "developer"}
 
@@ -128,17 +128,16 @@ class ChatRoutes:
         if not wanted.store:
             return EphemeralFollow(self._runs, wanted, tenant, principal.name)
         run, *_ = await self._runs.submit(wanted, tenant=tenant, principal=principal.name)
-        return self._runs.follow(tenant, RunId(run.id), 0, deltas=stream)
+        return self._runs.follow(tenant, RunId(run.id), 0, deltas=stream, new=True)
 
 
 def _check(body: CreateChat) -> None:
-    for name in _REFUSED:
-        if getattr(body, name) is not None:
-            raise unsupported(name, f"'{name}'")
+    asking.refuse_given(body, *_REFUSED)
     if body.n not in (None, 1):
         raise unsupported("n", "'n' other than 1")
-    if body.logprobs or body.top_logprobs:
-        raise unsupported("logprobs", "'logprobs'")
+    for name in ("logprobs", "top_logprobs"):
+        if getattr(body, name):
+            raise unsupported(name, f"{name!r}")
     if body.modalities not in (None, ["text"]):
         raise unsupported("modalities", "'modalities' other than text")
     if body.stream_options is not None and body.stream_options.include_obfuscation:
@@ -157,14 +156,15 @@ def chat_items(messages: Sequence[JsonObject]) -> list[JsonObject]:
         if role == "tool":
             output = message.get("content")
             if isinstance(output, list):
-                output = "".join(part.get("text", "") for part in output)
+                parts = _listed(message, "content")
+                output = "".join(str(part.get("text") or "") for part in parts)
             call = message.get("tool_call_id")
             found.append({"type": "function_call_output", "call_id": call, "output": output})
         elif role == "assistant":
             if message.get("content"):
                 content = _parts(message["content"], place)
                 found.append({"role": "assistant", "content": content})
-            for call in message.get("tool_calls") or ():
+            for call in _listed(message, "tool_calls"):
                 function = _inner(call, "function", f"{place}.tool_calls")
                 found.append(
                     {
@@ -208,6 +208,14 @@ def _inner(holder: Any, name: str, place: str) -> JsonObject:
     return found
 
 
+def _listed(holder: JsonObject, name: str) -> list[JsonObject]:
+    """The list of objects ``name`` in ``holder``, which may be left out."""
+    found = holder.get(name) or []
+    if not (isinstance(found, list) and all(isinstance(one, dict) for one in found)):
+        raise refuse(name, f"{name!r} must be a list of objects.")
+    return found
+
+
 def _tools(given: list[JsonObject] | None) -> list[JsonObject] | None:
     if given is None:
         return None
@@ -225,17 +233,17 @@ def _choice(given: str | JsonObject | None) -> str | JsonObject | None:
     if not isinstance(given, dict):
         return given
     if given.get("type") == "function":
-        return {"type": "function", "name": (given.get("function") or {}).get("name")}
+        return {"type": "function", "name": _inner(given, "function", "tool_choice").get("name")}
     if given.get("type") == "allowed_tools":
-        inner = given.get("allowed_tools") or {}
-        return {**inner, "type": "allowed_tools", "tools": _tools(inner.get("tools"))}
+        inner = _inner(given, "allowed_tools", "tool_choice")
+        return {**inner, "type": "allowed_tools", "tools": _tools(_listed(inner, "tools"))}
     return given
 
 
 def _text(body: CreateChat) -> Any:
     form = body.response_format
     if form is not None and form.get("type") == "json_schema":
-        form = {"type": "json_schema", **(form.get("json_schema") or {})}
+        form = {"type": "json_schema", **_inner(form, "json_schema", "response_format")}
     return {"format": form, "verbosity": body.verbosity}
 
 
