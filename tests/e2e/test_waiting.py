@@ -13,7 +13,7 @@ from tests.durability.world import task
 from tests.support.model_thread import ModelThread, calling, rule
 from tests.support.server_process import Nursery
 
-from .kit import RUNS, Api, House, check_totals, moment, types
+from .kit import RUNS, Api, House, check_totals, moment, problem, types
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,13 @@ def test_a_run_for_later_is_not_begun_before_its_moment(api: Api, models: ModelT
     assert moment(run["started_at"]) >= later
     never = api.submit(agent="talker", input="hello", start_after="2999-01-01T00:00:00Z")
     assert api.get(f"{RUNS}/{never}")["status"] == "queued"
+    place, key = f"{RUNS}/{never}/signals/go", {"Idempotency-Key": "sig"}
+    first, again = (api.http.post(place, json={"n": 1}, headers=key) for _ in range(2))
+    assert (first.status_code, again.status_code) == (202, 202) and first.json() == again.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    problem(api.http.post(place, json={"n": 2}, headers=key), 422, "idempotency_mismatch")
+    assert api.http.post(place, headers={"Idempotency-Key": "empty"}).status_code == 202
     assert api.http.post(f"{RUNS}/{never}/cancel").json()["status"] == "cancelled"
 
 

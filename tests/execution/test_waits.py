@@ -12,12 +12,14 @@ from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
     AlreadyDecided,
     Forbidden,
+    IdempotencyMismatch,
     InvalidRequest,
     NotFound,
     RunEnded,
 )
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.domain.runs import Run, RunStatus
+from agent_server.execution.keys import Idempotency, Keyed
 from agent_server.execution.ports import ApprovalAsk, TaskContext, TaskSpec
 from agent_server.execution.runs import Runs
 from tests.execution.kit import control, event_types, finished, running, submit
@@ -284,3 +286,46 @@ async def test_the_inbox_has_pages(url: str) -> None:
                 break
         assert len(seen) == len(set(seen)) == 5
         assert utcnow() > (await door.approval(DEFAULT_TENANT, seen[0])).requested_at
+
+
+async def test_a_signal_and_a_decision_with_a_key_count_once_and_are_answered_again(
+    url: str,
+) -> None:
+    async def handler(ctx: TaskContext) -> Any:
+        decision = await ctx.ask_approval(ApprovalAsk(subject="pay", arguments=1), key="ask")
+        first = await ctx.wait_signal("go", key="first")
+        until = ctx.run.created_at
+        return [
+            decision.decision,
+            first and first.payload,
+            await ctx.wait_signal("go", key="2", until=until),
+        ]
+
+    async with running(url, {"agent": handler}) as runs:
+        run = await submit(runs, **AGENT)
+        asked = await pending(runs, run)
+        door = control(runs)
+
+        async def decide(fingerprint: str = "f") -> tuple[Approval, bool]:
+            keyed = Keyed(Idempotency("decide", fingerprint))
+            body = Decide(decision="approve")
+            found = await door.decide(DEFAULT_TENANT, asked.id, body, by="ann", keyed=keyed)
+            return found, keyed.replayed
+
+        async def send() -> tuple[str, bool]:
+            keyed = Keyed(Idempotency("send", "f"))
+            sent = await door.signal(DEFAULT_TENANT, run.id, "go", 7, by="ann", keyed=keyed)
+            return sent.id, keyed.replayed
+
+        decided = await asyncio.gather(*(decide() for _ in range(4)))
+        assert sorted(replayed for _, replayed in decided) == [False, True, True, True]
+        assert {one.status for one, _ in decided} == {"approved"}
+        with pytest.raises(IdempotencyMismatch):
+            await decide("another body")
+        with pytest.raises(AlreadyDecided):
+            await door.decide(DEFAULT_TENANT, asked.id, Decide(decision="approve"), by="ann")
+        sent = await asyncio.gather(*(send() for _ in range(4)))
+        assert sorted(replayed for _, replayed in sent) == [False, True, True, True]
+        assert len({identity for identity, _ in sent}) == 1
+        assert (await finished(runs, run)).output == ["approve", 7, None]
+        assert (await send())[1], "the answer outlives the run"

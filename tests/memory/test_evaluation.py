@@ -7,9 +7,15 @@ import pytest
 
 from agent_server.cli.memory_eval import evaluate
 from agent_server.domain.errors import InvalidRequest
+from agent_server.domain.memories import MemoryQuery
 from agent_server.memory import evaluation as ev
+from agent_server.memory.embedding import Embedding
+from agent_server.memory.recall import Recall
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.words import index_words
+from agent_server.storage.database import database_at
+from agent_server.storage.migrate import upgrade
+from tests.memory.test_embedding import Spread
 
 DATA = Path(__file__).parent / "data"
 
@@ -71,6 +77,37 @@ async def test_recall_holds_its_ground_without_an_embedder(store: MemoryStore) -
         figures = ev.summary(await ev.measure(store, found.questions))
         assert figures["all"]["recall@10"].mean >= floor, part
         assert figures["wrong"]["recall@10"].mean >= 0.75, part
+
+
+async def test_both_databases_give_the_same_order(tmp_path: Path, postgres_url: str) -> None:
+    """By their words to the last place; beside vectors, which pgvector keeps in 16 bits, as good."""
+    found = ev.read_dataset(DATA / "made_up_develop.jsonl")
+    orders: list[list[list[str]]] = []
+    recalls: list[float] = []
+    for url in (f"sqlite:///{tmp_path}/data/both.db", postgres_url):
+        database = database_at(url)
+        await database.open()
+        try:
+            await database.write(upgrade)
+            store = MemoryStore(database)
+            await store.open()
+            Recall(store)
+            await ev.write(store, found)
+            orders.append([await _order(store, question) for question in found.questions])
+            embedding = Embedding(store, Spread(), lambda provider, model: None)
+            await embedding.catch_up()
+            Recall(store, embedding)
+            figures = ev.summary(await ev.measure(store, found.questions))
+            recalls.append(figures["all"]["recall@10"].mean)
+        finally:
+            await database.close()
+    assert orders[0] == orders[1]
+    assert abs(recalls[0] - recalls[1]) <= 0.01
+
+
+async def _order(store: MemoryStore, question: ev.Question) -> list[str]:
+    query = MemoryQuery(query=question.text, namespace=question.conversation, limit=20)
+    return [one.memory.metadata["id"] for one in await store.search(ev.TENANT, query)]
 
 
 async def test_two_ways_are_compared(capsys: pytest.CaptureFixture[str]) -> None:

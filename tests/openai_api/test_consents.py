@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.kit import Api, House
 from tests.openai_api.schemas import check, check_events
-from tests.openai_api.test_responses import streamed
+from tests.openai_api.test_responses import WEATHER, streamed
 from tests.support.model_thread import ModelThread, calling, rule
 
 ASK: Any = {"model": "agent/banker", "input": "pay"}
@@ -129,6 +129,24 @@ def test_the_inbox_decides_the_same_question(
         client.responses.create(model="agent/banker", previous_response_id=first.id, input=late)
 
 
+def test_what_the_inbox_left_open_is_answered_into_the_response_that_waits_for_it(
+    api: Api, client: openai.OpenAI, models: ModelThread
+) -> None:
+    paying(models, 1, 2)
+    first = client.responses.create(**ASK)
+    one, two = first.output
+    approval = "appr_" + (one.id or "").removeprefix("mcpr_")
+    decided = api.http.post(f"/api/v1/approvals/{approval}", json={"decision": "approve"})
+    assert decided.status_code == 200
+    assert client.responses.retrieve(first.id + "0001").status == "in_progress"
+    rest: Any = [consent(two)]
+    second = client.responses.create(
+        model="agent/banker", previous_response_id=first.id, input=rest
+    )
+    assert second.id == first.id + "0001" and second.output_text == "Paid."
+    assert len(client.responses.input_items.list(second.id).data) == 2
+
+
 def test_in_a_conversation(client: openai.OpenAI, models: ModelThread) -> None:
     paying(models)
     kept = client.conversations.create()
@@ -206,3 +224,33 @@ def test_a_run_that_is_not_stored_cannot_wait(client: openai.OpenAI, models: Mod
     response = client.responses.create(**ASK, store=False)
     assert response.status == "failed" and response.error is not None
     assert "store" in response.error.message
+
+
+def test_a_consent_and_a_call_for_the_client_in_one_turn(
+    client: openai.OpenAI, models: ModelThread
+) -> None:
+    models.script(
+        rule(
+            "pay",
+            calling(("wire_money", {"amount": 7}), ("get_weather", {"city": "Oslo"})),
+            {"text": "Paid in the sun."},
+        )
+    )
+    tools: Any = [WEATHER]
+    first = client.responses.create(**ASK, tools=tools)
+    assert [item.type for item in first.output] == ["mcp_approval_request"]
+    answer: Any = [consent(first.output[0])]
+    second = client.responses.create(
+        model="agent/banker", previous_response_id=first.id, input=answer, tools=tools
+    )
+    [call] = [item for item in second.output if item.type == "function_call"]
+    assert call.name == "get_weather"
+    third = client.responses.create(
+        model="agent/banker",
+        previous_response_id=second.id,
+        input=[{"type": "function_call_output", "call_id": call.call_id, "output": "sun"}],
+        tools=tools,
+    )
+    assert third.output_text == "Paid in the sun."
+    outputs = [i["output"] for i in models.calls[-1]["input"] if "output" in i]
+    assert sorted(map(str, outputs)) == ["sent 7", "sun"]

@@ -22,6 +22,7 @@ from agent_server.domain.base import Frozen
 from agent_server.domain.errors import InvalidRequest
 from agent_server.domain.ids import Tenant
 from agent_server.domain.runs import Reconcile, Run, SignalSent
+from agent_server.execution.keys import Keyed
 from agent_server.execution.paging import Page
 from agent_server.settings import Settings
 
@@ -33,10 +34,19 @@ class ControlPort(Protocol):
     """What happens to runs under way. Unknown ids raise ``NotFound``."""
 
     async def signal(
-        self, tenant: Tenant, run_id: str, name: str, payload: Any, *, by: str
+        self,
+        tenant: Tenant,
+        run_id: str,
+        name: str,
+        payload: Any,
+        *,
+        by: str,
+        keyed: Keyed | None = None,
     ) -> SignalSent: ...
 
-    async def reconcile(self, tenant: Tenant, run_id: str, said: Reconcile, *, by: str) -> Run: ...
+    async def reconcile(
+        self, tenant: Tenant, run_id: str, said: Reconcile, *, by: str, keyed: Keyed | None = None
+    ) -> Run: ...
 
     async def approvals(
         self,
@@ -52,7 +62,13 @@ class ControlPort(Protocol):
     async def approval(self, tenant: Tenant, identity: str) -> Approval: ...
 
     async def decide(
-        self, tenant: Tenant, identity: str, decide: Decide, *, by: str
+        self,
+        tenant: Tenant,
+        identity: str,
+        decide: Decide,
+        *,
+        by: str,
+        keyed: Keyed | None = None,
     ) -> Approval: ...
 
 
@@ -93,6 +109,7 @@ class ControlRoutes:
                 body_optional=True,
                 answers={202: SignalSent},
                 errors=(400, 404, 409, 413, 415, 422),
+                idempotent=True,
             ),
             Route(
                 "POST",
@@ -106,6 +123,7 @@ class ControlRoutes:
                 body=Reconcile,
                 answers={200: Run},
                 errors=(400, 404, 409, 413, 415, 422),
+                idempotent=True,
             ),
             Route(
                 "GET",
@@ -142,6 +160,7 @@ class ControlRoutes:
                 body=Decide,
                 answers={200: Approval},
                 errors=(400, 403, 404, 409, 413, 415, 422),
+                idempotent=True,
             ),
         )
 
@@ -160,16 +179,21 @@ class ControlRoutes:
             asked = inputs.parse(raw, Payload, max_depth=self._settings.max_json_depth)
             inputs.refuse_nul(asked, raw)
             payload = asked.root
-        sent = await self._control.signal(tenant, run_id, name, payload, by=_name(request))
-        return Json(dump(sent), 202)
+        keyed = _keyed(request, raw or b"null")
+        sent = await self._control.signal(
+            tenant, run_id, name, payload, by=_name(request), keyed=keyed
+        )
+        return Json(dump(sent), 202, _replayed(keyed))
 
     async def reconcile(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
         raw = await request.body()
         said = inputs.parse(raw, Reconcile, max_depth=self._settings.max_json_depth)
         inputs.refuse_nul(said, raw)
-        run = await self._control.reconcile(*run_target(request), said, by=_name(request))
-        return Json(dump(run))
+        keyed = _keyed(request, raw)
+        target = run_target(request)
+        run = await self._control.reconcile(*target, said, by=_name(request), keyed=keyed)
+        return Json(dump(run), headers=_replayed(keyed))
 
     async def list(self, request: Request) -> Response:
         wanted = inputs.query(request, ApprovalsQuery)
@@ -186,8 +210,18 @@ class ControlRoutes:
         raw = await request.body()
         asked = inputs.parse(raw, Decide, max_depth=self._settings.max_json_depth)
         inputs.refuse_nul(asked, raw)
-        decided = await self._control.decide(*_target(request), asked, by=_name(request))
-        return Json(dump(decided))
+        keyed = _keyed(request, raw)
+        target = _target(request)
+        decided = await self._control.decide(*target, asked, by=_name(request), keyed=keyed)
+        return Json(dump(decided), headers=_replayed(keyed))
+
+
+def _keyed(request: Request, raw: bytes) -> Keyed:
+    return Keyed(inputs.idempotency(request.headers, "POST", request.url.path, raw))
+
+
+def _replayed(keyed: Keyed) -> dict[str, str]:
+    return {"Idempotency-Replayed": "true"} if keyed.replayed else {}
 
 
 def _name(request: Request) -> str:

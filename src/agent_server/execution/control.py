@@ -25,6 +25,7 @@ from agent_server.domain.runs import Reconcile, Reconciled, Run, RunStatus, Sign
 from agent_server.execution import consent, store
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import Told
+from agent_server.execution.keys import Keyed, answered
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.execution.ports import StepRecord, reconciled_key
 from agent_server.execution.waits import signal_awaited
@@ -39,7 +40,14 @@ class Control:
         self._engine = engine
 
     async def signal(
-        self, tenant: Tenant, run_id: str, name: str, payload: Any, *, by: str
+        self,
+        tenant: Tenant,
+        run_id: str,
+        name: str,
+        payload: Any,
+        *,
+        by: str,
+        keyed: Keyed | None = None,
     ) -> SignalSent:
         """Send the signal ``name`` to the run, which consumes it once. Kept until it does.
 
@@ -50,7 +58,7 @@ class Control:
         def nudge(connection: Connection) -> None:
             store.nudge_awaiting(connection, run_id, signal_awaited(name), sent.at)
 
-        def transaction(connection: Connection) -> None:
+        def transaction(connection: Connection) -> SignalSent:
             nudge(connection)
             _open_run(connection, tenant, run_id)
             store.insert_signal(
@@ -65,15 +73,20 @@ class Control:
                     "sent_at": sent.at,
                 },
             )
+            return sent
 
-        await self._database.write(transaction)
+        answer = await answered(
+            self._database, tenant, keyed, SignalSent, lambda one: one.run_id, transaction
+        )
         if self._database.dialect == "postgresql":
             # A task begun meanwhile on another node may have looked before this was committed.
             await self._database.write(nudge)
         self._engine.wake()
-        return sent
+        return answer
 
-    async def reconcile(self, tenant: Tenant, run_id: str, said: Reconcile, *, by: str) -> Run:
+    async def reconcile(
+        self, tenant: Tenant, run_id: str, said: Reconcile, *, by: str, keyed: Keyed | None = None
+    ) -> Run:
         """Say how a call that is in doubt went; its task goes on with that.
 
         Raises ``NotFound``, ``RunEnded``, and ``AlreadyDecided`` where the step is in no doubt.
@@ -110,7 +123,7 @@ class Control:
             store.upsert_steps(connection, tenant, run_id, path, [record])
             return store.run_of(row)
 
-        run = await self._database.write(transaction)
+        run = await answered(self._database, tenant, keyed, Run, lambda one: one.id, transaction)
         self._engine.wake()
         return run
 
@@ -153,7 +166,15 @@ class Control:
             raise _no_approval(identity)
         return store.approval_of(row, utcnow())
 
-    async def decide(self, tenant: Tenant, identity: str, decide: Decide, *, by: str) -> Approval:
+    async def decide(
+        self,
+        tenant: Tenant,
+        identity: str,
+        decide: Decide,
+        *,
+        by: str,
+        keyed: Keyed | None = None,
+    ) -> Approval:
         """Approve or reject, once. Returns the record that counts: a new one for edited arguments.
 
         Raises ``NotFound``; ``Forbidden`` for who may not decide; ``AlreadyDecided`` when somebody
@@ -162,7 +183,10 @@ class Control:
         """
         now = utcnow()
 
-        def transaction(connection: Connection) -> tuple[str, str, Told]:
+        said: Told = []
+
+        def transaction(connection: Connection) -> Approval:
+            nonlocal said
             row = store.approval_row(connection, identity, tenant, lock=False)
             if row is None:
                 raise _no_approval(identity)
@@ -173,15 +197,20 @@ class Control:
             approval = store.approval_of(row, now)
             _refuse(approval, by, decide.arguments_hash)
             edited = _edited(approval, decide, row.arguments_schema)
-            counts, told = consent.settle(
+            counts, said = consent.settle(
                 connection, row, decide.decision, by, decide.reason, now, edited
             )
-            return row.run_id, counts, told
+            row = store.approval_row(connection, counts, tenant, lock=False)
+            assert row is not None
+            return store.approval_of(row, now)
 
-        run_id, counts, told = await self._database.write(transaction)
-        self._engine.roster.tell(run_id, told)
+        approval = await answered(
+            self._database, tenant, keyed, Approval, lambda one: one.run_id, transaction
+        )
+        if keyed is None or not keyed.replayed:
+            self._engine.roster.tell(approval.run_id, said)
         self._engine.wake()
-        return await self.approval(tenant, counts)
+        return approval
 
 
 def _open_run(connection: Connection, tenant: Tenant, run_id: str) -> Any:

@@ -16,8 +16,6 @@ from sqlalchemy import Connection
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     Conflict,
-    IdempotencyInFlight,
-    IdempotencyMismatch,
     InvalidRequest,
     NotFound,
     RunEnded,
@@ -37,6 +35,8 @@ from agent_server.execution.events import (
     Told,
     guarded,
 )
+from agent_server.execution.keys import Idempotency as Idempotency
+from agent_server.execution.keys import KeyTaken, in_flight, keep_answer, stored_answer
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
 from agent_server.execution.ports import RunSnapshot
 from agent_server.execution.store import conversations
@@ -50,13 +50,6 @@ Tasks = list[Task]
 Items = list[JsonObject]
 PAGE = 500
 CANCEL_ANSWER_S = 5.0
-
-
-class Idempotency(NamedTuple):
-    """A caller's key and the hash of what it sent with it."""
-
-    key: str
-    fingerprint: str
 
 
 class Submitted(NamedTuple):
@@ -239,10 +232,16 @@ class Runs:
                     said = steering.say(connection, new)
                 if said is not None:
                     into, seq = said
-                    keep(connection, into, {"steered": seq})
+                    keep_answer(
+                        connection,
+                        tenant,
+                        idempotency,
+                        into.id,
+                        into.model_dump(mode="json") | {"steered": seq},
+                    )
                     return Submitted(into, False, seq)
             run = new.shown(start)
-            keep(connection, run, {})
+            keep_answer(connection, tenant, idempotency, run.id, run.model_dump(mode="json"))
             new.insert(connection, self.engine.node if start else None, behind=busy)
             if new.lane is not None and request.on_busy == "interrupt":
                 for other in store.lane_runs(connection, new.lane, new.id):
@@ -251,32 +250,14 @@ class Runs:
                     interrupted[other] = told
             return Submitted(run, False)
 
-        def keep(connection: Connection, answer: Run, more: JsonObject) -> None:
-            """The answer under the caller's key, where it gave one."""
-            if idempotency is None:
-                return
-            values = {
-                "tenant": tenant,
-                "key": idempotency.key,
-                "fingerprint": idempotency.fingerprint,
-                "run_id": answer.id,
-                "response": answer.model_dump(mode="json") | more,
-                "created_at": new.now,
-            }
-            if not store.take_key(connection, values):
-                raise _KeyTaken
-
         crash_point("submit.before_commit")
         try:
             submitted = await self.database.write(transaction)
-        except _KeyTaken:
+        except KeyTaken:
             assert idempotency is not None
             known = await self._stored_answer(tenant, idempotency)
             if known is None:  # The other request failed after all.
-                raise IdempotencyInFlight(
-                    f"Another request with the Idempotency-Key {idempotency.key!r} is under way.",
-                    hint="Send it again in a moment.",
-                ) from None
+                raise in_flight(idempotency) from None
             return known
         crash_point("submit.after_commit")
         for other, told in interrupted.items():
@@ -323,15 +304,9 @@ class Runs:
         )
 
     async def _stored_answer(self, tenant: Tenant, idempotency: Idempotency) -> Submitted | None:
-        row = await self.database.read(lambda c: store.stored_key(c, tenant, idempotency.key))
-        if row is None:
+        answer = await stored_answer(self.database, tenant, idempotency)
+        if answer is None:
             return None
-        if row.fingerprint != idempotency.fingerprint:
-            raise IdempotencyMismatch(
-                f"The Idempotency-Key {idempotency.key!r} was used with another body.",
-                hint="Use a new key for a new request; send the same body to repeat one.",
-            )
-        answer = dict(row.response)
         steered = answer.pop("steered", None)
         return Submitted(Run.model_validate(answer), True, steered)
 
@@ -469,14 +444,18 @@ class Runs:
 
     @asynccontextmanager
     async def follow(
-        self, tenant: Tenant, run_id: str, after: int, *, deltas: bool = True
+        self, tenant: Tenant, run_id: str, after: int, *, deltas: bool = True, new: bool = False
     ) -> AsyncIterator[Follow]:
         """Read the run's events from number ``after`` on, until it ends. Raises ``NotFound``.
 
-        Without ``deltas`` none is made for this reader, which then cannot lag.
+        Without ``deltas`` none is made for this reader, which then cannot lag. A ``new`` run was
+        submitted by the caller just now: whether there is one need not be looked up.
         """
         follow = Follow(self, run_id, tenant, after, deltas)
         try:
+            if new:
+                yield follow
+                return
             row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
             if row is None:
                 raise _no_run(run_id)
@@ -545,10 +524,6 @@ class Runs:
             for row in rows
         ]
         return Page(data, next_cursor)
-
-
-class _KeyTaken(Exception):
-    """Another request with the same key committed first."""
 
 
 def _no_run(run_id: str) -> NotFound:

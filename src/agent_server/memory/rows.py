@@ -3,10 +3,10 @@
 Leans on the tables and on ``memory.words``. Refuses to run a transaction: ``memory.store`` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -18,10 +18,12 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    insert,
     or_,
     select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeEngine
 
 from agent_server.domain.base import JsonObject, utcnow
@@ -114,6 +116,27 @@ def indexed(
         "words": " ".join([*words, *facets]),
         "length": len(words),
     }
+
+
+def insert_rows(connection: Connection, rows: Sequence[JsonObject]) -> None:
+    """Insert finished rows. Past SQLAlchemy's own way, which spends as long on each row as the
+    database does."""
+    statement, columns = _insertion(connection.dialect)
+    values = [
+        tuple(row[name] if stored is None else stored(row[name]) for name, stored in columns)
+        for row in rows
+    ]
+    connection.exec_driver_sql(statement, values)
+
+
+@lru_cache(maxsize=8)
+def _insertion(dialect: Dialect) -> tuple[str, list[tuple[str, Callable[[Any], Any] | None]]]:
+    """The statement, and each column in its order with what makes a value one that is stored."""
+    made = insert(m).compile(dialect=dialect, column_keys=m.c.keys())
+    names = made.positiontup or []
+    return str(made), [
+        (n, m.c[n].type.dialect_impl(dialect).bind_processor(dialect)) for n in names
+    ]
 
 
 def memory_of(row: Row[Any]) -> Memory:

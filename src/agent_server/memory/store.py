@@ -20,7 +20,6 @@ from sqlalchemy import (
     and_,
     delete,
     func,
-    insert,
     or_,
     select,
     text,
@@ -53,6 +52,7 @@ from agent_server.memory.rows import (
     PreparedMemories,
     chosen_by,
     indexed,
+    insert_rows,
     memory_of,
     prepare,
 )
@@ -218,7 +218,7 @@ class MemoryStore:
             row["serial"] = serial
             row["lexemes"] = self.words.lexemes(row["space"], row["words"])
         # Rows that were superseded within their own batch come last, or their key is taken.
-        connection.execute(insert(m), rows)
+        insert_rows(connection, rows)
         self.words.add(
             connection, [(r["serial"], r["space"], r["words"]) for r in rows if r["words"]]
         )

@@ -32,6 +32,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+"""Made once: ``json.dumps`` would make one for each value."""
+
+
 class JsonText(TypeDecorator[Any]):
     """A JSON value as text; SQL NULL is Python's None."""
 
@@ -39,7 +43,7 @@ class JsonText(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else json.dumps(value, separators=(",", ":"))
+        return None if value is None else _encode(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         return None if value is None else json.loads(value)

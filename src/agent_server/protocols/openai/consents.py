@@ -69,32 +69,16 @@ class Consents:
             raise refuse("input", "These consents belong to several responses: send them apart.")
         run_id = RunId(run_ids.pop())
         _, request = await self._stored.run(tenant, run_id)
-        parts = await self._stored.parts(tenant, run_id)
-        self._check_place(body, request, run_id, parts)
+        ref = Ref(run_id, await self._stored.next_part(tenant, run_id))
+        _check_place(body, request, ref)
         _check_unchanged(body, request)
         await self._check_whole(tenant, run_id, wanted)
-        return Ref(run_id, parts), request
+        return ref, request
 
     async def settle(self, body: CreateResponse, ref: Ref, principal: Principal) -> None:
         """Decide. Raises ``AlreadyDecided`` where somebody was faster."""
         for approval_id, decide in _decisions(body.input).items():
             await self._control.decide(principal.tenant, approval_id, decide, by=principal.name)
-
-    def _check_place(
-        self, body: CreateResponse, request: RunRequest, run_id: RunId, parts: int
-    ) -> None:
-        """The client means the response that asks."""
-        last = names.response_id(run_id, parts - 1)
-        if body.previous_response_id not in (None, last):
-            raise refuse("previous_response_id", f"It is {last!r} that asks for this consent.")
-        conversation = body.conversation
-        if isinstance(conversation, dict):
-            conversation = conversation.get("id")
-        if conversation is not None and conversation != request.session_id:
-            raise refuse("conversation", f"{last!r} is not of this conversation.")
-        known = body.previous_response_id is not None or conversation is not None
-        if known and len(body.input or ()) > len(answers(body.input)):
-            raise refuse("input", "A consent is sent alone: the run goes on with what it has.")
 
     async def _check_whole(self, tenant: Tenant, run_id: RunId, wanted: dict[str, Decide]) -> None:
         page = await self._control.approvals(tenant, status="pending", run_id=run_id, limit=MOST)
@@ -134,3 +118,18 @@ def _check_unchanged(body: CreateResponse, request: RunRequest) -> None:
         given = getattr(body, name, None)
         if name not in _OF_THE_REQUEST and given is not None and value != asked.get(name):
             raise refuse(name, f"The response goes on as it was asked for: {name!r} cannot change.")
+
+
+def _check_place(body: CreateResponse, request: RunRequest, ref: Ref) -> None:
+    """The client means the response that asks."""
+    asking_one = names.response_id(ref.run_id, ref.part - 1)
+    if body.previous_response_id not in (None, asking_one):
+        raise refuse("previous_response_id", f"It is {asking_one!r} that asks for this consent.")
+    conversation = body.conversation
+    if isinstance(conversation, dict):
+        conversation = conversation.get("id")
+    if conversation is not None and conversation != request.session_id:
+        raise refuse("conversation", f"{asking_one!r} is not of this conversation.")
+    known = body.previous_response_id is not None or conversation is not None
+    if known and len(body.input or ()) > len(answers(body.input)):
+        raise refuse("input", "A consent is sent alone: the run goes on with what it has.")

@@ -59,10 +59,19 @@ class Stored:
 
     async def parts(self, tenant: Tenant, run_id: RunId) -> int:
         """How many responses the run has become."""
+        return (await self._read(tenant, run_id)).parts
+
+    async def next_part(self, tenant: Tenant, run_id: RunId) -> int:
+        """The response that a further consent belongs to: a new one, but for one that stands still
+        because others were decided alone, in the inbox."""
+        tale = await self._read(tenant, run_id)
+        return tale.parts if tale.narrator is None else tale.parts - 1
+
+    async def _read(self, tenant: Tenant, run_id: RunId) -> Tale:
         tale = Tale({}, events=False, live=False, part=LAST)
         for event in await self._events(tenant, run_id):
             tale.feed(event)
-        return tale.parts
+        return tale
 
     async def _events(self, tenant: Tenant, run_id: RunId) -> list[StoredEvent]:
         found: list[StoredEvent] = []
