@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -41,13 +42,16 @@ from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.halts import Halts
 from agent_server.execution.history import History
+from agent_server.execution.permits import Permits
 from agent_server.execution.ports import Handler, TaskContext
+from agent_server.execution.rates import Rates
 from agent_server.execution.runs import Runs
 from agent_server.inference.agent_loop import AgentLoop
 from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.prices import Prices
 from agent_server.inference.providers import Providers
+from agent_server.inference.throttle import Throttle
 from agent_server.memory.consolidator import Consolidator
 from agent_server.memory.conversations import Conversations
 from agent_server.memory.desk import MemoryDesk
@@ -234,6 +238,13 @@ def build_parts(
         policies=registry,
         open_session=trimming.opener(history),
         services={MemoryDesk: desk},
+        permits=Permits(database, lambda: engine.node),
+        throttle=Throttle(
+            Rates(database),
+            settings.model_rates,
+            provider=providers.provider,
+            patience=timedelta(seconds=settings.model_rate_patience_s),
+        ),
         prices=prices,
         fetch=files.whole,
     )

@@ -10,13 +10,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent_server.domain.errors import ConfigurationError, FieldError
-from agent_server.domain.runs import Budget, ModelPrice
+from agent_server.domain.runs import Budget, ModelPrice, ModelRate
 
 PREFIX = "AGENT_SERVER_"
 CLIENT_VARIABLES = frozenset({"AGENT_SERVER_URL"})
@@ -122,6 +122,22 @@ class Settings(BaseSettings):
     )
     worker_concurrency: int = Field(
         default=100, ge=1, description="Tasks this process carries out at once."
+    )
+    tenant_concurrency: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="Tasks of one tenant at work at once, on all processes together, as JSON: "
+        '`{"acme": 200, "*": 20}`; `*` is every tenant that is not named.',
+    )
+    model_rates: dict[str, ModelRate] = Field(
+        default_factory=dict,
+        description="What a provider (as `GET /api/v1/models` names it) or a model may be asked in a "
+        "minute by all processes together, as JSON: "
+        '`{"openai": {"requests_per_minute": 500, "tokens_per_minute": 200000}}`.',
+    )
+    model_rate_patience_s: float = Field(
+        default=3_600.0,
+        gt=0,
+        description="Seconds that a model call waits for a provider that limits the rate.",
     )
     probe_timeout_s: float = Field(
         default=2.0, gt=0, description="Seconds a check of `/readyz` may take."

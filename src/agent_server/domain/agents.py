@@ -69,6 +69,8 @@ class ToolPolicy(Frozen):
     timeout_s: float | None = Field(default=None, gt=0)
     reconcile: str | None = Field(default=None, min_length=1)
     """The name of a served tool that says how a call in doubt went."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Calls of it at once, over all nodes."""
     tags: tuple[str, ...] = ()
 
 
@@ -78,6 +80,8 @@ class AgentPolicy(Frozen):
     approach: str | None = None
     budget: JsonObject | None = None
     description: str | None = None
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Tasks that it carries out at once, over all nodes."""
 
 
 class ToolInfo(Frozen):

@@ -67,6 +67,13 @@ class ModelPrice(Frozen):
     cached_input_per_mtok: Decimal | None = Field(default=None, ge=0, le=1_000_000)
 
 
+class ModelRate(Frozen):
+    """What a provider, or a model, may be asked in any minute; what is not set has no limit."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
 class Usage(Frozen):
     """What a step, a task or a run consumed. ``cost_usd`` is None where a price is unknown."""
 

@@ -92,7 +92,7 @@ class Children:
         await journal.flush()
         run = parent.local.snapshot
         future: asyncio.Future[TaskOutcome] = asyncio.get_running_loop().create_future()
-        here = self._roster.free_slot()
+        here = self._roster.free_slot(run.tenant)
         # Reserved across the transaction; the attempt below takes its own.
         self._roster.busy += here
         try:

@@ -3,7 +3,8 @@
 Leans on the journal and on the children. Refuses to know what the handler does with it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from agent_server.execution.ports import (
     TaskOutcome,
     TaskSpec,
 )
+from agent_server.execution.roster import Roster
 from agent_server.execution.waits import Waits
 
 
@@ -26,8 +28,14 @@ class EngineContext:
     """See ``ports.TaskContext``."""
 
     def __init__(
-        self, children: Children, waits: Waits, attempt: Attempt, journal: DurableJournal
+        self,
+        roster: Roster,
+        children: Children,
+        waits: Waits,
+        attempt: Attempt,
+        journal: DurableJournal,
     ) -> None:
+        self._roster = roster
         self.run = attempt.local.snapshot
         self.path = attempt.path
         self.node = attempt.node
@@ -38,6 +46,15 @@ class EngineContext:
         self._waits = waits
         self._attempt = attempt
         self._journal = journal
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """See ``permits.idle``."""
+        self._roster.yield_slot(self._attempt)
+        try:
+            yield
+        finally:
+            self._roster.take_slot_back(self._attempt)
 
     async def child(self, spec: TaskSpec) -> TaskOutcome:
         return await self._children.run(self._attempt, self._journal, spec)

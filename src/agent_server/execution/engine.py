@@ -111,6 +111,7 @@ class Engine:
             database=database,
             hub=hub,
             slots=settings.worker_concurrency if works else 0,
+            tenant_slots=settings.tenant_concurrency,
             observe=self._observe,
             tool_grace_s=settings.tool_grace_s,
         )
@@ -209,6 +210,7 @@ class Engine:
 
     def _leave(self, connection: Connection) -> None:
         store.release_tasks(connection, self.node)
+        store.void_permits(connection, self.node)
         store.remove_node(connection, self.node)
 
     # What runs.py needs ------------------------------------------------------------------------
@@ -263,7 +265,9 @@ class Engine:
         """Tasks taken, and whether there were more."""
         now = utcnow()
         taken = []
-        found, more = store.claim(connection, self.node, free, now, self.roster.turns)
+        found, more = store.claim(
+            connection, self.node, free, now, self.roster.turns, self.roster.tenant_slots
+        )
         # In one order by everybody: the runs' rows are locked on the way.
         for row, stood_for in sorted(found, key=lambda pair: (pair[0].run_id, pair[0].path)):
             run = store.engine_run_row(connection, row.run_id)
@@ -480,7 +484,7 @@ class Engine:
         ledger."""
         run = attempt.local.snapshot
         handler = self.handlers.get(attempt.kind)
-        context = EngineContext(self._children, self._waits, attempt, journal)
+        context = EngineContext(self.roster, self._children, self._waits, attempt, journal)
         log_context: dict[str, str] = {"run_id": run.id}
         if attempt.path:
             log_context["task"] = attempt.path
@@ -628,7 +632,7 @@ class Engine:
         attempt.undoes = True
         try:
             faults: list[FieldError] = await undo(
-                EngineContext(self._children, self._waits, attempt, journal)
+                EngineContext(self.roster, self._children, self._waits, attempt, journal)
             )
             return faults
         except (LostLease, *PASSING):

@@ -5,7 +5,7 @@ children and its watch do, and share this.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from sqlalchemy import Connection
 
@@ -33,10 +33,13 @@ class Roster:
         database: Database,
         hub: EventHub,
         slots: int,
+        tenant_slots: Mapping[str, int],
         observe: Callable[[list[EventBase]], None],
         tool_grace_s: float,
     ) -> None:
-        """``slots``: how many tasks may be carried out side by side; 0 where none are."""
+        """``slots``: how many tasks may be carried out side by side; 0 where none are.
+        ``tenant_slots``: how many of one tenant on all nodes; ``*`` is any that is not named."""
+        self.tenant_slots = tenant_slots
         self.tool_grace_s = tool_grace_s
         self.node = node
         self.database = database
@@ -57,8 +60,10 @@ class Roster:
         self.relay: Relay | None = None
         """Speaks to the other nodes, where there are any."""
 
-    def free_slot(self) -> bool:
-        """Whether a new task may start here at once."""
+    def free_slot(self, tenant: str | None = None) -> bool:
+        """Whether a new task, of that tenant, may start here at once."""
+        if tenant is not None and (tenant in self.tenant_slots or "*" in self.tenant_slots):
+            return False  # Counted when it is taken.
         return not self.draining and not self.contended and self.busy < self.slots
 
     def carries_out(self, run_id: str, path: str) -> bool:

@@ -214,7 +214,7 @@ class Runs:
             now=utcnow(),
             origin=origin,
         )
-        direct = self.engine.roster.free_slot() and not new.later
+        direct = self.engine.roster.free_slot(tenant) and not new.later
         interrupted: dict[str, Told] = {}
 
         def transaction(connection: Connection) -> Submitted:

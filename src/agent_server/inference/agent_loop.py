@@ -18,6 +18,7 @@ from agents.tool_context import ToolContext
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ApprovalExpired, ToolError
+from agent_server.execution.permits import Permits
 from agent_server.execution.ports import Suspend, TaskContext
 from agent_server.inference.approvals import SeenCall, ask, ask_for_all, needs_consent
 from agent_server.inference.attachments import Fetch
@@ -25,6 +26,7 @@ from agent_server.inference.durable_run import (
     DurableRun,
     HintedPolicies,
     Place,
+    Throttle,
     ToolPolicies,
     at,
     enter,
@@ -96,10 +98,15 @@ class AgentLoop:
         services: Mapping[type[Any], Any] | None = None,
         prices: Prices | None = None,
         fetch: Fetch | None = None,
+        permits: Permits | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         """``tracing`` lets the SDK make spans for processors that this process has set; without
         it a run makes none. ``services`` is what the server lends to its own tools, ``fetch`` how
-        it gets files that a conversation names."""
+        it gets files that a conversation names; ``permits`` and ``throttle`` hold what is limited.
+        """
+        self._permits = permits
+        self._throttle = throttle
         self._services = services or {}
         self._fetch = fetch
         self._provider = provider
@@ -137,6 +144,24 @@ class AgentLoop:
         and leaves a bounded moment to tools.
         """
         run = self._durable_run(ctx, model)
+        async with run.permitted(agent=agent.name):
+            return await self._run(
+                run, agent, input, scope, session_id, context, max_turns, hooks, listener
+            )
+
+    async def _run(
+        self,
+        run: DurableRun,
+        agent: Agent[Any],
+        input: str | list[JsonObject],
+        scope: str,
+        session_id: str | None,
+        context: Any,
+        max_turns: int | None,
+        hooks: RunHooks[Any] | None,
+        listener: Agent[Any] | None,
+    ) -> AgentResult:
+        ctx = run.ctx
         place = enter(run, scope)
         turns = max_turns or self._settings.max_turns
         session = None
@@ -284,6 +309,8 @@ class AgentLoop:
             tracing_disabled=not self._tracing,
             services=self._services,
             fetch=self._fetch,
+            permits=self._permits,
+            throttle=self._throttle,
         )
 
 

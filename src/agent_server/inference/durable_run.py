@@ -6,8 +6,8 @@ exceptions of tools into text for the model.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -15,8 +15,10 @@ from typing import Any, Protocol, TypeVar
 from agents import FunctionTool, ModelProvider
 
 from agent_server.domain.agents import ApprovalTerms, ToolEffect
-from agent_server.execution.ports import Journal, Suspend, TaskContext
+from agent_server.execution.permits import Permits, held, holding
+from agent_server.execution.ports import Journal, StepRecord, Suspend, TaskContext
 from agent_server.inference.attachments import Fetch
+from agent_server.inference.audit import AUDIT
 from agent_server.inference.claims import Ledger, Scope
 from agent_server.inference.prices import Prices
 
@@ -32,6 +34,9 @@ class ToolPolicies(Protocol):
 
     def timeout_s(self, tool: str) -> float | None:
         """Seconds a call may take; None leaves it to the settings."""
+
+    def max_concurrent(self, tool: str | None = None, agent: str | None = None) -> int | None:
+        """How many calls of the tool, or tasks of the agent, may be at once over all nodes."""
 
     def reconciler(self, tool: str) -> FunctionTool | None:
         """What can say how a call of ``tool`` went that is in doubt; None: a person must."""
@@ -50,6 +55,9 @@ class HintedPolicies:
         return effect_of_hints(annotations)
 
     def timeout_s(self, tool: str) -> float | None:
+        return None
+
+    def max_concurrent(self, tool: str | None = None, agent: str | None = None) -> int | None:
         return None
 
     def reconciler(self, tool: str) -> FunctionTool | None:
@@ -85,6 +93,8 @@ class DurableRun:
     """Agents that may stand around an agent."""
     prices: Prices
     assumed_output_tokens: int
+    permits: Permits | None = None
+    throttle: "Throttle | None" = None
     tracing_disabled: bool = True
     services: Mapping[type[Any], Any] = field(default_factory=dict)
     """What the server lends to its own tools, by what it is."""
@@ -110,6 +120,24 @@ class DurableRun:
         """Nothing of this run begins from now on; the first reason counts."""
         if self.stopped is None:
             self.stopped = reason
+
+    @asynccontextmanager
+    async def permitted(
+        self, *, tool: str | None = None, agent: str | None = None
+    ) -> AsyncIterator[None]:
+        """While in it, this is one of those calls of ``tool``, or tasks of ``agent``, that may be at
+        once; waits for its turn."""
+        most = self.policies.max_concurrent(tool, agent)
+        name = f"tool {tool}" if tool is not None else f"agent {agent}"
+        if most is None or self.permits is None or AUDIT.get() is not None or held(name):
+            yield
+            return
+        holder = await self.write(self.permits.take(self.ctx, name, most))
+        with holding(name):
+            try:
+                yield
+            finally:
+                await self.at_home(self.permits.give_back(name, holder))
 
     async def write(self, entry: Coroutine[Any, Any, T]) -> T:
         """Await a journal's write, from whichever loop; what it raises stops the run."""
@@ -163,6 +191,15 @@ class DurableRun:
         self._acting = {other for other in self._acting if not key.startswith(f"{other}/")}
         await self.at_home(self.quiet())
         self.check()
+
+
+class Throttle(Protocol):
+    """See ``throttle.Throttle``."""
+
+    def counts_tokens(self, model: str) -> bool: ...
+    async def turn(self, run: DurableRun, step: StepRecord, tokens: int) -> None: ...
+    async def settle(self, model: str, more: int) -> None: ...
+    async def refused(self, run: DurableRun, step: StepRecord, error: Exception) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from agent_server.domain.events import MessageCompleted, ReasoningCompleted
 from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import Usage
 from agent_server.execution.ephemeral import add_usage
-from agent_server.execution.ports import NO_USAGE, StepRecord
+from agent_server.execution.ports import NO_USAGE, StepRecord, Suspend
 from agent_server.inference.approvals import foresee
 from agent_server.inference.attachments import attach
 from agent_server.inference.audit import AUDIT
@@ -277,8 +277,13 @@ class LedgeredModel(Model):
         journal = run.journal
         request = await attach(request, run.ctx.run.tenant, run.fetch)
         expected = None
-        if run.ctx.run.budget is not None:
+        throttle = run.throttle
+        counted = throttle is not None and throttle.counts_tokens(step.name)
+        if run.ctx.run.budget is not None or counted:
             expected = estimate(request, step.name, run.prices, run.assumed_output_tokens)
+        tokens = expected.tokens if expected is not None else 0
+        if throttle is not None:
+            await run.write(throttle.turn(run, step, tokens))
         most = await run.write(journal.begin(step, commit=False, estimate=expected))
         tries, spent = 0, NO_USAGE
 
@@ -294,9 +299,16 @@ class LedgeredModel(Model):
         async def once() -> ModelResponse:
             nonlocal tries, most
             if tries:
+                if throttle is not None:
+                    await run.write(throttle.turn(run, step, tokens))
                 most = await run.write(journal.again(step, expected, spent))
             tries += 1
-            return await respond(model, held_to(request, most), on_text)
+            try:
+                return await respond(model, held_to(request, most), on_text)
+            except Exception as error:
+                if throttle is not None:
+                    await run.write(throttle.refused(run, step, error))
+                raise
 
         async def whole() -> ModelResponse:
             """An answer, and another where that was cut short by what it was held to."""
@@ -324,6 +336,9 @@ class LedgeredModel(Model):
 
         try:
             response = await whole()
+        except Suspend:
+            journal.cut_off(step)
+            raise
         except Exception as error:
             # A provider does not bill what failed; what it would have cost is known or not.
             cost = Decimal(0) if run.prices.known(step.name) else None
@@ -346,6 +361,8 @@ class LedgeredModel(Model):
             journal.cut_off(step)
             raise
         used = response.usage
+        if throttle is not None and counted:
+            await run.write(throttle.settle(step.name, used.total_tokens - tokens))
         usage = add_usage(
             spent,
             Usage(

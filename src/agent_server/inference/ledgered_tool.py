@@ -192,17 +192,19 @@ async def call_tool(
         step = replace(step, input=decision.arguments)
     inside = place.inside(key)
     call = _Call(run, tool, effect, step, inside.scope, entered_s)
-    try:
-        await run.write(run.journal.begin(step, commit=not effect.repeatable))
-    except asyncio.CancelledError:
-        if call.overdue():
-            return await call.timed_out(context, cast(float, tool.timeout_seconds), True)
-        raise
-    with at(inside):
-        if container:
-            return await call.carry_out(context, arguments, invoke)
-        with run.acting(key):
-            return await call.carry_out(context, arguments, invoke)
+    async with run.permitted(tool=name):
+        run.check()
+        try:
+            await run.write(run.journal.begin(step, commit=not effect.repeatable))
+        except asyncio.CancelledError:
+            if call.overdue():
+                return await call.timed_out(context, cast(float, tool.timeout_seconds), True)
+            raise
+        with at(inside):
+            if container:
+                return await call.carry_out(context, arguments, invoke)
+            with run.acting(key):
+                return await call.carry_out(context, arguments, invoke)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Providers(ModelProvider):
         """
         names = dict.fromkeys([self._default, *self._models])
         return [
-            {"id": name, "provider": self._provider(name), "default": name == self._default}
+            {"id": name, "provider": self.provider(name), "default": name == self._default}
             for name in names
         ]
 
@@ -98,7 +98,7 @@ class Providers(ModelProvider):
             name = rest
         return (ChatModel if self._chat else ResponsesModel)(name, self._wire)
 
-    def _provider(self, name: str) -> str:
+    def provider(self, name: str) -> str:
         model = self._models.get(name)
         prefix = name.partition("/")[0]
         if isinstance(model, DemoModel) or name == DEMO:

@@ -97,6 +97,11 @@ class Catalog:
         """Seconds by policy; None where it says nothing."""
         return self.tool_policy(tool).timeout_s
 
+    def max_concurrent(self, tool: str | None = None, agent: str | None = None) -> int | None:
+        """How many calls of the tool, or tasks of the agent, may be at once; None: any."""
+        policy = self.tool_policy(tool) if tool is not None else self.agent_policy(agent or "")
+        return policy.max_concurrent
+
     def reconciler(self, tool: str) -> FunctionTool | None:
         """The served tool that the policy names to say how a call of ``tool`` in doubt went."""
         return self.tools.get(self.tool_policy(tool).reconcile or "")

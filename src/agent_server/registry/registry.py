@@ -178,6 +178,9 @@ class Registry:
     def timeout_s(self, tool: str) -> float | None:
         return self._catalog.timeout_s(tool)
 
+    def max_concurrent(self, tool: str | None = None, agent: str | None = None) -> int | None:
+        return self._catalog.max_concurrent(tool, agent)
+
     def reconciler(self, tool: str) -> FunctionTool | None:
         return self._catalog.reconciler(tool)
 

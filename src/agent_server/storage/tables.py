@@ -258,6 +258,25 @@ reservations = Table(
 """What calls under way hold of their run's budget; only runs that have one have rows here.
 ``open_ended``: it may say as much as it likes."""
 
+permits = Table(
+    "permits",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, primary_key=True),
+    Column("node", Text, nullable=False),
+    Column("taken_at", Moment, nullable=False),
+    Index(None, "node"),
+)
+"""Who holds one of what only so many may do at once; they go with their node."""
+
+rates = Table(
+    "rates",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("state", JsonText, nullable=False),
+)
+"""What was called in the last minute, and is booked; see ``execution.rates``."""
+
 events = Table(
     "events",
     metadata,

@@ -36,6 +36,14 @@ from agent_server.execution.store.lanes import (
     lane_of,
     lane_runs,
 )
+from agent_server.execution.store.limits import (
+    give_permit_back,
+    rate,
+    store_rate,
+    take_permit,
+    void_permits,
+    void_permits_of_others,
+)
 from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
 from agent_server.execution.store.queue import Turns
 from agent_server.execution.store.reservations import (
@@ -106,6 +114,12 @@ from agent_server.execution.store.waits import (
 from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
 
 __all__ = [
+    "give_permit_back",
+    "rate",
+    "store_rate",
+    "take_permit",
+    "void_permits",
+    "void_permits_of_others",
     "Turns",
     "accuse",
     "begun_tasks",

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, select, text
 
 from agent_server.execution.store.columns import INSERTS
+from agent_server.execution.store.limits import void_permits_of_others
 from agent_server.execution.store.tasks import release_tasks
 from agent_server.storage.tables import idempotency_keys, nodes
 
@@ -59,4 +60,5 @@ def reap(connection: Connection, dead: dict[str, datetime]) -> int:
     for node, beat_at in dead.items():
         connection.execute(delete(nodes).where(nodes.c.id == node, nodes.c.beat_at == beat_at))
     alive = list(connection.execute(select(nodes.c.id)).scalars())
+    void_permits_of_others(connection, alive)
     return release_tasks(connection, None, alive)

@@ -10,14 +10,26 @@ however large, holds up another, and what has begun ends before much else begins
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, select, text, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
+from agent_server.execution.store.columns import LIVE
 from agent_server.execution.store.lanes import BLOCKED, free_lane, put_behind
 from agent_server.storage.tables import IN_QUEUE, tasks
 
@@ -92,8 +104,13 @@ def enqueue_due(connection: Connection, now: datetime) -> None:
         free_lane(connection, lane)
 
 
-def pick(connection: Connection, limit: int, turns: Turns) -> Picked:
-    """Up to ``limit`` tasks, shared among the tenants that have any; locked on PostgreSQL."""
+def pick(
+    connection: Connection, limit: int, turns: Turns, tenant_slots: Mapping[str, int]
+) -> Picked:
+    """Up to ``limit`` tasks, shared among the tenants that have any; locked on PostgreSQL.
+
+    Of a tenant no more than brings what it has at work to its ``tenant_slots``.
+    """
     tenants = _tenants(connection, turns.tenant)
     if not tenants:
         return Picked([], False)
@@ -106,12 +123,37 @@ def pick(connection: Connection, limit: int, turns: Turns) -> Picked:
         if len(keys) == limit:
             return Picked(keys, True)
         share = -(-(limit - len(keys)) // (len(tenants) - number))
+        most = tenant_slots.get(tenant, tenant_slots.get("*"))
+        if most is not None and (room := most - _at_work(connection, tenant)) <= share:
+            if room > 0:
+                keys += _of_tenant(connection, tenant, room, turns.rounds.get(tenant, Round()))[0]
+            continue  # What it has left is not for now.
         found, left, turn = _of_tenant(connection, tenant, share, turns.rounds.get(tenant, Round()))
         keys += found
         more = more or left
         turns.tenant = tenant
         turns.remember(tenant, turn)
     return Picked(keys, more)
+
+
+def _at_work(connection: Connection, tenant: str) -> int:
+    """Tasks of the tenant that are carried out and do not only await others."""
+    other = tasks.alias("other")
+    awaits = exists(
+        select(literal(1))
+        .where(
+            other.c.run_id == tasks.c.run_id,
+            other.c.status.in_(LIVE),
+            other.c.path != tasks.c.path,
+            or_(tasks.c.path == "", other.c.path.startswith(tasks.c.path + ".")),
+        )
+        .correlate(tasks)
+    )
+    query = select(func.count()).select_from(tasks)
+    query = query.where(
+        tasks.c.owner > "", tasks.c.tenant == tenant, tasks.c.status == "running", ~awaits
+    )
+    return connection.execute(query).scalar() or 0
 
 
 def _tenants(connection: Connection, after: str) -> list[str]:

@@ -4,8 +4,9 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 Tasks are locked before their run's row, by everybody.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
@@ -33,9 +34,11 @@ from agent_server.execution.ports import LostLease
 from agent_server.execution.store import queue
 from agent_server.execution.store.columns import INSERTS, LIVE
 from agent_server.execution.store.halts import CANCEL, PAUSE
+from agent_server.execution.store.limits import void_permits_of_others
 from agent_server.execution.store.waits import withdraw_approvals
 from agent_server.storage.tables import IN_QUEUE, nodes, runs, steps, tasks
 
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 _CHILD = tasks.alias("child")
 _AWAITS_ONE_THAT_WAITS = case(
     (tasks.c.epoch == 0, false()),  # Never begun: whatever the run holds is not looked through.
@@ -154,14 +157,19 @@ def inherited_halt(
 
 
 def claim(
-    connection: Connection, owner: str, limit: int, now: datetime, turns: queue.Turns
+    connection: Connection,
+    owner: str,
+    limit: int,
+    now: datetime,
+    turns: queue.Turns,
+    tenant_slots: Mapping[str, int] = NO_LIMITS,
 ) -> tuple[list[tuple[Row[Any], str | None]], bool]:
     """Take up to ``limit`` due tasks, as ``queue`` says whose turn it is: each gets a new epoch
     and, unless it stood still, one more attempt. With each comes the kind of what it stood still
     for, if it did; then, whether there were more.
     """
     queue.enqueue_due(connection, now)
-    keys, more = queue.pick(connection, limit, turns)
+    keys, more = queue.pick(connection, limit, turns, tenant_slots)
     if not keys:
         return [], more
     stood = connection.execute(
@@ -416,6 +424,7 @@ def held_tasks(connection: Connection, owner: str) -> set[tuple[str, str, int]]:
 def reap_all(connection: Connection) -> int:
     """Queue again whatever is carried out: at the start of the only process."""
     connection.execute(delete(nodes))
+    void_permits_of_others(connection, ())
     return release_tasks(connection, None)
 
 
