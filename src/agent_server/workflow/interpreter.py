@@ -203,7 +203,7 @@ class Interpreter:
         self._inputs = inputs
         self._done = dict(finished or {})
         self._start = start
-        self._undos: int | None = None
+        self._made: dict[str, int] = {}
         self._graph = analyse(definition, self._done)
         self._prefix = f"{path_prefix}." if path_prefix else ""
         self._drain = drain
@@ -415,10 +415,7 @@ class Interpreter:
 
     async def _remember(self, node: Node, path: str, frame: Frame, values: JsonObject) -> None:
         """Write down, before the node begins, how it is undone and what its undoing will look at."""
-        if self._undos is None:
-            steps = self._ctx.journal.recorded().values()
-            self._undos = sum(step.name.endswith(f"/{UNDO_KEY}") for step in steps)
-        number, self._undos = self._undos, self._undos + 1
+        number = self._next_of(UNDO_KEY)
         results = Results(self._graph, frame, ())
         record: JsonObject = {
             "number": number,
@@ -460,9 +457,17 @@ class Interpreter:
         }
 
         async def make() -> JsonObject:
-            return record
+            return record | {"number": self._next_of(ENDED_KEY)}
 
         await self._ctx.value(f"{path}/{ENDED_KEY}", make)
+
+    def _next_of(self, key: str) -> int:
+        """How many records of that kind were made before, in earlier attempts too."""
+        if key not in self._made:
+            steps = self._ctx.journal.recorded().values()
+            self._made[key] = sum(step.name.endswith(f"/{key}") for step in steps)
+        self._made[key] += 1
+        return self._made[key] - 1
 
     def _scope(self, node: Node, frame: Frame, values: JsonObject) -> Scope:
         earlier = self._graph.earlier.get(node.id, ())

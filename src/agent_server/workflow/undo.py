@@ -5,6 +5,7 @@ node that can be undone is written down there before it begins, with all that it
 so that neither a crash nor a cancelled run forgets it. Refuses to decide when to undo.
 """
 
+import math
 from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
@@ -33,7 +34,13 @@ async def undo(ctx: TaskContext, *, max_parallel: int) -> list[FieldError]:
     kept = {step.name: step.output for step in ctx.journal.recorded().values()}
     records = [output for name, output in kept.items() if name.endswith(f"/{UNDO_KEY}")]
     faults: list[FieldError] = []
-    for record in sorted(records, key=lambda record: -int(record["number"])):
+
+    def place(record: JsonObject) -> tuple[float, int]:
+        """By when it ended, which is not as it was begun: it may have waited for a slot."""
+        ended = kept.get(f"{record['path']}/{ENDED_KEY}")
+        return (math.inf if ended is None else ended["number"], record["number"])
+
+    for record in sorted(records, key=place, reverse=True):
         path = str(record["path"])
 
         async def once(record: JsonObject = record, path: str = path) -> Any:
