@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, tuple_
+from sqlalchemy import Connection, Row, false, select, tuple_
 
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Step
@@ -21,7 +21,7 @@ def _upsert_steps(make: Any) -> Any:
     statement = make(steps)
     changing = ("status", "input", "input_hash", "output", "error", "attempts", "ended_at")
     changed: dict[str, Any] = {name: statement.excluded[name] for name in (*changing, *NO_USAGE)}
-    changed["shared"] = False  # whatever is written to a copy was done, and is paid for, here
+    changed["shared"] = false()  # whatever is written to a copy was done, and is paid for, here
     return statement.on_conflict_do_update(index_elements=["run_id", "key"], set_=changed)
 
 
