@@ -167,7 +167,7 @@ class FakeRuns:
 
     @asynccontextmanager
     async def follow(
-        self, tenant: Tenant, run_id: RunId, after: int, *, deltas: bool = True
+        self, tenant: Tenant, run_id: RunId, after: int, *, deltas: bool = True, new: bool = False
     ) -> AsyncIterator[FakeFollow]:
         await self.get(tenant, run_id)
         subscription = self.hub.subscribe(run_id, deltas=deltas)

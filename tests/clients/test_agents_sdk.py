@@ -36,10 +36,17 @@ async def near(base_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
         yield near
 
 
-@pytest.fixture(params=["responses", "chat"])
-def config(request: pytest.FixtureRequest, near: openai.AsyncOpenAI) -> RunConfig:
-    provider = OpenAIProvider(openai_client=near, use_responses=request.param == "responses")
-    return RunConfig(model_provider=provider, tracing_disabled=True)
+@pytest.fixture(params=["responses", "chat", "websocket"])
+async def config(
+    request: pytest.FixtureRequest, near: openai.AsyncOpenAI
+) -> AsyncIterator[RunConfig]:
+    provider = OpenAIProvider(
+        openai_client=near,
+        use_responses=request.param != "chat",
+        use_responses_websocket=request.param == "websocket",
+    )
+    yield RunConfig(model_provider=provider, tracing_disabled=True)
+    await provider.aclose()
 
 
 async def test_an_agent_calls_its_own_tools_through_ours(

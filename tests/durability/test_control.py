@@ -34,7 +34,7 @@ PLACES = (
     "run.after_end",
 )
 """The boundaries on the way of a run that makes two payments side by side, both held."""
-FEW = ("step.before_begin:1", "step.after_begin:1", "step.before_finish:2", "task.claimed:1")
+FEW = ("step.after_begin:1", "step.before_finish:2", "task.claimed:1")
 ENDED = {"succeeded", "failed", "cancelled", "budget_exceeded"}
 BOUNDED, WHOLE = 8, 200
 BATCH = 8
@@ -232,6 +232,11 @@ async def test_an_approved_payment_is_made_once_whatever_boundary_the_server_die
     assert waited <= {place for place in places if place.startswith("step.")}, waited
 
 
+@pytest.mark.parametrize(
+    "world",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)],
+    indirect=True,
+)
 async def test_what_was_said_about_a_call_in_doubt_is_not_taken_for_the_call_of_its_retry(
     world: World,
 ) -> None:

@@ -45,9 +45,11 @@ class House:
             **env,
         }
 
-    def start(self, crash_at: str = "", **env: str) -> "Api":
+    def start(self, crash_at: str = "", port: int = 0, **env: str) -> "Api":
         """A server, ready to answer; one that is to die somewhere may be dead already."""
-        server = self._nursery.start(self.env | env, folder=self.folder, crash_at=crash_at)
+        server = self._nursery.start(
+            self.env | env, folder=self.folder, crash_at=crash_at, port=port
+        )
         if not crash_at:
             asyncio.run(ready(server))
         return Api(server.url, server)

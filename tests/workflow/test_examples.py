@@ -5,6 +5,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,29 @@ def test_every_workflow_has_its_one_command_and_is_valid(
     files = [str(path) for path in WORKFLOWS]
     argv = ["workflow", "validate", "--agents", "examples/workflows/agents.py", *files]
     assert run_cli(*argv) == 0, capsys.readouterr().err
+
+
+def test_each_command_works_as_a_process_of_its_own_in_an_empty_home(folder: Path) -> None:
+    home = folder / "home"
+    home.mkdir()
+    kept = {n: v for n, v in os.environ.items() if n in ("PATH", "PYTHONPATH", "LANG")}
+    said = {}
+    for path in WORKFLOWS:
+        done = subprocess.run(
+            [sys.executable, "-m", "agent_server", *command_of(path.stem)],
+            cwd=folder,
+            env={**kept, "HOME": str(home)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        said[path.stem] = done.stdout
+        assert done.returncode == int(path.stem == "saga"), done
+        assert "Traceback" not in done.stdout + done.stderr
+        assert not re.search(r"started: [\w-]+:\s*$", done.stdout, re.M), done.stdout
+    assert "task 1!.1: tool cancel_booking = flight-lisbon is cancelled" in said["saga"]
+    assert '"done": "39.00 EUR paid back to Ada"' in said["triage"]
+    assert sorted(path.name for path in folder.iterdir()) == [".agent-server", "examples", "home"]
 
 
 @pytest.mark.parametrize(

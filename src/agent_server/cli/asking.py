@@ -14,7 +14,7 @@ from agent_server.cli.errors import print_error
 from agent_server.cli.questions import Decision, Question, questions_of
 from agent_server.client import AgentServerClient
 from agent_server.domain import events as e
-from agent_server.domain.errors import AgentServerError
+from agent_server.domain.errors import AgentServerError, Unavailable
 from agent_server.domain.runs import RunStatus
 
 LOOK_AGAIN_S = 1.0
@@ -56,18 +56,28 @@ class Asking:
             with anyio.move_on_after(LOOK_AGAIN_S if self._stood_still else None):
                 await self._news.wait()
             self._news = anyio.Event()
-            run = await self._client.runs.get(self._run_id)
-            asked = await questions_of(self._client, run)
-            for question in asked:
-                if question.key not in self._left and not await self._answer(question):
-                    self._left.add(question.key)
-            left = [question for question in asked if question.key in self._left]
-            if run.status is not RunStatus.WAITING or len(left) < len(asked):
+            try:
+                left = await self._round()
+            except Unavailable:  # The server restarts; whoever reads the events knows how long.
                 continue
-            waits = run.waiting_for
-            unheard = self._alone and waits is not None and waits.kind == "signal"
-            if (left or (unheard and waits and waits.until is None)) and not await self._busy():
+            if left is not None:
                 return left
+
+    async def _round(self) -> list[Question] | None:
+        """Answer what is asked now; what is left, once the run stands still for that alone."""
+        run = await self._client.runs.get(self._run_id)
+        asked = await questions_of(self._client, run)
+        for question in asked:
+            if question.key not in self._left and not await self._answer(question):
+                self._left.add(question.key)
+        left = [question for question in asked if question.key in self._left]
+        if run.status is not RunStatus.WAITING or len(left) < len(asked):
+            return None
+        waits = run.waiting_for
+        unheard = self._alone and waits is not None and waits.kind == "signal"
+        if not left and not (unheard and waits is not None and waits.until is None):
+            return None
+        return None if await self._busy() else left
 
     async def _busy(self) -> bool:
         """Whether other tasks of the run go on meanwhile."""
@@ -81,7 +91,7 @@ class Asking:
             return self._person is not None and await self._asked(question, self._person)
         except AgentServerError as error:
             # Somebody else was quicker: no word of it is needed where a flag decided.
-            if await question.open():
+            if await _open(question):
                 print_error(error.info())
                 return False
             if self._person is not None:
@@ -91,19 +101,35 @@ class Asking:
     async def _asked(self, question: Question, person: Console) -> bool:
         """Ask ``person``, for as long as nobody else has answered."""
         answered = True
+        failure: AgentServerError | None = None
         with self._silence():
             person.print(question.shown())
             async with anyio.create_task_group() as tasks:
 
                 async def withdraw() -> None:
-                    while await question.open():
+                    while await _open(question):
                         with anyio.move_on_after(LOOK_AGAIN_S):
                             await self._news.wait()
                         self._news = anyio.Event()
+                    if question.answering:
+                        return
                     person.print("\nThis was decided meanwhile.", style="dim")
                     tasks.cancel_scope.cancel()
 
                 tasks.start_soon(withdraw)
-                answered = await question.ask(person)
+                try:
+                    answered = await question.ask(person)
+                except AgentServerError as error:  # raised below: a group would wrap it
+                    failure = error
                 tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
         return answered
+
+
+async def _open(question: Question) -> bool:
+    """Whether it still waits for an answer, as far as can be told."""
+    try:
+        return await question.open()
+    except Unavailable:
+        return True

@@ -33,7 +33,7 @@ from agent_server.settings import Settings, load_settings
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 
-WORDS_ALONE = Weights(vector=0, neighbours=0, session=0, author=0, date=0)
+WORDS_ALONE = Weights(vector=0, neighbours=0, session=0, author=0, date=0, name=1)
 WAYS = (*get_args(SearchMode), "words")
 """How to search: a mode of the API, or ``words``: BM25 and nothing above it."""
 

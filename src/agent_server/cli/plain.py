@@ -43,7 +43,8 @@ def _text(event: e.EventBase) -> str | None:
         return f"{word}: {len(event.plan.tasks)} tasks"
     if isinstance(event, e.TaskStarted):
         again = f", attempt {event.attempt}" if event.attempt > 1 else ""
-        return f"task {event.path} started{again}: {event.node}: {event.description}"
+        about = f": {event.description}" if event.description else ""
+        return f"task {event.path} started{again}: {event.node}{about}"
     if isinstance(event, e.TaskCompleted):
         return f"task {event.path} done: {event.node}"
     if isinstance(event, e.TaskFailed):

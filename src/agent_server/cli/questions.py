@@ -39,6 +39,8 @@ class Question(ABC):
     def __init__(self, client: AgentServerClient, key: str) -> None:
         self.client = client
         self.key = key
+        self.answering = False
+        """The person's answer is on its way: the question is not to be withdrawn any more."""
 
     @abstractmethod
     def shown(self) -> RenderableType:
@@ -78,8 +80,14 @@ class ApprovalQuestion(Question):
         return (await self.client.approvals.get(self.key)).status == "pending"
 
     async def decide(self, decision: Decision) -> bool:
-        await self.client.approvals.decide(self.key, decision)
+        await self._say(decision)
         return True
+
+    async def _say(self, decision: Decision, **more: Any) -> None:
+        """Decide about exactly the arguments that were shown."""
+        self.answering = True
+        shown = self._approval.arguments_hash
+        await self.client.approvals.decide(self.key, decision, arguments_hash=shown, **more)
 
     async def ask(self, console: Console) -> bool:
         editable = self._approval.arguments is not None
@@ -91,12 +99,11 @@ class ApprovalQuestion(Question):
                 return False
             try:
                 if said == "y":
-                    await self.client.approvals.decide(self.key, "approve")
+                    await self._say("approve")
                     console.print("Approved.", style="green")
                 elif said == "n":
                     why = await ask_line(console, "Why, in words for the model? (Enter: none) › ")
-                    more = {"reason": why} if why else {}
-                    await self.client.approvals.decide(self.key, "reject", **more)
+                    await self._say("reject", **({"reason": why} if why else {}))
                     console.print("Rejected.", style="red")
                 elif not await self._edited(console):
                     continue
@@ -125,7 +132,7 @@ class ApprovalQuestion(Question):
         )
         if said != "y":
             return False
-        await self.client.approvals.decide(self.key, "approve", arguments=arguments)
+        await self._say("approve", arguments=arguments)
         console.print("Approved, with other arguments.", style="green")
         return True
 
@@ -166,6 +173,7 @@ class DoubtQuestion(Question):
             if text is None:
                 return False
             result = json_or_text(text)
+        self.answering = True
         outcomes: dict[str | None, Any] = {"y": "happened", "n": "did_not_happen", "f": "fail"}
         await self.client.runs.reconcile(self._step.run_id, self.key, outcomes[said], result=result)
         console.print("Noted.", style="green")
@@ -194,6 +202,7 @@ class ReviewQuestion(Question):
     async def ask(self, console: Console) -> bool:
         prompt = "Carry it out?  ([bold]y[/])es  ([bold]n[/])o, cancel the run  ([bold]l[/])ater › "
         said = await ask_one_of(console, prompt, "ynl")
+        self.answering = True
         if said == "y":
             await self.client.runs.resume(self._run.id)
         elif said == "n":

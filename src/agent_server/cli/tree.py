@@ -158,12 +158,13 @@ def standing(status: RunStatus, waits: WaitingFor | None) -> str:
 
 
 def usage_line(usage: Usage) -> str:
-    """``3 model calls, 2 tool calls, 900→120 tokens, $0.0031``."""
+    """``3 model calls, 2 tool calls, 900→120 tokens, $0.0031``; without a model call, no more than
+    the calls."""
+    calls = f"{_count(usage.model_calls, 'model call')}, {_count(usage.tool_calls, 'tool call')}"
+    if not usage.model_calls:
+        return calls
     cost = "cost unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}"
-    return (
-        f"{_count(usage.model_calls, 'model call')}, {_count(usage.tool_calls, 'tool call')}, "
-        f"{usage.input_tokens}→{usage.output_tokens} tokens, {cost}"
-    )
+    return f"{calls}, {usage.input_tokens}→{usage.output_tokens} tokens, {cost}"
 
 
 def _count(number: int, word: str) -> str:

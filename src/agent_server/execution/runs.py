@@ -444,14 +444,18 @@ class Runs:
 
     @asynccontextmanager
     async def follow(
-        self, tenant: Tenant, run_id: str, after: int, *, deltas: bool = True
+        self, tenant: Tenant, run_id: str, after: int, *, deltas: bool = True, new: bool = False
     ) -> AsyncIterator[Follow]:
         """Read the run's events from number ``after`` on, until it ends. Raises ``NotFound``.
 
-        Without ``deltas`` none is made for this reader, which then cannot lag.
+        Without ``deltas`` none is made for this reader, which then cannot lag. A ``new`` run was
+        submitted by the caller just now: whether there is one need not be looked up.
         """
         follow = Follow(self, run_id, tenant, after, deltas)
         try:
+            if new:
+                yield follow
+                return
             row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
             if row is None:
                 raise _no_run(run_id)

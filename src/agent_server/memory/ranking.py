@@ -21,11 +21,12 @@ is, and a weak list then spoils a strong one.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from agent_server.memory.moments import Period
 from agent_server.memory.text_index import K1, B
+from agent_server.memory.words import stem
 from agent_server.storage.tables import EPOCH
 
 Place = tuple[int, str]
@@ -36,16 +37,19 @@ Scores = Sequence[float]
 
 @dataclass(frozen=True)
 class Weights:
-    """What each score counts. Found on one part of a made-up set and kept for the other."""
+    """What each score counts; ``docs/recall.md`` says on what they were found."""
 
     text: float = 1.0
-    vector: float = 1.0
-    neighbours: float = 0.4
-    session: float = 0.2
+    vector: float = 0.6
+    neighbours: float = 0.5
+    session: float = 0.4
     author: float = 0.2
     date: float = 0.25
     reach: tuple[float, ...] = (0.6, 0.3)
     """What a word counts that stands so many turns away."""
+    name: float = 0.3
+    """What a word counts that is the name of an author: who is called by it is mostly spoken to,
+    and does not speak."""
     latest: float = 0.5
     """Weight of recency when the query says "latest"."""
 
@@ -119,6 +123,7 @@ def rank(
 ) -> tuple[list[Candidate], list[str]]:
     """``candidates``, best first, with ``scores`` and ``total`` filled in; and what the scores are
     called, in their order."""
+    sought = replace(sought, rarity=_names_aside(sought, candidates, weights))
     vector = _vectors(candidates)
     parts: list[tuple[str, float, Callable[[], Iterable[float]]]] = [
         ("text", weights.text, lambda: _text(sought, candidates)),
@@ -137,6 +142,16 @@ def rank(
     for candidate, values in zip(candidates, zip(*columns, strict=True), strict=False):
         candidate.scores, candidate.total = values, sum(values)
     return sorted(candidates, key=lambda c: (-c.total, -c.serial)), names
+
+
+def _names_aside(
+    sought: Sought, candidates: Sequence[Candidate], weights: Weights
+) -> Mapping[str, float]:
+    """The rarity of each word, less for the names of those who speak."""
+    names = {stem(word) for author in {c.author for c in candidates} for word in author}
+    return {
+        word: rare * weights.name if word in names else rare for word, rare in sought.rarity.items()
+    }
 
 
 def _normal(scores: Iterable[float], weight: float) -> Scores:

@@ -62,7 +62,7 @@ DATE_CANDIDATES = 60
 ROOTS, MOST_ROOTS = 16, 40
 """The best of each kind that have their neighbours looked at: twice as many as are asked for, from
 the first to the second number."""
-VECTORS_ALONE = Weights(text=0, neighbours=0, session=0, author=0, date=0)
+VECTORS_ALONE = Weights(text=0, vector=1, neighbours=0, session=0, author=0, date=0)
 MAX_WORDS = 48
 """Of a longer query only its rarest words are looked for."""
 STATISTICS_S = 30.0

@@ -128,7 +128,7 @@ class ChatRoutes:
         if not wanted.store:
             return EphemeralFollow(self._runs, wanted, tenant, principal.name)
         run, *_ = await self._runs.submit(wanted, tenant=tenant, principal=principal.name)
-        return self._runs.follow(tenant, RunId(run.id), 0, deltas=stream)
+        return self._runs.follow(tenant, RunId(run.id), 0, deltas=stream, new=True)
 
 
 def _check(body: CreateChat) -> None:

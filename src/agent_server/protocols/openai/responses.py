@@ -192,7 +192,7 @@ class ResponseRoutes:
         if not asked.request.store:
             return EphemeralFollow(self._runs, asked.request, tenant, principal.name)
         ref = await self._begin(asked, principal, key)
-        return self._runs.follow(tenant, ref.run_id, 0)
+        return self._runs.follow(tenant, ref.run_id, 0, new=asked.going is None and key is None)
 
     async def _begin(self, asked: Asked, principal: Principal, key: Idempotency | None) -> Ref:
         """Submit the run, or let the one that stands still go on."""
@@ -225,7 +225,9 @@ class ResponseRoutes:
         if asked.body.background:
             return await self._stored.response(tenant, ref)
         with self._deps.streams.poll():
-            async with self._runs.follow(tenant, ref.run_id, 0, deltas=False) as follow:
+            new = asked.going is None and key is None
+            follow_run = self._runs.follow(tenant, ref.run_id, 0, deltas=False, new=new)
+            async with follow_run as follow:
                 async for batch in follow.batches():
                     for event in batch:
                         tale.feed(event)
