@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from fastapi.routing import APIRoute
 
 from agent_server.cli.app import app as commands
 from agent_server.cli.configuration import variable
@@ -90,7 +91,7 @@ def needed(environment: dict[str, str]) -> float:
 
 def test_probes_ask_for_routes_that_there_are_on_the_port_that_is_open() -> None:
     app: Any = create_app(Settings(_env_file=None))  # type: ignore[call-arg]
-    paths = {route.path for route in app.routes}
+    paths = {route.path for route in app.routes if isinstance(route, APIRoute)}
     probes = 0
     for _, container in containers():
         ports = {port["name"] for port in container.get("ports", [])}
