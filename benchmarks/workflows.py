@@ -5,6 +5,7 @@ figure beside its target.
 """
 
 import asyncio
+import gc
 import tempfile
 import time
 from pathlib import Path
@@ -105,6 +106,7 @@ async def map_ratio(folder: Path, policy: str) -> float:
 
 
 def main() -> None:
+    gc.freeze()  # As the server does behind its imports: see ``cli/loading.py``.
     print(f"validation of {COUNT} nodes: {validation_ms():.0f} ms (target < 100)")
     print(f"the interpreter's own work: {interpreter_ms():.3f} ms a node (target < 0.3)")
     for effect in ("once", "none"):

@@ -6,13 +6,14 @@ Leans on the journal and the ports. Refuses to act: the engine does.
 import asyncio
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Row
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo
-from agent_server.domain.ids import RunId, Tenant
+from agent_server.domain.ids import RunId, TaskId, Tenant, task_id
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.commits import Commits
 from agent_server.execution.journal import DurableJournal
@@ -85,6 +86,11 @@ class Attempt:
     """Its row is still to be inserted."""
     task: "asyncio.Task[None] | None" = None
     journal: DurableJournal | None = None
+
+    @cached_property
+    def identity(self) -> TaskId | None:
+        """The task's id; a run's root has none."""
+        return task_id(self.local.snapshot.id, self.path) if self.path else None
 
     @property
     def ordered(self) -> bool:

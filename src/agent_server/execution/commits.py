@@ -36,6 +36,10 @@ LINGER_S: Final = 0.02
 """How long what nobody waits for may wait for company."""
 MOST: Final = 250
 """Entries, and children, of one transaction."""
+GATHER: Final = 5
+"""Turns of the loop before a round, where there are several: in them those who were told of the last
+one say what comes next. An item's end reaches its map, which begins the next, which begins its call:
+all of it is one transaction then instead of three."""
 PATIENCE_S: Final = 30.0
 """How long a commit is tried again while the database cannot be used."""
 RETRY_S: Final = 0.25
@@ -81,7 +85,7 @@ class Ending:
     unless: Callable[[Connection], bool] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """What one task hands in. ``told`` hears, once, what went wrong, and whether the task ended."""
 
@@ -102,7 +106,7 @@ class Entry:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Birth:
     """A child to insert, under its parent's lease. ``told`` hears how it went, once: with the row
     that stood at its path before, if one did."""
@@ -158,6 +162,8 @@ class Commits:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._due = False
+        self._untold: dict[Birth | Entry, None] = {}
+        """What the present round has taken in hand, and not answered yet."""
 
     def linger(self, hand_over: HandOver) -> None:
         """There is something that nobody waits for: it is stored with the next round, within
@@ -190,19 +196,33 @@ class Commits:
             self._writing = asyncio.get_running_loop().create_task(self._rounds())
 
     async def _rounds(self) -> None:
-        while self._due:
-            births, self._births = _distinct(self._births)
-            self._due = bool(self._births)
-            waiting, self._waiting = self._waiting, {}
-            entries = [entry for hand_over in waiting if (entry := hand_over()) is not None]
-            while births or entries:
-                # First all births: an entry may be that of a child which is among them.
-                some = 0 if len(births) > MOST else _company(entries)
-                await self._together(births[:MOST], entries[:some])
-                births, entries = births[MOST:], entries[some:]
-        self._writing = None
-        if self._waiting:
-            self._set_timer()
+        crowd = False
+        try:
+            while self._due:
+                if crowd or self._births or len(self._waiting) > 1:
+                    for _ in range(GATHER):
+                        await asyncio.sleep(0)
+                births, self._births = _distinct(self._births)
+                self._due = bool(self._births)
+                waiting, self._waiting = self._waiting, {}
+                entries = [entry for hand_over in waiting if (entry := hand_over()) is not None]
+                self._untold = dict.fromkeys([*births, *entries])
+                crowd = len(self._untold) > 1
+                while births or entries:
+                    # First all births: an entry may be that of a child which is among them.
+                    some = 0 if len(births) > MOST else _company(entries)
+                    await self._together(births[:MOST], entries[:some])
+                    births, entries = births[MOST:], entries[some:]
+        except BaseException:
+            # The loop ends, or a fault of ours: nobody is left to wait for ever.
+            untold, self._births = [*self._untold, *self._births], []
+            for one in untold:
+                self._tell_failed(one, DatabaseUnavailable("What was to be stored was broken off."))
+            raise
+        finally:
+            self._writing = None
+            if self._waiting:
+                self._set_timer()
 
     async def _together(self, births: list[Birth], entries: list[Entry]) -> None:
         """One transaction, or if it does not go, one for each. Never raises."""
@@ -230,7 +250,7 @@ class Commits:
             looking = replace(birth, sure=False)
             stored = await self._database.write(lambda c: self._transact(c, [looking], []))
         except Exception as error:
-            birth.told(None, error)
+            self._tell_failed(birth, error)
         else:
             self._tell([birth], [], stored)
 
@@ -248,11 +268,11 @@ class Commits:
                 )
             except PASSING as error:
                 if entry.abandoned.is_set() or loop.time() >= give_up_at:
-                    entry.told(error, False)
+                    self._tell_failed(entry, error)
                     return
                 again = True
             except Exception as error:
-                entry.told(error, False)
+                self._tell_failed(entry, error)
                 return
             else:
                 self._tell([], [entry], stored)
@@ -274,9 +294,18 @@ class Commits:
         for birth in births:
             if birth.path not in stored.existing:
                 crash_point("child.after_insert")
+            self._untold.pop(birth, None)
             birth.told(stored.existing.get(birth.path), None)
         for entry in entries:
+            self._untold.pop(entry, None)
             entry.told(None, stored.ended and entry.last is not None)
+
+    def _tell_failed(self, one: Birth | Entry, error: Exception) -> None:
+        self._untold.pop(one, None)
+        if isinstance(one, Birth):
+            one.told(None, error)
+        else:
+            one.told(error, False)
 
     # In the transaction ------------------------------------------------------------------------
 
@@ -316,9 +345,10 @@ class Commits:
         first, totals = store.advance(connection, self.run_id, count, used, run_end)
         events: list[tuple[str, str]] = []
         observed: list[EventBase] = []
+        usage = store.usage_of(totals)
         for entry, said in zip(entries, warned, strict=True):
             if entry.last is not None and entry.last.count:
-                said = said + self._last_words(entry, store.usage_of(totals))
+                said = said + self._last_words(entry, usage)
             events += entry.batch.events
             events += [store.encode_event(event) for event in said]
             observed += entry.batch.observed

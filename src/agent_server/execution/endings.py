@@ -38,7 +38,13 @@ def succeeded(
 ) -> Ending:
     """The task's output is stored; for a root, the run's, and the session's items with it."""
     if attempt.path:
-        completed = TaskCompleted(path=attempt.path, node=attempt.node, output=final.value)
+        completed = TaskCompleted(
+            run_id=attempt.local.snapshot.id,
+            task_id=attempt.identity,
+            path=attempt.path,
+            node=attempt.node,
+            output=final.value,
+        )
         return _child_end(attempt, "succeeded", now, completed, output=final.value)
     run = attempt.local.snapshot
 

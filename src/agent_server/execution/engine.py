@@ -40,7 +40,7 @@ from agent_server.domain.events import (
     RunStarted,
     TaskStarted,
 )
-from agent_server.domain.ids import new_id, task_id
+from agent_server.domain.ids import new_id
 from agent_server.domain.runs import RunStatus
 from agent_server.execution import endings, store
 from agent_server.execution.attempts import (
@@ -459,7 +459,7 @@ class Engine:
         return DurableJournal(
             commits=attempt.local.commits,
             holder=Holder(run.id, attempt.path, self.node, attempt.epoch),
-            task_id=task_id(run.id, attempt.path) if attempt.path else None,
+            task_id=attempt.identity,
             recorded=recorded,
             on_lost=lost,
             unborn=attempt.unborn,
@@ -473,6 +473,8 @@ class Engine:
         elif not attempt.hidden:
             journal.emit(
                 TaskStarted(
+                    run_id=journal.run_id,
+                    task_id=journal.task_id,
                     path=attempt.path,
                     node=attempt.node,
                     kind=attempt.kind,
@@ -491,34 +493,35 @@ class Engine:
         log_context: dict[str, str] = {"run_id": run.id}
         if attempt.path:
             log_context["task"] = attempt.path
-        with structlog.contextvars.bound_contextvars(**log_context):
-            try:
-                if handler is None:
-                    raise RunError(
-                        f"This server has no handler for tasks of kind {attempt.kind!r}."
-                    )
-                output = await self._within_deadline(run, attempt, handler(context))
-                if attempt.ordered:
-                    # The SDK swallows a cancellation inside a tool; the decision stands.
-                    raise asyncio.CancelledError
-            except (LostLease, *PASSING):
-                raise
-            except (Exception, asyncio.CancelledError) as error:
-                if attempt.ordered and not attempt.lost:
-                    await self._end_ordered(attempt, journal)
-                elif journal.let_go is not None:
-                    raise journal.let_go from error  # However the handler wrapped it.
-                elif isinstance(error, Suspend):
-                    await journal.end(endings.parked(attempt, error, _deadline(run), utcnow()))
-                    self._wake_soon(error)
-                elif isinstance(error, Exception):
-                    if not isinstance(error, AgentServerError):
-                        log.exception("task failed unexpectedly", kind=attempt.kind)
-                    await self._end_failed(attempt, journal, error)
-                else:
-                    raise
+        # For as long as the attempt's own asyncio task lives.
+        structlog.contextvars.bind_contextvars(**log_context)
+        try:
+            if handler is None:
+                raise RunError(f"This server has no handler for tasks of kind {attempt.kind!r}.")
+            deadline = None if attempt.path else _deadline(run)
+            work = handler(context)
+            output = await (work if deadline is None else _within(deadline, run, work))
+            if attempt.ordered:
+                # The SDK swallows a cancellation inside a tool; the decision stands.
+                raise asyncio.CancelledError
+        except (LostLease, *PASSING):
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            if attempt.ordered and not attempt.lost:
+                await self._end_ordered(attempt, journal)
+            elif journal.let_go is not None:
+                raise journal.let_go from error  # However the handler wrapped it.
+            elif isinstance(error, Suspend):
+                await journal.end(endings.parked(attempt, error, _deadline(run), utcnow()))
+                self._wake_soon(error)
+            elif isinstance(error, Exception):
+                if not isinstance(error, AgentServerError):
+                    log.exception("task failed unexpectedly", kind=attempt.kind)
+                await self._end_failed(attempt, journal, error)
             else:
-                return await self._end_succeeded(attempt, journal, output)
+                raise
+        else:
+            return await self._end_succeeded(attempt, journal, output)
         return True
 
     def _wake_soon(self, suspend: Suspend) -> None:
@@ -537,23 +540,6 @@ class Engine:
             except asyncio.CancelledError:
                 if attempt.lost or self.roster.draining:
                     raise
-
-    async def _within_deadline(
-        self, run: RunSnapshot, attempt: Attempt, work: Awaitable[Any]
-    ) -> Any:
-        deadline = _deadline(run)
-        if deadline is None or attempt.path != "":
-            return await work
-        left_s = (deadline - utcnow()).total_seconds()
-        try:
-            return await asyncio.wait_for(work, max(0.0, left_s))
-        except asyncio.TimeoutError:
-            seconds = (deadline - run.created_at).total_seconds()
-            raise BudgetExceeded(
-                f"The run's deadline of {seconds:g} s has passed.",
-                hint="Submit the run again with a larger deadline_s.",
-                errors=[FieldError(path="/budget/deadline_s", message="passed")],
-            ) from None
 
     # Ends --------------------------------------------------------------------------------------
 
@@ -695,6 +681,20 @@ class Engine:
             )
         except Exception as error:  # The watch finds it later.
             log.warning("task not handed over", run_id=run_id, error=str(error))
+
+
+async def _within(deadline: datetime, run: RunSnapshot, work: Awaitable[Any]) -> Any:
+    """``work``'s result. Raises ``BudgetExceeded`` when the run's ``deadline`` comes first."""
+    left_s = (deadline - utcnow()).total_seconds()
+    try:
+        return await asyncio.wait_for(work, max(0.0, left_s))
+    except asyncio.TimeoutError:
+        seconds = (deadline - run.created_at).total_seconds()
+        raise BudgetExceeded(
+            f"The run's deadline of {seconds:g} s has passed.",
+            hint="Submit the run again with a larger deadline_s.",
+            errors=[FieldError(path="/budget/deadline_s", message="passed")],
+        ) from None
 
 
 def _deadline(run: RunSnapshot) -> datetime | None:

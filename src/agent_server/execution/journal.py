@@ -124,7 +124,13 @@ class DurableJournal:
             shown = step.input if step.kind == "tool" else None
             self._take(
                 StepStarted(
-                    step=step.key, kind=step.kind, name=step.name, agent=step.agent, input=shown
+                    run_id=self.run_id,
+                    task_id=self.task_id,
+                    step=step.key,
+                    kind=step.kind,
+                    name=step.name,
+                    agent=step.agent,
+                    input=shown,
                 )
             )
         if not commit:
@@ -155,9 +161,6 @@ class DurableJournal:
 
     async def finish(self, step: StepRecord, *, commit: bool = True) -> None:
         self._check()
-        self._unsafe.discard(step.key)
-        if not self._unsafe:
-            self._safe.set()
         lost = self._lost_calls.pop(step.key, 0)
         if lost:
             # Begun by attempts that died: perhaps made, perhaps billed.
@@ -175,7 +178,7 @@ class DurableJournal:
             for event in along[1]:
                 self._take(event)
         if step.kind != "value":
-            self._take(_ended(step))
+            self._take(_ended(step, self.run_id, self.task_id))
         if not commit:
             self._linger()
             return
@@ -316,9 +319,17 @@ class DurableJournal:
         self._ended = ended
         if error is not None and self._failure is None:
             self._failure = error
+        if self._unsafe:
+            self._unsafe = {key for key in self._unsafe if self._open(key)}
+            if not self._unsafe or error is not None:
+                self._safe.set()
         if isinstance(error, LostLease):
             self._on_lost()
         self._wake()
+
+    def _open(self, key: str) -> bool:
+        """Whether the call is under way, or how it went is still to be stored."""
+        return self._recorded[key].status == "started" or key in self._pending.steps
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -342,12 +353,14 @@ class DurableJournal:
             await self._wait_told()
 
 
-def _ended(step: StepRecord) -> EventBase:
+def _ended(step: StepRecord, run_id: str, task_id: str | None) -> EventBase:
     """The event of a step that ended."""
     ended_at = step.ended_at or utcnow()
     duration_ms = int((ended_at - step.started_at).total_seconds() * 1000)
     if step.error is not None:
         return StepFailed(
+            run_id=run_id,
+            task_id=task_id,
             step=step.key,
             kind=step.kind,
             name=step.name,
@@ -359,6 +372,8 @@ def _ended(step: StepRecord) -> EventBase:
     if isinstance(output, str) and len(output) > SHOWN_OUTPUT:
         output = output[:SHOWN_OUTPUT] + "…"
     return StepCompleted(
+        run_id=run_id,
+        task_id=task_id,
         step=step.key,
         kind=step.kind,
         name=step.name,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table
 from sqlalchemy.engine import Dialect
 
 VARIABLES: Final = 30_000
@@ -31,12 +31,61 @@ def insert_rows(connection: Connection, statement: Any, rows: Sequence[dict[str,
     most = VARIABLES // len(columns)
     for start in range(0, len(rows), most):
         some = rows[start : start + most]
-        values = tuple(
-            values[name] if process is None else process(values[name])
-            for values in some
-            for name, process in columns
+        connection.exec_driver_sql(
+            head + ", ".join([row] * len(some)) + tail, _bound(some, columns)
         )
-        connection.exec_driver_sql(head + ", ".join([row] * len(some)) + tail, values)
+
+
+def update_rows(
+    connection: Connection,
+    table: Table,
+    rows: Sequence[dict[str, Any]],
+    by: Sequence[str],
+    clears: Sequence[str],
+) -> None:
+    """On SQLite: give the rows of ``table`` that have the values of ``rows`` in the columns ``by`` the other
+    values that stand there, and no value in ``clears``."""
+    head, row, tail, columns = _update(
+        table, tuple(rows[0]), tuple(by), tuple(clears), connection.dialect
+    )
+    most = VARIABLES // len(columns)
+    for start in range(0, len(rows), most):
+        some = rows[start : start + most]
+        connection.exec_driver_sql(
+            head + ", ".join([row] * len(some)) + tail, _bound(some, columns)
+        )
+
+
+def _bound(
+    rows: Sequence[dict[str, Any]], columns: tuple[tuple[str, _Process], ...]
+) -> tuple[Any, ...]:
+    return tuple(
+        row[name] if process is None else process(row[name])
+        for row in rows
+        for name, process in columns
+    )
+
+
+@lru_cache(maxsize=8)
+def _update(
+    table: Table,
+    names: tuple[str, ...],
+    by: tuple[str, ...],
+    clears: tuple[str, ...],
+    dialect: Dialect,
+) -> tuple[str, str, str, tuple[tuple[str, _Process], ...]]:
+    """As ``_compiled``, of an update: SQLite calls the columns of a ``VALUES`` by their number."""
+    given = {name: f"given.column{number}" for number, name in enumerate(names, 1)}
+    sets = [f"{name} = {given[name]}" for name in names if name not in by]
+    sets += [f"{name} = NULL" for name in clears]
+    where = [f"{table.name}.{name} = {given[name]}" for name in by]
+    columns = tuple((name, table.c[name].type.bind_processor(dialect)) for name in names)
+    return (
+        f"UPDATE {table.name} SET {', '.join(sets)} FROM (VALUES ",
+        f"({', '.join('?' * len(names))})",
+        f") AS given WHERE {' AND '.join(where)}",
+        columns,
+    )
 
 
 @lru_cache(maxsize=64)

@@ -37,6 +37,8 @@ def insert_events(
 
 def stamped(event: EventBase, run_id: str, task_id: str | None) -> EventBase:
     """``event`` with its run and task filled in."""
+    if event.run_id == run_id and (task_id is None or event.task_id is not None):
+        return event
     return event.model_copy(
         update={"run_id": event.run_id or run_id, "task_id": event.task_id or task_id}
     )

@@ -37,7 +37,7 @@ from agent_server.execution.store.columns import INSERTS, LIVE
 from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.limits import void_permits_of_others
 from agent_server.execution.store.waits import withdraw_approvals
-from agent_server.storage.bulk import insert_rows
+from agent_server.storage.bulk import insert_rows, update_rows
 from agent_server.storage.tables import IN_QUEUE, nodes, runs, steps, tasks
 
 NO_LIMITS: Mapping[str, int] = MappingProxyType({})
@@ -252,6 +252,8 @@ _OWNED = and_(
     tasks.c.epoch == bindparam("b_epoch"),
     tasks.c.status == "running",
 )
+_LEASE = ("run_id", "path", "owner", "epoch")
+_CLEARED_AT_END = ("waiting_for", "wake_at", "owner", "lane")
 _END_TASK = (
     update(tasks)
     .where(_OWNED)
@@ -260,10 +262,7 @@ _END_TASK = (
         output=bindparam("b_output"),
         error=bindparam("b_error"),
         ended_at=bindparam("b_ended_at"),
-        waiting_for=None,
-        wake_at=None,
-        owner=None,
-        lane=None,
+        **dict.fromkeys(_CLEARED_AT_END),
     )
 )
 _PARK_TASK = (
@@ -311,6 +310,9 @@ def end_task(
 def end_tasks(connection: Connection, ends: Sequence[dict[str, Any]]) -> None:
     """Let go of several tasks for good; whoever calls this has just fenced them. Each of ``ends``
     has the names that ``end_task`` takes."""
+    if connection.dialect.name == "sqlite":
+        update_rows(connection, tasks, ends, by=_LEASE, clears=_CLEARED_AT_END)
+        return
     connection.execute(
         _END_TASK,
         [
