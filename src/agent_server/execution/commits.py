@@ -12,7 +12,7 @@ then committed by itself, so that nobody pays for another's fault.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -209,10 +209,12 @@ class Commits:
                 self._untold = dict.fromkeys([*births, *entries])
                 crowd = len(self._untold) > 1
                 while births or entries:
-                    # First all births: an entry may be that of a child which is among them.
-                    some = 0 if len(births) > MOST else _company(entries)
-                    await self._together(births[:MOST], entries[:some])
-                    births, entries = births[MOST:], entries[some:]
+                    now, births = births[:MOST], births[MOST:]
+                    some, entries = _company(entries, {birth.path for birth in births})
+                    if now and some and not some[0].plain:
+                        await self._together(now, [])
+                        now = []
+                    await self._together(now, some)
         except BaseException:
             # The loop ends, or a fault of ours: nobody is left to wait for ever.
             untold, self._births = [*self._untold, *self._births], []
@@ -458,12 +460,22 @@ def _distinct(births: list[Birth]) -> tuple[list[Birth], list[Birth]]:
     return [birth for birth in births if first[birth.path] is birth], later
 
 
-def _company(entries: Sequence[Entry]) -> int:
-    """How many of the first entries go into one transaction."""
-    for index, entry in enumerate(entries):
-        if not entry.plain or index == MOST:
-            return max(index, 1)
-    return len(entries)
+def _company(entries: Sequence[Entry], unborn: Collection[str]) -> tuple[list[Entry], list[Entry]]:
+    """The entries that go into the next transaction, and those that come after it, in their order:
+    one whose task is still ``unborn`` waits for it, one that is not plain goes by itself."""
+    some: list[Entry] = []
+    rest: list[Entry] = []
+    full = False
+    for entry in entries:
+        if full or entry.holder.path in unborn:
+            rest.append(entry)
+        elif some and not entry.plain:
+            rest.append(entry)
+            full = True
+        else:
+            some.append(entry)
+            full = len(some) == MOST or not entry.plain
+    return some, rest
 
 
 def _grown(used: dict[str, int], usages: Sequence[Usage]) -> dict[str, int]:
