@@ -240,9 +240,14 @@ class Commits:
         else:
             self._tell(births, entries, stored)
             return
-        async with anyio.create_task_group() as group:
-            for birth in births:
-                group.start_soon(self._bear_alone, birth)
+        while births:
+            # A child whose parent is among them comes after it.
+            unborn = {birth.path for birth in births}
+            async with anyio.create_task_group() as group:
+                for birth in births:
+                    if birth.parent.path not in unborn:
+                        group.start_soon(self._bear_alone, birth)
+            births = [birth for birth in births if birth.parent.path in unborn]
         async with anyio.create_task_group() as group:
             for entry in entries:
                 group.start_soon(self._alone, entry, again)
@@ -377,10 +382,10 @@ class Commits:
         if not births and len(entries) == 1:
             _let_go(connection, entries[0])
             return {}
-        holders = {birth.parent for birth in births}
         born = {birth.path for birth in births}
-        holders |= {entry.holder for entry in entries if entry.holder.path not in born}
-        halted = store.hold_all(connection, holders)
+        holders = {birth.parent for birth in births} | {entry.holder for entry in entries}
+        known = {holder for holder in holders if holder.path not in born}
+        halted = store.hold_all(connection, known)
         stored: set[str] = set()
         unsure = [birth.path for birth in births if not birth.sure]
         existing = store.tasks_at(connection, self.run_id, unsure) if unsure else {}
@@ -389,14 +394,17 @@ class Commits:
             if row is not None and row.created_at == birth.values["created_at"]:
                 del existing[birth.path]  # An earlier try of this very commit made it.
                 stored.add(birth.path)
-        fresh = [
-            birth.values | {"halt": store.PAUSE if birth.parent.path in halted else None}
-            for birth in births
-            if birth.path not in existing and birth.path not in stored
-        ]
+        fresh = []
+        for birth in births:
+            if birth.path in existing or birth.path in stored:
+                continue
+            halt = store.PAUSE if birth.parent.path in halted else None
+            if halt is not None:
+                halted.add(birth.path)  # Its own children may be among them.
+            fresh.append(birth.values | {"halt": halt})
         if fresh:
             store.insert_tasks(connection, fresh)
-        again = {entry.holder for entry in entries if entry.holder.path in existing}
+        again = {holder for holder in holders if holder.path in existing}
         if again:  # It was taken for new, and is not: its own lease must hold.
             store.hold_all(connection, again)
         ends = [_end(entry.holder, entry.last) for entry in entries if entry.last is not None]
