@@ -55,7 +55,7 @@ class Attempt:
     epoch: int
     number: int
     losses: int = 0
-    """Workers that died at it and were not excused."""
+    """Workers that died at it and were not excused; none any more when it was excused itself."""
     stood_for: str | None = None
     """The kind of what it waited for until now; None for a task that did not."""
     lost: bool = False
@@ -69,7 +69,7 @@ class Attempt:
     awaited: int = 0
     """Children it awaits just now; while there are any, it takes no slot."""
     excused: bool = False
-    """It only stands above a task that waits: should the process die now, that was not its fault."""
+    """Should the process die now, that was not its fault; see ``store.blame``."""
     look_at: float = 0.0
     """When, by the loop's clock, to look again whether it is to be excused."""
     looks: int = 0

@@ -106,6 +106,8 @@ class Engine:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{new_id('node')[-8:]}"
         self._observe = guarded(observe)
         works = settings.role in {"all", "worker"}
+        self._blame = store.BlameRule(settings.max_attempts, settings.lease_s)
+        self._lives_since = 0.0
         self.roster = Roster(
             node=self.node,
             database=database,
@@ -116,7 +118,7 @@ class Engine:
             tool_grace_s=settings.tool_grace_s,
         )
         self._children = Children(self.roster, self._launch, settings.max_run_nodes)
-        self._watch = Watch(self.roster)
+        self._watch = Watch(self.roster, self._blame)
         self._waits = Waits(self.roster)
         self.database = database
         self.hub = hub
@@ -137,6 +139,7 @@ class Engine:
 
     async def start(self) -> None:
         """Take back what a dead process left, and begin to work."""
+        self._lives_since = asyncio.get_running_loop().time()
         if not isinstance(self.database, PostgresDatabase):
             queued = await self.database.write(lambda c: store.reap_all(c))
             if queued:
@@ -247,9 +250,10 @@ class Engine:
             free = self.roster.slots - self.roster.busy
             if free <= 0 or self.roster.draining:
                 continue
+            tries = self._may_try()
             try:
                 rows, more = await self.database.write(
-                    lambda c: self._claim(c, free)  # noqa: B023  # awaited within the iteration
+                    lambda c: self._claim(c, free, tries)  # noqa: B023  # awaited within the iteration
                 )
                 self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
@@ -261,12 +265,21 @@ class Engine:
             except Exception:
                 log.exception("cannot take tasks")
 
-    def _claim(self, connection: Connection, free: int) -> tuple[list[_Taken], bool]:
+    def _claim(
+        self, connection: Connection, free: int, tries: bool
+    ) -> tuple[list[_Taken], bool]:
         """Tasks taken, and whether there were more."""
         now = utcnow()
         taken = []
         found, more = store.claim(
-            connection, self.node, free, now, self.roster.turns, self.roster.tenant_slots
+            connection,
+            self.node,
+            free,
+            now,
+            self.roster.turns,
+            self._blame,
+            tries=tries,
+            tenant_slots=self.roster.tenant_slots,
         )
         # In one order by everybody: the runs' rows are locked on the way.
         for row, stood_for in sorted(found, key=lambda pair: (pair[0].run_id, pair[0].path)):
@@ -281,6 +294,16 @@ class Engine:
             else:
                 store.cancel_task(connection, row.run_id, row.path, now)
         return taken, more
+
+    def _may_try(self) -> bool:
+        """Whether this process, if it should die, would do so by the suspect that it took now."""
+        lives_s = asyncio.get_running_loop().time() - self._lives_since
+        on_trial = (
+            self._blame.tried(attempt.losses) and not attempt.excused
+            for local in self.roster.runs.values()
+            for attempt in local.attempts.values()
+        )
+        return lives_s >= self._settings.lease_s and not any(on_trial)
 
     async def _launch_or_fail(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         """A run whose stored request cannot be read is set aside with the reason."""
