@@ -132,7 +132,10 @@ class Watch:
                     attempt.look_at, attempt.looks = 0.0, 0
                     continue
                 if not attempt.look_at:
-                    attempt.look_at = now + self._blame.trial_s(attempt.epoch)
+                    trial_s = self._blame.trial_s(attempt.epoch)
+                    attempt.look_at = now + trial_s
+                    if tried:  # Others wait for their trial.
+                        asyncio.get_running_loop().call_later(trial_s, self._roster.look.set)
                 elif now >= attempt.look_at:
                     due[run_id, path] = attempt
                     attempt.looks += 1
