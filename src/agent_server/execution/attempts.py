@@ -30,6 +30,8 @@ class LocalRun:
     """Somebody wants the run to stop."""
     ending: bool = False
     """Its root is about to end it: what else is carried out stops."""
+    reserved: int = 0
+    """Slots here for children whose rows are being written."""
     elsewhere: set[str] = field(default_factory=set)
     """Children awaited here that this process does not carry out."""
     begun: set[str] | None = None

@@ -145,7 +145,9 @@ class Engine:
             if queued:
                 log.info("resuming after a stop", tasks=queued)
         else:
-            self._heartbeat = Heartbeat(self.database, self.node, self._settings)
+            self._heartbeat = Heartbeat(
+                self.database, self.node, self._settings, self.roster.count_workers
+            )
             await self._heartbeat.start()
             self.roster.relay = self._joined(self.database.url)
             await self.roster.relay.start()
@@ -258,7 +260,9 @@ class Engine:
                 self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
-                if more and rows:
+                if more and rows and len(rows) < free:
+                    self.roster.wake_soon()  # The rest is for others, if they take it.
+                elif more and rows:
                     self.roster.wake.set()
             except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
@@ -279,6 +283,7 @@ class Engine:
             self.roster.turns,
             self._blame,
             tries=tries,
+            workers=self.roster.workers,
             tenant_slots=self.roster.tenant_slots,
         )
         # In one order by everybody: the runs' rows are locked on the way.

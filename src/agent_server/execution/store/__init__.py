@@ -46,7 +46,15 @@ from agent_server.execution.store.limits import (
     void_permits,
     void_permits_of_others,
 )
-from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
+from agent_server.execution.store.nodes import (
+    beat,
+    beats,
+    reap,
+    remove_node,
+    stored_key,
+    take_key,
+    workers,
+)
 from agent_server.execution.store.queue import Turns
 from agent_server.execution.store.reservations import (
     cut_off,
@@ -227,4 +235,5 @@ __all__ = [
     "inherited_halt",
     "waiting_for",
     "withdraw_approvals",
+    "workers",
 ]

@@ -151,14 +151,16 @@ def claim(
     rule: Rule,
     *,
     tries: bool = False,
+    workers: int = 1,
     tenant_slots: Mapping[str, int] = NO_LIMITS,
 ) -> tuple[list[tuple[Row[Any], str | None]], bool]:
     """Take up to ``limit`` due tasks, as ``queue`` says whose turn it is: each gets a new epoch
     and, unless it stood still, one more attempt. With each comes the kind of what it stood still
     for, if it did; then, whether there were more. Of suspects one is taken if ``owner`` now
-    ``tries`` one, and none else; see ``blame``.
+    ``tries`` one, and none else; see ``blame``. Of several ``workers`` each takes its share.
     """
     queue.enqueue_due(connection, now)
+    limit = queue.share(connection, limit, workers)
     keys, more = queue.pick(connection, limit, turns, tenant_slots)
     if not keys:
         return [], more
