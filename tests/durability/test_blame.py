@@ -1,6 +1,5 @@
 """A run that kills its worker each time is set aside, and one that was merely beside it is not."""
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,6 @@ worker = Agent(name="worker", tools=[deadly, long])
 '''
 POLICY = '[tools.deadly]\neffect = "none"\n[tools.long]\neffect = "none"\n'
 MOST, LEASE_S = 3, 1.0
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 def tool(name: str, **arguments: Any) -> dict[str, Any]:

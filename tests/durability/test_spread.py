@@ -1,7 +1,7 @@
 """Three idle workers on one PostgreSQL: the tasks of one run are carried out by all of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
@@ -43,12 +43,6 @@ SIDE_BY_SIDE = {
     "output": "{{ nodes.each.output }}",
 }
 ROUNDS = 10
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture
