@@ -36,8 +36,12 @@ MATRIX: dict[str, tuple[str, ...]] = {
     "a frozen worker wakes after its work was taken over": (
         "tests/durability/test_two_servers.py::test_a_frozen_server_that_wakes_after_the_takeover_writes_nothing_and_lives_on",
     ),
-    "a run that kills its worker again and again": (
+    "a run that kills its worker again and again, others beside it": (
+        "tests/durability/test_blame.py::test_a_run_that_kills_its_only_worker_is_set_aside_and_those_beside_it_go_on",
         "tests/execution/test_engine.py::test_a_task_taken_up_too_often_fails_its_run_with_the_reason",
+    ),
+    "the tasks of one run are spread over idle workers": (
+        "tests/durability/test_spread.py::test_the_tasks_of_one_run_go_to_every_worker_that_is_idle",
     ),
     "the database restarts": (
         "tests/durability/test_two_servers.py::test_postgresql_restarts_in_the_middle_of_a_run_and_nothing_is_lost_or_taken_over",
