@@ -18,6 +18,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -252,11 +253,9 @@ class Engine:
             free = self.roster.slots - self.roster.busy
             if free <= 0 or self.roster.draining:
                 continue
-            tries = self._may_try()
+            claim = partial(self._claim, free=free, tries=self._may_try())
             try:
-                rows, more = await self.database.write(
-                    lambda c: self._claim(c, free, tries)  # noqa: B023  # awaited within the iteration
-                )
+                rows, more = await self.database.write(claim)
                 self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
@@ -269,9 +268,7 @@ class Engine:
             except Exception:
                 log.exception("cannot take tasks")
 
-    def _claim(
-        self, connection: Connection, free: int, tries: bool
-    ) -> tuple[list[_Taken], bool]:
+    def _claim(self, connection: Connection, free: int, tries: bool) -> tuple[list[_Taken], bool]:
         """Tasks taken, and whether there were more."""
         now = utcnow()
         taken = []

@@ -67,7 +67,9 @@ class Heartbeat:
             while not self._stop.wait(min(BEAT_S, self._lease_s / 4)):
                 try:
                     await database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
-                    beats, workers = await database.read(lambda c: (store.beats(c), store.workers(c)))
+                    beats, workers = await database.read(
+                        lambda c: (store.beats(c), store.workers(c))
+                    )
                     self._counted(workers)
                     dead = watch.dead(beats, time.monotonic())
                     if not dead and time.monotonic() < next_reap:
