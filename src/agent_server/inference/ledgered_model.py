@@ -53,6 +53,7 @@ from agent_server.inference.approvals import foresee
 from agent_server.inference.attachments import attach
 from agent_server.inference.audit import AUDIT
 from agent_server.inference.durable_run import Place
+from agent_server.inference.counting import InputCounted, input_tokens
 from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
@@ -276,7 +277,14 @@ class LedgeredModel(Model):
         run, agent = self._place.run, step.agent
         journal = run.journal
         request = await attach(request, run.ctx.run.tenant, run.fetch)
+        options = run.ctx.run.request.options
         expected = None
+        if options is not None and options.count:
+            expected = estimate(request, step.name, run.prices, run.assumed_output_tokens)
+            taken = Usage(input_tokens=await input_tokens(model, request, expected))
+            ended = InputCounted("The model was not asked: its input was to be counted alone.")
+            await run.write(journal.finish(step.failed(ended.info(), taken), commit=False))
+            raise ended
         throttle = run.throttle
         counted = throttle is not None and throttle.counts_tokens(step.name)
         if run.ctx.run.budget is not None or counted:
@@ -287,7 +295,6 @@ class LedgeredModel(Model):
         most = await run.write(journal.begin(step, commit=False, estimate=expected))
         tries, spent = 0, NO_USAGE
 
-        options = run.ctx.run.request.options
         given: list[str] = []
         kept = options is not None and (options.pieces or options.max_output_tokens is not None)
 
