@@ -53,6 +53,9 @@ ROW = re.compile(r"^\| `(\w+)` \| (yes|some|hint|no) \|", re.MULTILINE)
 SOCKET_ALONE = {"generate", "stream_id"}
 REFUSED_VALUES: dict[str, Any] = {
     "include": ["message.output_text.logprobs"],
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "truncation": "sometimes",
     "service_tier": "flex",
     "stream_options": {"include_obfuscation": True},
     "tool_choice": {"type": "web_search_preview"},

@@ -52,12 +52,13 @@ from agent_server.execution.ports import NO_USAGE, StepRecord, Suspend
 from agent_server.inference.approvals import foresee
 from agent_server.inference.attachments import attach
 from agent_server.inference.audit import AUDIT
-from agent_server.inference.durable_run import Place
 from agent_server.inference.counting import InputCounted, input_tokens
+from agent_server.inference.durable_run import Place
 from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
 from agent_server.inference.steered import Steered
+from agent_server.inference.tailored import OverDefaults, sets_nothing
 
 Items = list[TResponseInputItem]
 
@@ -205,12 +206,7 @@ class LedgeredModel(Model):
         agent = self.agent
         if agent is None or isinstance(self.override or agent.model, Model):
             return given
-        implicit = (
-            get_default_model_settings(agent.model)
-            if isinstance(agent.model, str)
-            else get_default_model_settings()
-        )
-        if agent.model_settings != implicit:
+        if not isinstance(agent.model_settings, OverDefaults) and not sets_nothing(agent):
             return given
         return get_default_model_settings(name).resolve(given)
 

@@ -187,6 +187,7 @@ class ResponseRoutes:
             raise refuse("store", "A conversation keeps what is said: leave out 'store'.")
         options = asking.options(
             body,
+            self._deps.settings.openai_api,
             previous=previous if target.kind == "agent" else None,
             pieces=stored and bool(body.stream or body.background),
             steerable=steerable and target.kind == "agent" and conversation is None,
