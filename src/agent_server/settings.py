@@ -301,8 +301,13 @@ class Settings(BaseSettings):
         default=1_073_741_824, ge=0, description="Size of all files of one tenant together."
     )
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, description="Seconds the headers of a request may take to arrive."
+    )
     body_timeout_s: float = Field(
-        default=30.0, gt=0, description="Seconds a request body may take to arrive."
+        default=30.0,
+        gt=0,
+        description="Seconds a request body may take to arrive, for each MiB that it has.",
     )
     openai_approaches: bool = Field(
         default=False,

@@ -12,11 +12,13 @@ from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.ports import TaskContext
 from agent_server.execution.runs import Runs
+from agent_server.execution.store import BlameRule
 from agent_server.memory.session_store import append_items
 from agent_server.settings import Settings
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 
+RULE = BlameRule(most=10, lease_s=8)
 Handler = Callable[[TaskContext], Awaitable[Any]]
 
 

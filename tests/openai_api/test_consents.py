@@ -42,7 +42,7 @@ def test_a_consent_lets_the_run_go_on_as_a_response_of_its_own(
     assert (item.name, json.loads(item.arguments)) == ("wire_money", {"amount": 7})
     run_id = "run_" + first.id.removeprefix("resp_")
     assert api.http.get(f"/api/v1/runs/{run_id}").json()["status"] == "waiting"
-    [pending] = api.http.get("/api/v1/approvals?status=pending").json()["data"]
+    [pending] = api.listed("/api/v1/approvals", status="pending", run_id=run_id)
     assert pending["id"].removeprefix("appr_") == item.id.removeprefix("mcpr_")
     with pytest.raises(openai.BadRequestError, match="mcp_approval_response"):
         client.responses.create(model="agent/banker", input="hm", previous_response_id=first.id)

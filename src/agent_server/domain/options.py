@@ -49,6 +49,9 @@ class RunOptions(Frozen):
     alone: bool = Field(
         default=False, description="Without the agent's tools, handoffs and instructions."
     )
+    steerable: bool = Field(
+        default=False, description="Hear what is said into the run, though it has no session."
+    )
     previous: str | None = Field(
         default=None, max_length=60, description="The run whose conversation this one continues."
     )

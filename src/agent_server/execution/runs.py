@@ -38,7 +38,7 @@ from agent_server.execution.events import (
 from agent_server.execution.keys import Idempotency as Idempotency
 from agent_server.execution.keys import KeyTaken, in_flight, keep_answer, stored_answer
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
-from agent_server.execution.ports import RunSnapshot
+from agent_server.execution.ports import RunSnapshot, SignalReceived
 from agent_server.execution.store import conversations
 from agent_server.execution.submitting import NewRun, Origin
 from agent_server.execution.unstored import run_unstored
@@ -291,8 +291,10 @@ class Runs:
         principal: str,
         on_event: Callable[[StoredEvent], None] | None = None,
         deltas: bool = True,
+        steers: list[SignalReceived] | None = None,
     ) -> Run:
-        """Carry the run out without storing anything; cancelled with the caller."""
+        """Carry the run out without storing anything; cancelled with the caller. See
+        ``run_unstored``."""
         request = self._limit(await self._prepare(request, tenant), tenant, principal)
         return await run_unstored(
             request,
@@ -301,6 +303,7 @@ class Runs:
             principal=principal,
             on_event=on_event,
             deltas=deltas,
+            steers=steers,
         )
 
     async def _stored_answer(self, tenant: Tenant, idempotency: Idempotency) -> Submitted | None:

@@ -93,8 +93,9 @@ class Waits:
 
             rows = await self._roster.database.write(take)
             said = [(row.payload["request"]["input"], row.sent_by, row.sent_at) for row in rows]
-            for given, by, at in said:
-                journal.emit(RunSteered(input=given, by=by, sent_at=at))
+            for (given, by, at), row in zip(said, rows, strict=True):
+                identity = row.payload.get("steer_id")
+                journal.emit(RunSteered(input=given, steer_id=identity, by=by, sent_at=at))
             got = [{"payload": given, "by": by, "at": at.isoformat()} for given, by, at in said]
             found = StepRecord(key=whole, kind="value", name="steers").done(got)
             await journal.finish(found)

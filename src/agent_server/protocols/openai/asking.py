@@ -15,7 +15,7 @@ from agent_server.domain.options import ClientTool, RunOptions
 from agent_server.domain.runs import Budget, RunRequest
 from agent_server.protocols.openai.bodies import CreateResponse
 from agent_server.protocols.openai.deps import check_include
-from agent_server.protocols.openai.errors import refuse, unsupported
+from agent_server.protocols.openai.errors import refuse, refuse_unknown, unsupported
 from agent_server.protocols.openai.items import last_text, media
 from agent_server.protocols.openai.names import Target
 
@@ -78,7 +78,7 @@ def client_tools(given: list[JsonObject] | None) -> tuple[ClientTool, ...]:
         kind = tool.get("type")
         if kind != "function":
             raise unsupported(f"{place}.type", f"a tool of type {kind!r}", ON_SERVER)
-        _known(place, tool, "name", "description", "parameters", "strict")
+        refuse_unknown(place, tool, "name", "description", "parameters", "strict")
         parameters = tool.get("parameters")
         if parameters is not None:
             if not isinstance(parameters, dict):
@@ -101,13 +101,6 @@ def client_tools(given: list[JsonObject] | None) -> tuple[ClientTool, ...]:
     if len(set(names)) < len(names):
         raise refuse("tools", "Two functions have the same name.")
     return tuple(found)
-
-
-def _known(place: str, given: JsonObject, *names: str) -> None:
-    """Raise for a key of an object that nothing here reads."""
-    for name in sorted(set(given) - {"type", *names}):
-        if given[name] is not None:
-            raise unsupported(f"{place}.{name}", f"'{name}'")
 
 
 def check_schema(place: str, schema: JsonObject) -> None:
@@ -153,7 +146,7 @@ def output_format(place: str, given: JsonObject | None) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise refuse(f"{place}.schema", "A JSON Schema is missing.")
     check_schema(f"{place}.schema", schema)
-    _known(place, given, "name", "description", "schema", "strict")
+    refuse_unknown(place, given, "name", "description", "schema", "strict")
     if given.get("description"):
         schema = {"description": given["description"], **schema}
     return {
@@ -236,7 +229,7 @@ def _format(given: JsonObject | None) -> JsonObject:
     return {
         "type": "json_schema",
         "name": given.get("name") or "answer",
-        "description": given.get("description"),
+        **({"description": given["description"]} if given.get("description") else {}),
         "schema": given.get("schema"),
         "strict": bool(given.get("strict")),
     }

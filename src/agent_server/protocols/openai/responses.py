@@ -21,6 +21,7 @@ from agent_server.domain.errors import RunEnded, Unavailable
 from agent_server.domain.ids import RunId
 from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import RunRequest, RunStatus
+from agent_server.execution.ports import SignalReceived
 from agent_server.execution.runs import Idempotency
 from agent_server.protocols.openai import asking, names
 from agent_server.protocols.openai.bodies import CompactBody, CreateResponse
@@ -59,6 +60,9 @@ class Asked:
 
     @property
     def tale(self) -> Tale:
+        return self.told()
+
+    def told(self, *, onward: bool = False) -> Tale:
         stream = bool(self.body.stream)
         return Tale(
             echo_of(self.request),
@@ -66,6 +70,7 @@ class Asked:
             live=stream,
             last_only=in_form(self.request),
             part=self.going.part if self.going else 0,
+            onward=onward,
         )
 
 
@@ -138,10 +143,16 @@ class ResponseRoutes:
         return answer(await self.answer(asked, principal, key))
 
     async def asked(
-        self, body: CreateResponse, principal: Principal, local: Sequence[JsonObject] | None = None
+        self,
+        body: CreateResponse,
+        principal: Principal,
+        local: Sequence[JsonObject] | None = None,
+        *,
+        steerable: bool = False,
     ) -> Asked:
         """``body`` as a run, every name in it looked up. Raises what it refuses. ``local`` is the
-        conversation that it continues where nothing stored is.
+        conversation that it continues where nothing stored is. With ``steerable``, an agent hears
+        what is said into it meanwhile; in a conversation nothing may be.
         """
         asking.check(body)
         target = names.target(body.model)
@@ -169,6 +180,7 @@ class ResponseRoutes:
             body,
             previous=previous if target.kind == "agent" else None,
             pieces=stored and bool(body.stream or body.background),
+            steerable=steerable and target.kind == "agent" and conversation is None,
         )
         options = options.model_copy(update={"echo": asking.echo(body, conversation)})
         return Asked(
@@ -186,11 +198,18 @@ class ResponseRoutes:
             ),
         )
 
-    async def follow(self, asked: Asked, principal: Principal, key: Idempotency | None) -> Any:
-        """The events of the run, which begins: now if it is stored, else when it is entered."""
+    async def follow(
+        self,
+        asked: Asked,
+        principal: Principal,
+        key: Idempotency | None,
+        steers: list[SignalReceived] | None = None,
+    ) -> Any:
+        """The events of the run, which begins: now if it is stored, else when it is entered.
+        ``steers`` is where others put what they say into one that is not stored."""
         tenant = principal.tenant
         if not asked.request.store:
-            return EphemeralFollow(self._runs, asked.request, tenant, principal.name)
+            return EphemeralFollow(self._runs, asked.request, tenant, principal.name, steers)
         ref = await self._begin(asked, principal, key)
         return self._runs.follow(tenant, ref.run_id, 0, new=asked.going is None and key is None)
 
