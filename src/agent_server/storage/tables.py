@@ -465,6 +465,13 @@ memory_spaces = Table(
 )
 """A namespace of a tenant. Its number stands before every word in the text index."""
 
+
+def _index_where_given(given: str, *columns: str) -> Index:
+    """An index of the rows that have a ``given``: the others, mostly many, cost a write nothing."""
+    there = text(f"{given} IS NOT NULL")
+    return Index(None, *columns, sqlite_where=there, postgresql_where=there)
+
+
 memories = Table(
     "memories",
     metadata,
@@ -501,10 +508,10 @@ memories = Table(
     Index(None, "id", "version", unique=True),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "space", "session_id", "position"),
-    Index(None, "space", "occurred_at"),
-    Index(None, "tenant", "subject"),
-    Index(None, "parent_id"),
-    Index(None, "expires_at"),
+    _index_where_given("occurred_at", "space", "occurred_at"),
+    _index_where_given("subject", "tenant", "subject"),
+    _index_where_given("parent_id", "parent_id"),
+    _index_where_given("expires_at", "expires_at"),
 )
 """One row for each version; the one that holds has no ``replaced_at``. ``words`` are its content
 as the text index has it (``memory.words``). On PostgreSQL the text index is over ``lexemes``; on
