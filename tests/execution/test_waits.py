@@ -338,7 +338,9 @@ async def test_a_task_that_stands_still_while_its_siblings_begin_is_woken_at_its
         outcomes: dict[str, Any] = {}
 
         async def one(path: str) -> None:
-            outcomes[path] = await ctx.child(TaskSpec(path=path, node=path, kind="leaf", payload={}))
+            outcomes[path] = await ctx.child(
+                TaskSpec(path=path, node=path, kind="leaf", payload={})
+            )
 
         async with anyio.create_task_group() as group:
             for number in range(1, 7):

@@ -95,7 +95,8 @@ class Children:
         parent, spec, roster = call.parent, call.spec, self._roster
         run = parent.local.snapshot
         first = parent.epoch == 1 and run.forked_from is None and spec.path not in parent.children
-        here = roster.free_slot(run.tenant)
+        call.crowded = roster.crowded(parent)
+        here = roster.free_slot(run.tenant) and not call.crowded
         birth = Birth(
             parent=Holder(run.id, parent.path, roster.node, parent.epoch),
             values=self._row(parent, spec, here),
@@ -110,11 +111,13 @@ class Children:
         elif here:
             call.reserved = True
             roster.busy += 1
+            parent.local.reserved += 1
 
     def _told(self, call: "_Call", row: Row[Any] | None, error: Exception | None) -> None:
         """The task was inserted; or it was there, as ``row``; or nothing can be inserted."""
         roster, parent, attempt = self._roster, call.parent, call.attempt
         roster.busy -= call.reserved
+        parent.local.reserved -= call.reserved
         call.born.set()
         if attempt is not None and (row is not None or error is not None):
             # It was taken for new, and is not, or has no parent any more.
@@ -138,7 +141,10 @@ class Children:
         elif not roster.carries_out(parent.local.snapshot.id, call.spec.path):
             parent.local.elsewhere.add(call.spec.path)
             roster.hub.rouse(parent.local.snapshot.id)
-            roster.offer()
+            if call.crowded:
+                roster.share()
+            else:
+                roster.offer()
 
     def _start(self, local: LocalRun, spec: TaskSpec, *, unborn: bool) -> Attempt:
         attempt = Attempt(
@@ -230,6 +236,8 @@ class _Call:
     """Where it was begun before its row was there."""
     reserved: bool = False
     """A slot is held for it."""
+    crowded: bool = False
+    """Others are to share in the run's work."""
     born: asyncio.Event = field(default_factory=asyncio.Event)
 
     def answer(self, outcome: TaskOutcome) -> None:

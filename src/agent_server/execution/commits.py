@@ -31,6 +31,7 @@ from agent_server.execution.crash import crash_point
 from agent_server.execution.events import EventHub, StoredEvent, splice_seq
 from agent_server.execution.ports import Holder, LostLease, StepRecord, Suspend
 from agent_server.storage.database import Database
+from agent_server.storage.outside import owned
 
 LINGER_S: Final = 0.02
 """How long what nobody waits for may wait for company."""
@@ -232,7 +233,7 @@ class Commits:
             await self._alone(entries[0], again=False)
             return
         try:
-            stored = await self._database.write(lambda c: self._transact(c, births, entries))
+            stored = await self._write(births, entries)
         except PASSING:
             again = True  # It may have been stored after all.
         except Exception:
@@ -255,7 +256,7 @@ class Commits:
     async def _bear_alone(self, birth: Birth) -> None:
         try:
             looking = replace(birth, sure=False)
-            stored = await self._database.write(lambda c: self._transact(c, [looking], []))
+            stored = await self._write([looking], [])
         except Exception as error:
             self._tell_failed(birth, error)
         else:
@@ -270,9 +271,7 @@ class Commits:
         give_up_at = loop.time() + PATIENCE_S
         while True:
             try:
-                stored = await self._database.write(
-                    lambda c: self._transact(c, [], [entry], again)  # noqa: B023  # awaited here
-                )
+                stored = await self._write([], [entry], again)
             except PASSING as error:
                 if entry.abandoned.is_set() or loop.time() >= give_up_at:
                     self._tell_failed(entry, error)
@@ -288,6 +287,13 @@ class Commits:
                 await asyncio.wait_for(entry.abandoned.wait(), RETRY_S)
             except asyncio.TimeoutError:
                 pass
+
+    async def _write(
+        self, births: Sequence[Birth], entries: Sequence[Entry], again: bool = False
+    ) -> _Stored:
+        return await self._database.write(
+            owned(lambda c: self._transact(c, births, entries, again), self._tenant, self.run_id)
+        )
 
     def _tell(self, births: list[Birth], entries: list[Entry], stored: _Stored) -> None:
         """Whoever waits, readers and observers hear of what was stored."""
