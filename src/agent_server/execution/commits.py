@@ -35,8 +35,9 @@ from agent_server.storage.outside import owned
 
 LINGER_S: Final = 0.02
 """How long what nobody waits for may wait for company."""
-MOST: Final = 250
-"""Entries, and children, of one transaction."""
+MOST: Final = 32
+"""Entries, and children, of one transaction. A hundred items that end together come apart by it, so
+that some are carried out while others are stored."""
 GATHER: Final = 5
 """Turns of the loop before a round, where there are several: in them those who were told of the last
 one say what comes next. An item's end reaches its map, which begins the next, which begins its call:

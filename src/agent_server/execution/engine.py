@@ -574,7 +574,9 @@ class Engine:
         """False where it does not end yet."""
         final = output if isinstance(output, FinalOutput) else FinalOutput(output)
         try:
-            final = replace(final, value=as_stored(final.value))
+            value = as_stored(final.value)
+            if value is not final.value:
+                final = replace(final, value=value)
         except (TypeError, ValueError, RecursionError) as error:
             bad = InternalError(
                 f"The output of the task of kind {attempt.kind!r} is not JSON: {error}.",
