@@ -119,7 +119,9 @@ async def test_a_variable_of_ten_megabytes_fails_its_node_and_its_policy_is_appl
 
 
 @pytest.mark.parametrize("made", ["x" * 2_000_000, ["y" * 100] * 15_000, ["z" * 300_000] * 5])
-async def test_a_large_result_is_handed_on_by_its_name_and_stored_once(url: str, made: Any) -> None:
+async def test_a_large_result_is_handed_on_by_its_name_and_stored_once(
+    sqlite_url: str, made: Any
+) -> None:
     class Large(Bench):
         async def call_tool(self, ctx: Any, name: str, arguments: JsonObject, *, key: str) -> Any:
             return (
@@ -129,7 +131,7 @@ async def test_a_large_result_is_handed_on_by_its_name_and_stored_once(url: str,
     large = {"id": "n", "type": "tool", "tool": "large"}
     passed = {"value": "{{ nodes.n.output }}", "number": "{{ item }}"}
     inner = {"id": "i", "type": "tool", "tool": "note", "arguments": passed}
-    async with bench(url, Large()) as bed:
+    async with bench(sqlite_url, Large()) as bed:
         run = await ends(bed, large, over("m", 3, inner))
         assert run.output == [[True, number] for number in range(3)], run.error
 
