@@ -36,8 +36,16 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 """Made once: ``json.dumps`` would make one for each value."""
 
 
+class Unreadable(dict[str, Any]):
+    """Stands in place of a stored JSON value that is none any more, and says why.
+
+    Readers are shown it; the engine sets aside what would have to work with it.
+    """
+
+
 class JsonText(TypeDecorator[Any]):
-    """A JSON value as text; SQL NULL is Python's None."""
+    """A JSON value as text; SQL NULL is Python's None. What cannot be read is ``Unreadable``, so
+    that one such value does not take along the rows around it."""
 
     impl = Text
     cache_ok = True
@@ -46,7 +54,12 @@ class JsonText(TypeDecorator[Any]):
         return None if value is None else _encode(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else json.loads(value)
+        if value is None:
+            return None
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            return Unreadable(unreadable=f"not JSON: {error}")
 
 
 class Moment(TypeDecorator[datetime]):
