@@ -260,10 +260,10 @@ class Engine:
                 self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
-                if more and rows and len(rows) < free:
-                    self.roster.wake_soon()  # The rest is for others, if they take it.
-                elif more and rows:
+                if more and len(rows) == free:
                     self.roster.wake.set()
+                elif more:  # The rest is for others, if they take it.
+                    self.roster.wake_soon()
             except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
             except Exception:
