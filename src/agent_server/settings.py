@@ -67,6 +67,18 @@ class Settings(BaseSettings):
     database_pool_size: int = Field(
         default=10, ge=1, description="PostgreSQL connections of this process."
     )
+    blobs: str = Field(
+        default="database",
+        description="Where large values of runs are kept: `database`, `file:///folder` (seen by every "
+        "node) or `s3://bucket/prefix` (extra `s3`).",
+    )
+    blob_threshold_bytes: int = Field(
+        default=65_536,
+        ge=0,
+        description="Size of a JSON value from which it is kept outside its row (at least 1,024); 0 "
+        "keeps all in their rows.",
+    )
+    blob_timeout_s: float = Field(default=30.0, gt=0, description="Seconds a call to S3 may take.")
 
     # What it serves
     agents: str | None = Field(

@@ -57,6 +57,7 @@ def test_a_consent_lets_the_run_go_on_as_a_response_of_its_own(
     assert run["status"] == "succeeded" and run["usage"]["tool_calls"] == 1
     assert client.responses.retrieve(second.id) == second
     assert client.responses.retrieve(first.id) == first
+    check("ResponseItemList", api.http.get(f"/v1/responses/{second.id}/input_items").json())
     [given] = client.responses.input_items.list(second.id).data
     assert given.type == "mcp_approval_response" and given.approve
     with pytest.raises(openai.ConflictError, match="approved already"):

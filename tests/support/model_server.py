@@ -11,7 +11,7 @@ In process: ``async with ModelServer(rules=[...]) as server: server.base_url``. 
 /script`` sets the script, ``GET /calls`` tells what was asked, ``POST /reset`` forgets.
 
 A script is ``{"queue": [reply, …], "rules": [{"match": regex, "steps": [reply, …]}, …],
-"default": reply, "demo": bool}``. The queue is used up first. A rule is chosen by the last user
+"default": reply, "demo": bool, "counts": the tokens of each input, or none}``. The queue is used up first. A rule is chosen by the last user
 message and its step by how many rounds of tool calls followed it, so that a replayed call gets
 the same answer; past its steps, the last one. A reply:
 
@@ -78,6 +78,8 @@ class ModelServer:
         self.queue: list[Json] = list(script.get("queue") or [])
         self.rules = [(re.compile(r["match"], re.I | re.S), r) for r in script.get("rules") or []]
         self.default: Json = script.get("default") or DEFAULT_REPLY
+        self.counts: int | None = script.get("counts")
+        self.counted: list[Json] = []
         self.demo = bool(script.get("demo", getattr(self, "demo", False)))
         self.rendered: dict[tuple[str, bool, int], bytes] = {}
 
@@ -176,6 +178,10 @@ class _Peer(asyncio.Protocol):
             api = "responses" if path.endswith("/responses") else "chat"
             self.answer(api, body)
             self.server.on_change()
+        elif path.endswith("/responses/input_tokens") and self.server.counts is not None:
+            self.server.counted.append(json.loads(body))
+            value = {"object": "response.input_tokens", "input_tokens": self.server.counts}
+            self.plain(200, value)
         elif path.endswith("/embeddings"):
             texts = json.loads(body)["input"]
             vectors = [{"index": n, "embedding": [3.0, 4.0, len(t)]} for n, t in enumerate(texts)]

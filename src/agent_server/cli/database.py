@@ -20,6 +20,7 @@ from agent_server.storage.check import unreadable
 from agent_server.storage.copy import Derive, copy
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
+from agent_server.storage.references import rest_of
 
 DERIVED: tuple[Derive, ...] = (rebuild, let_go)
 """What packages keep beside their rows, made anew in the target."""
@@ -120,7 +121,10 @@ async def check_database() -> None:
 
 
 def _event_fault(row: Any) -> str | None:
-    return event_fault(row.type, row.data)
+    try:
+        return event_fault(row.type, rest_of(row.data))
+    except ValueError as error:
+        return f"not a reference: {error}"
 
 
 async def copy_database(source_url: str, target_url: str, resume: bool) -> None:

@@ -55,6 +55,11 @@ class RunOptions(Frozen):
     previous: str | None = Field(
         default=None, max_length=60, description="The run whose conversation this one continues."
     )
+    count: bool = Field(
+        default=False,
+        description="End before the first model call, with `input_counted` and what it would take "
+        "in as the usage.",
+    )
     pieces: bool = Field(
         default=False, description="Keep where a message was cut into deltas, to replay them."
     )

@@ -22,6 +22,7 @@ from agent_server.execution.events import Told
 from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import UNDO_MARK, TaskOutcome, TaskSpec
 from agent_server.execution.roster import Roster, settle
+from agent_server.storage.outside import owned
 
 
 class Children:
@@ -100,7 +101,7 @@ class Children:
         try:
             crash_point("child.before_insert")
             fresh, row = await self._roster.database.write(
-                lambda c: self._insert(c, parent, spec, here)
+                owned(lambda c: self._insert(c, parent, spec, here), run.tenant, run.id)
             )
             crash_point("child.after_insert")
         finally:

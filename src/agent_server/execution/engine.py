@@ -69,7 +69,7 @@ from agent_server.execution.ports import (
     TaskOutcome,
 )
 from agent_server.execution.relay import Ears, Relay
-from agent_server.execution.retention import keep_forgetting
+from agent_server.execution.retention import keep_collecting, keep_forgetting
 from agent_server.execution.roster import Roster, order_stop, settle
 from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
@@ -158,6 +158,8 @@ class Engine:
         self._loops.append(asyncio.create_task(self._watch.run(), name="engine-watch"))
         forgetting = keep_forgetting(self.database, self._settings)
         self._loops.append(asyncio.create_task(forgetting, name="engine-forget"))
+        collecting = keep_collecting(self.database)
+        self._loops.append(asyncio.create_task(collecting, name="engine-collect"))
 
     def _joined(self, url: str) -> Relay:
         roster = self.roster

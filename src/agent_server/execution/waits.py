@@ -27,6 +27,7 @@ from agent_server.execution.ports import (
     Suspend,
 )
 from agent_server.execution.roster import Roster
+from agent_server.storage.outside import owned
 
 
 def signal_awaited(name: str) -> str:
@@ -126,7 +127,9 @@ class Waits:
                 self._roster.fence(connection, attempt)
                 return consent.ask_once(connection, attempt, ask, whole, utcnow())
 
-            decision, until, told = await self._roster.database.write(ask_once)
+            decision, until, told = await self._roster.database.write(
+                owned(ask_once, attempt.local.snapshot.tenant, run_id)
+            )
             self._roster.tell(run_id, told)
             if decision is None:
                 raise Suspend(consent.waiting(ask, whole, until), wake_at=until)

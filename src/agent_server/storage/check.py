@@ -1,6 +1,7 @@
 """Looking for stored values that cannot be read: what a bad disk or a hand in the database left.
 
-Leans on the tables as they are stored. Refuses to mend: what a value was cannot be known.
+Leans on the tables as they are stored. Refuses to mend: what a value was
+cannot be known; and to look at blobs, which stand elsewhere.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 from agent_server.storage.copy import batches, raw_table
 from agent_server.storage.database import Database
+from agent_server.storage.references import rest_of
 from agent_server.storage.tables import JsonText, metadata
 
 Fault = Callable[[Any], str | None]
@@ -49,7 +51,7 @@ async def unreadable(
 
 def _not_json(value: str | None) -> str | None:
     try:
-        json.loads(value or "null")
+        json.loads(rest_of(value or "null"))
     except ValueError as error:
         return f"not JSON: {error}"
     return None

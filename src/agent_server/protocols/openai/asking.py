@@ -24,6 +24,11 @@ REFUSED: Final = (
     "access_programs", "background_options", "context_management", "image", "moderation",
     "multi_agent", "prompt", *CACHING,
 )  # fmt: skip
+UNSAID: Final = {
+    "responses": ("frequency_penalty", "presence_penalty"),
+    "chat_completions": ("truncation",),
+}
+"""What has no place in the requests to a model, by their API."""
 TIERS: Final = ("auto", "default")
 ON_SERVER: Final = "Give the agent that tool on the server; the answer then uses it."
 
@@ -39,6 +44,8 @@ def check(body: CreateResponse) -> None:
         raise unsupported("stream_options.include_obfuscation", "obfuscation of deltas")
     if body.stream_options is not None and body.stream_options.include_usage is not None:
         raise unsupported("stream_options.include_usage", "'include_usage' of a response")
+    if body.stream_options is not None and not body.stream:
+        raise refuse("stream_options", "'stream_options' needs 'stream': true.")
     if body.background and body.store is False:
         raise refuse("background", "A background response must be stored.", "Leave out 'store'.")
     if body.previous_response_id and body.conversation:
@@ -156,8 +163,14 @@ def output_format(place: str, given: JsonObject | None) -> dict[str, Any]:
     }
 
 
-def options(body: CreateResponse, **more: Any) -> RunOptions:
-    """What ``body`` changes of its agent. Raises ``InvalidRequest``."""
+def options(body: CreateResponse, api: str, **more: Any) -> RunOptions:
+    """What ``body`` changes of its agent, whose model is asked by ``api``, which has no words for
+    some of it. Raises ``InvalidRequest``."""
+    for name in UNSAID[api]:
+        if getattr(body, name) not in (None, 0, "disabled"):
+            other = next(one for one in UNSAID if one != api)
+            hint = f"Models are asked by it where AGENT_SERVER_OPENAI_API={other}."
+            raise unsupported(name, f"{name!r}", hint)
     tools = client_tools(body.tools)
     choice, left = chosen(body.tool_choice, tools)
     reasoning = body.reasoning.model_dump(exclude_none=True) if body.reasoning else None
@@ -165,7 +178,7 @@ def options(body: CreateResponse, **more: Any) -> RunOptions:
         instructions=body.instructions,
         tools=left,
         tool_choice=choice,
-        parallel_tool_calls=body.parallel_tool_calls if tools else None,
+        parallel_tool_calls=body.parallel_tool_calls,
         max_output_tokens=body.max_output_tokens,
         temperature=body.temperature,
         top_p=body.top_p,

@@ -133,7 +133,7 @@ class ChatRoutes:
             target,
             asked,
             before,
-            asking.options(as_response),
+            asking.options(as_response, self._deps.settings.openai_api),
             store=stored,
             subject=body.safety_identifier or body.user,
             metadata=body.metadata,

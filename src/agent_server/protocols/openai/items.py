@@ -26,7 +26,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "function_call_output": ("call_id", "output", "id", "status", "name"),
     "reasoning": ("id", "summary", "content", "encrypted_content", "status"),
     "mcp_approval_request": ("id", "server_label", "name", "arguments"),
-    CONSENT: ("approval_request_id", "approve", "reason", "id"),
+    CONSENT: ("approval_request_id", "approve", "reason", "id", "request_id"),
     "compaction": ("encrypted_content", "id", "created_by"),
     "item_reference": ("id",),
 }

@@ -146,6 +146,7 @@ class Tale:
                         "id": consent_id(event["approval_id"]) + "_response",
                         "type": CONSENT,
                         "approval_request_id": consent_id(event["approval_id"]),
+                        "request_id": consent_id(event["approval_id"]),
                         "approve": event["decision"] == "approve",
                         "reason": None,
                     }
