@@ -27,9 +27,7 @@ def rows(queued: int, tenants: int, waiting: int, ended: int) -> Iterator[dict[s
     now = utcnow()
     for number in range(queued + waiting + ended):
         status = (
-            "queued"
-            if number < queued
-            else "waiting" if number < queued + waiting else "succeeded"
+            "queued" if number < queued else "waiting" if number < queued + waiting else "succeeded"
         )
         yield {
             **{"run_id": f"run_{number:09}", "path": "", "tenant": f"t{number % tenants}"},

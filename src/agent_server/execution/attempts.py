@@ -124,7 +124,9 @@ def as_stored(value: Any) -> Any:
 def outcome_of(row: Row[Any]) -> TaskOutcome:
     """How a stored task ended."""
     if isinstance(row.output, Unreadable):
-        bad = InternalError(f"The stored output of the task {row.path!r} cannot be read: {row.output}.")
+        bad = InternalError(
+            f"The stored output of the task {row.path!r} cannot be read: {row.output}."
+        )
         return TaskOutcome("failed", error=error_info(bad), begun=True)
     return TaskOutcome(row.status, row.output, error_of(row.error), begun=row.attempts > 0)
 

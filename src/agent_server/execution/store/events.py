@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import structlog
 from pydantic_core import from_json
 from sqlalchemy import Connection, Integer, bindparam, insert, literal, select
 
@@ -19,8 +18,6 @@ from agent_server.execution.store.columns import NO_USAGE
 from agent_server.execution.store.reservations import forget_reservations
 from agent_server.execution.store.runs import RunEnd, advance
 from agent_server.storage.tables import EPOCH, events
-
-log = structlog.get_logger(__name__)
 
 _INSERT_EVENTS = insert(events)
 
@@ -99,7 +96,8 @@ def _as_stored(run_id: str, row: Any) -> StoredEvent:
     fault = event_fault(row.type, row.data)
     if fault is None:
         return StoredEvent(row.seq, row.type, splice_seq(row.seq, row.data))
-    kind, data = encode_event(_unreadable(run_id, row, fault))
+    lost = EventUnreadable(run_id=run_id, at=EPOCH, was=row.type, reason=fault)
+    kind, data = encode_event(lost)
     return StoredEvent(row.seq, kind, splice_seq(row.seq, data))
 
 
@@ -112,11 +110,6 @@ def event_fault(kind: str, data: str) -> str | None:
     if not isinstance(found, dict) or found.get("type") != kind:
         return f"not an event of type {kind!r}"
     return None
-
-
-def _unreadable(run_id: str, row: Any, fault: str) -> EventUnreadable:
-    log.error("a stored event cannot be read", run_id=run_id, seq=row.seq, was=row.type, why=fault)
-    return EventUnreadable(run_id=run_id, at=EPOCH, was=row.type, reason=fault)
 
 
 def _read(run_id: str, row: Any) -> dict[str, Any]:
