@@ -456,7 +456,9 @@ class Runs:
         )
         for event in found:
             if event.type == UNREADABLE:
-                log.error("a stored event cannot be read", run_id=run_id, event=event.data.decode())
+                log.error(
+                    "a stored event cannot be read", run_id=run_id, stands_in=event.data.decode()
+                )
         return found
 
     @asynccontextmanager
