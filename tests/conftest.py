@@ -1,4 +1,5 @@
-"""What every test may ask for: a fresh PostgreSQL database, and the long tests by ``--slow``.
+"""What every test may ask for: a nursery of servers, a fresh PostgreSQL database, and the long tests by
+``--slow``.
 
 Leans on ``tests.support``. Refuses to set anything up for tests that do not ask.
 """
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.postgres import PostgresMissing, PostgresServer
+from tests.support.server_process import Nursery
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +25,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
 
 
 @pytest.fixture(scope="session")
