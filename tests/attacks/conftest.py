@@ -21,13 +21,13 @@ def models() -> Iterator[ModelThread]:
 def world(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    nursery: Nursery,
+    whole_nursery: Nursery,
     models: ModelThread,
 ) -> Iterator[World]:
     env: dict[str, str] = {}
     if request.param == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres_server")
         env = {"AGENT_SERVER_DATABASE_URL": server.fresh_database(), "AGENT_SERVER_LEASE_S": "2"}
-    world = World(tmp_path_factory.mktemp("attacked") / "house", nursery, models, **env)
+    world = World(tmp_path_factory.mktemp("attacked") / "house", whole_nursery, models, **env)
     yield world
     world.close()

@@ -1,7 +1,7 @@
 """A server killed with SIGKILL: nothing is lost, nothing that had finished runs again."""
 
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
@@ -38,12 +38,6 @@ PLACES = (
     "run.after_end",
 )
 """Points and how many times they are passed first; ``task.claimed`` is on a takeover's way."""
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""One model server for each module, and for those that ask for no other server, one whose agents pay,
-on each database."""
+"""One model server for each module, and for those that ask for no other server, one whose agents
+pay, on each database."""
 
 from collections.abc import Iterator
 

@@ -18,7 +18,7 @@ from agent_server.domain.errors import ErrorInfo, RunError, ToolError, error_inf
 from agent_server.domain.ids import DEFAULT_TENANT, new_run_id
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.ports import RunSnapshot, StepRecord, TaskOutcome, TaskSpec
-from agent_server.workflow.interpreter import timed_out
+from agent_server.workflow.failures import timed_out
 from agent_server.workflow.ports import NoStoredWorkflows
 from agent_server.workflow.tasks import WorkflowRun
 

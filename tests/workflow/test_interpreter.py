@@ -16,7 +16,8 @@ from agent_server.domain.errors import (
 )
 from agent_server.domain.workflows import Node
 from agent_server.execution.ports import LostLease, TaskOutcome
-from agent_server.workflow.interpreter import Interpreter, NodeFailed, run_workflow
+from agent_server.workflow.failures import NodeFailed
+from agent_server.workflow.interpreter import Interpreter, run_workflow
 from agent_server.workflow.steps import Steps
 from agent_server.workflow.validation import validate
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from agent_server.domain.runs import RunRequest
 from agent_server.domain.workflows import WorkflowDefinition
-from agent_server.workflow.interpreter import NodeFailed, run_workflow
+from agent_server.workflow.failures import NodeFailed
+from agent_server.workflow.interpreter import run_workflow
 from agent_server.workflow.validation import validate
 
 from .drafts import drafts

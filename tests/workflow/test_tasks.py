@@ -21,7 +21,7 @@ from agent_server.domain.ids import DEFAULT_TENANT, new_run_id
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.ephemeral import EphemeralContext
 from agent_server.execution.ports import RunSnapshot, TaskContext, TaskOutcome, TaskSpec
-from agent_server.workflow.interpreter import NodeFailed
+from agent_server.workflow.failures import NodeFailed
 from agent_server.workflow.tasks import handlers
 
 from .test_interpreter import TRIAGE, tool

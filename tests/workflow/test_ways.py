@@ -7,7 +7,7 @@ import pytest
 
 from agent_server.domain.errors import RunCancelled
 from agent_server.execution.ports import TaskOutcome
-from agent_server.workflow.interpreter import NodeFailed
+from agent_server.workflow.failures import NodeFailed
 
 from .fake_context import FakeContext, World, tools
 from .test_interpreter import run, tool

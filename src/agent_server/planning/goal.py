@@ -51,7 +51,8 @@ from agent_server.reasoning.tasks import KIND
 from agent_server.registry.catalog import Catalog
 from agent_server.settings import Settings
 from agent_server.workflow.expressions import render
-from agent_server.workflow.interpreter import NodeFailed, run_workflow
+from agent_server.workflow.failures import NodeFailed
+from agent_server.workflow.interpreter import run_workflow
 
 _BEYOND_REVISION = frozenset({ModelUnauthorized.code, UnknownModel.code})
 """A planner would run into the same."""

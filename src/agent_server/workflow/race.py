@@ -8,21 +8,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import anyio.abc
 
-from agent_server.domain.errors import ErrorInfo
-
-
-class Failed(Exception):
-    """A node failed and its policy lets nobody go on."""
-
-    def __init__(self, node_id: str, path: str, error: ErrorInfo) -> None:
-        super().__init__(node_id)
-        self.node_id = node_id
-        self.path = path
-        self.error = error
-
-
-class BrokenOff(Exception):
-    """A task was cancelled before, by what decided here and will decide again on this replay."""
+from agent_server.workflow.failures import BrokenOff, Failed
 
 
 class Race:

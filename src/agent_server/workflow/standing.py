@@ -13,7 +13,7 @@ from agent_server.domain.errors import ApprovalRejected, ExpressionError
 from agent_server.domain.workflows import MAX_WAIT_S
 from agent_server.execution.ports import ApprovalAsk, TaskContext
 from agent_server.workflow.checks import moment
-from agent_server.workflow.interpreter import timed_out
+from agent_server.workflow.failures import timed_out
 
 
 async def wait(ctx: TaskContext) -> Any:

@@ -24,7 +24,8 @@ from agent_server.domain.errors import (
 from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.workflow.expressions import render
-from agent_server.workflow.interpreter import run_workflow, timed_out
+from agent_server.workflow.failures import timed_out
+from agent_server.workflow.interpreter import run_workflow
 from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
 from agent_server.workflow.ports import MAX_CHAIN, NoStoredWorkflows, StoredWorkflows
 from agent_server.workflow.standing import approval, pause, wait

@@ -12,15 +12,10 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, RunError
 from agent_server.domain.workflows import LEAF_TYPES, NODE_MODELS, WorkflowDefinition
 from agent_server.execution.ports import TaskContext, TaskSpec
-from agent_server.workflow.interpreter import (
-    ENDED_KEY,
-    UNDO_KEY,
-    UNKNOWN,
-    Interpreter,
-    Start,
-    in_doubt,
-)
+from agent_server.workflow.failures import UNKNOWN, in_doubt
+from agent_server.workflow.interpreter import Interpreter, Start
 from agent_server.workflow.sight import result_of
+from agent_server.workflow.undo_records import ENDED_KEY, UNDO_KEY
 
 _UNDONE: Final = "undone"
 
