@@ -49,7 +49,7 @@ from agent_server.domain.runs import Usage
 from agent_server.execution.ephemeral import add_usage
 from agent_server.execution.ports import NO_USAGE, StepRecord, Suspend
 from agent_server.inference.approvals import foresee
-from agent_server.inference.attachments import attach
+from agent_server.inference.attachments import attach, check_links
 from agent_server.inference.audit import AUDIT
 from agent_server.inference.counting import InputCounted, input_tokens
 from agent_server.inference.durable_run import Place
@@ -271,6 +271,8 @@ class LedgeredModel(Model):
     async def _ask(self, model: Model, request: ModelRequest, step: StepRecord) -> ModelResponse:
         run, agent = self._place.run, step.agent
         journal = run.journal
+        if not run.private_links:
+            check_links(request.input)
         request = await attach(request, run.ctx.run.tenant, run.fetch)
         options = run.ctx.run.request.options
         expected = None

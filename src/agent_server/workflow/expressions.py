@@ -45,9 +45,10 @@ class Expr:
             raise self._error(wrong) from None
         self.references = tuple(compiler.references)
 
-    def evaluate(self, scope: Scope) -> Any:
-        """Its JSON value. Raises ``ExpressionError``; never anything else, never for long."""
-        work = Work()
+    def evaluate(self, scope: Scope, work: Work | None = None) -> Any:
+        """Its JSON value. Raises ``ExpressionError``; never anything else, never for long: ``work`` is
+        what it may do, and counts what it did."""
+        work = work or Work()
         try:
             value = self._run(scope, work)
             if isinstance(value, Lookup):
