@@ -48,9 +48,10 @@ class Expr:
         self.is_name = is_name(tree)
         """Whether it only names a value, and makes none."""
 
-    def evaluate(self, scope: Scope) -> Any:
-        """Its JSON value. Raises ``ExpressionError``; never anything else, never for long."""
-        return self._value(scope, Work(), MAX_CHARS)[0]
+    def evaluate(self, scope: Scope, work: Work | None = None) -> Any:
+        """Its JSON value. Raises ``ExpressionError``; never anything else, never for long: ``work`` is
+        what it may do, and counts what it did."""
+        return self._value(scope, work or Work(), MAX_CHARS)[0]
 
     def refer(self, scope: Scope) -> tuple[Any, int]:
         """The value that it names, which is handed on as it is and may be large, and its characters,
