@@ -24,7 +24,6 @@ from agents import (
 )
 from agents.agent import Agent as SdkAgent
 from agents.items import TResponseInputItem, TResponseOutputItem, TResponseStreamEvent
-from agents.models.default_models import get_default_model_settings
 from agents.models.interface import ModelProvider
 from agents.retry import ModelRetryAdvice, ModelRetryAdviceRequest
 from openai._models import construct_type
@@ -58,7 +57,7 @@ from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
 from agent_server.inference.steered import Steered
-from agent_server.inference.tailored import OverDefaults, sets_nothing
+from agent_server.inference.tailored import OverDefaults, model_defaults, sets_nothing
 
 Items = list[TResponseInputItem]
 
@@ -208,7 +207,7 @@ class LedgeredModel(Model):
             return given
         if not isinstance(agent.model_settings, OverDefaults) and not sets_nothing(agent):
             return given
-        return get_default_model_settings(name).resolve(given)
+        return model_defaults(name).resolve(given)
 
     async def _answer(self, request: ModelRequest) -> ModelResponse:
         run = self._place.run
