@@ -107,7 +107,9 @@ async def test_the_moment_is_read_from_the_clock_of_whoever_begins_the_run(sqlit
             assert (await event_types(runs, later)).count("run.started") == 1
 
 
-async def test_two_nodes_begin_what_is_due_once_whatever_their_clock_does(postgres_url: str) -> None:
+async def test_two_nodes_begin_what_is_due_once_whatever_their_clock_does(
+    postgres_url: str,
+) -> None:
     """Through the night in which 02:30 comes twice; the clock is put back after the first."""
     begun: list[str] = []
 
