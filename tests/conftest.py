@@ -1,4 +1,5 @@
-"""What every test may ask for: a fresh PostgreSQL database, and the long tests by ``--slow``.
+"""What every test may ask for: a fresh PostgreSQL database, the nursery of servers, and the long
+tests by ``--slow``.
 
 Leans on ``tests.support``. Refuses to set anything up for tests that do not ask.
 """
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.postgres import PostgresMissing, PostgresServer
+from tests.support.server_process import Nursery
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,3 +46,17 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     url = postgres_server.fresh_database()
     yield url
     postgres_server.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def whole_nursery() -> Iterator[Nursery]:
+    """Where server processes are forked from; it imports the server once for all of them."""
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def nursery(whole_nursery: Nursery) -> Iterator[Nursery]:
+    """``whole_nursery`` for one module: what it starts ends with it."""
+    with whole_nursery.brood() as brood:
+        yield brood

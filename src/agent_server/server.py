@@ -38,6 +38,7 @@ from agent_server.domain.json_schema import schema_fault
 from agent_server.domain.runs import RunRequest
 from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.control import Control
+from agent_server.execution.crash import crash_point
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.halts import Halts
@@ -82,6 +83,7 @@ from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
 from agent_server.storage.files import Files
 from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
+from agent_server.storage.outside import keep_outside
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
 from agent_server.workflow.tasks import timed
@@ -213,6 +215,7 @@ def build_parts(
     database = database_at(
         settings.database, pool_size=settings.database_pool_size, observer=transacted
     )
+    keep_outside(database, settings, metrics.blob, crash_point)
     long_term = LongTermMemory(database, settings)
     store = long_term.store
     documents = Documents(

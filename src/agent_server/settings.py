@@ -67,6 +67,18 @@ class Settings(BaseSettings):
     database_pool_size: int = Field(
         default=10, ge=1, description="PostgreSQL connections of this process."
     )
+    blobs: str = Field(
+        default="database",
+        description="Where large values of runs are kept: `database`, `file:///folder` (seen by every "
+        "node) or `s3://bucket/prefix` (extra `s3`).",
+    )
+    blob_threshold_bytes: int = Field(
+        default=65_536,
+        ge=0,
+        description="Size of a JSON value from which it is kept outside its row (at least 1,024); 0 "
+        "keeps all in their rows.",
+    )
+    blob_timeout_s: float = Field(default=30.0, gt=0, description="Seconds a call to S3 may take.")
 
     # What it serves
     agents: str | None = Field(
@@ -301,8 +313,13 @@ class Settings(BaseSettings):
         default=1_073_741_824, ge=0, description="Size of all files of one tenant together."
     )
     max_json_depth: int = Field(default=64, ge=4, description="Nesting of a JSON body.")
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, description="Seconds the headers of a request may take to arrive."
+    )
     body_timeout_s: float = Field(
-        default=30.0, gt=0, description="Seconds a request body may take to arrive."
+        default=30.0,
+        gt=0,
+        description="Seconds a request body may take to arrive, for each MiB that it has.",
     )
     openai_approaches: bool = Field(
         default=False,

@@ -117,6 +117,7 @@ class FakeRuns:
         tenant: Tenant,
         principal: str,
         on_event: Callable[[StoredEvent], None] | None = None,
+        steers: Any = None,
     ) -> Run:
         if request.agent == "nobody":
             raise UnknownAgent("There is no agent 'nobody'.")

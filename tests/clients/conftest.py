@@ -26,26 +26,27 @@ def models() -> Iterator[ModelThread]:
 
 
 @pytest.fixture(scope="session")
-def base_url(tmp_path_factory: pytest.TempPathFactory, models: ModelThread) -> Iterator[str]:
+def base_url(
+    tmp_path_factory: pytest.TempPathFactory, whole_nursery: Nursery, models: ModelThread
+) -> Iterator[str]:
     """The address that a client is given, of a server that was started by its command."""
     port = free_port()
-    with Nursery() as nursery:
-        house = House(
-            tmp_path_factory.mktemp("clients"),
-            nursery,
-            models,
-            AGENT_SERVER_AGENTS=str(Path(__file__).parent / "served.py"),
-            AGENT_SERVER_API_KEY=KEY,
-            AGENT_SERVER_LOG_LEVEL="WARNING",
-            AGENT_SERVER_EMBEDDER="openai",
-            AGENT_SERVER_EMBEDDER_BASE_URL=models.base_url,
-        )
-        serving = house.run("serve", "--host", "127.0.0.1", "--port", str(port))
-        asyncio.run(ready_at(f"http://127.0.0.1:{port}"))
-        yield f"http://127.0.0.1:{port}/v1"
-        serving.signal(signal.SIGTERM)
-        assert serving.exit_code() == 0, serving.output
-        assert "Traceback" not in serving.output, serving.output
+    house = House(
+        tmp_path_factory.mktemp("clients"),
+        whole_nursery,
+        models,
+        AGENT_SERVER_AGENTS=str(Path(__file__).parent / "served.py"),
+        AGENT_SERVER_API_KEY=KEY,
+        AGENT_SERVER_LOG_LEVEL="WARNING",
+        AGENT_SERVER_EMBEDDER="openai",
+        AGENT_SERVER_EMBEDDER_BASE_URL=models.base_url,
+    )
+    serving = house.run("serve", "--host", "127.0.0.1", "--port", str(port))
+    asyncio.run(ready_at(f"http://127.0.0.1:{port}"))
+    yield f"http://127.0.0.1:{port}/v1"
+    serving.signal(signal.SIGTERM)
+    assert serving.exit_code() == 0, serving.output
+    assert "Traceback" not in serving.output, serving.output
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.deploy import client
+from tests.deploy import client, slow
 from tests.durability.world import ready_at
 from tests.support.server_process import Nursery
 
@@ -24,12 +23,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture
@@ -48,13 +41,16 @@ async def test_the_client_passes_against_main_py(folder: Path) -> None:
         process = subprocess.Popen(
             [sys.executable, "main.py"],
             cwd=folder,
-            env=clean | {"AGENT_SERVER_PORT": str(port), "AGENT_SERVER_RELOAD": "false"},
+            env=clean
+            | slow.LIMITS
+            | {"AGENT_SERVER_PORT": str(port), "AGENT_SERVER_RELOAD": "false"},
             stdout=log,
             stderr=log,
         )
     try:
         await ready_at(f"http://127.0.0.1:{port}")
         await client.check(f"http://127.0.0.1:{port}")
+        await slow.check(port)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) in (0, -signal.SIGTERM)
@@ -63,10 +59,11 @@ async def test_the_client_passes_against_main_py(folder: Path) -> None:
 @pytest.mark.timeout(60)
 async def test_the_client_passes_against_serve(folder: Path, nursery: Nursery) -> None:
     port = free_port()
-    env = {"AGENT_SERVER_PORT": str(port), "AGENT_SERVER_LOG_LEVEL": "WARNING"}
+    env = {"AGENT_SERVER_PORT": str(port), "AGENT_SERVER_LOG_LEVEL": "WARNING", **slow.LIMITS}
     process = nursery.run("serve", env=env, folder=folder)
     await ready_at(f"http://127.0.0.1:{port}")
     await client.check(f"http://127.0.0.1:{port}")
+    await slow.check(port)
     process.signal(signal.SIGTERM)
     assert process.exit_code(20) == 0
     assert "Traceback" not in process.output
@@ -85,6 +82,7 @@ async def test_the_client_passes_against_two_gunicorns_behind_nginx(
         "AGENT_SERVER_LOG_LEVEL": "WARNING",
         "AGENT_SERVER_ALLOWED_HOSTS": "127.0.0.1",
         "AGENT_SERVER_API_KEY": KEY,
+        **slow.LIMITS,
     }
     servers = []
     for port in ports:
@@ -109,6 +107,7 @@ async def test_the_client_passes_against_two_gunicorns_behind_nginx(
         assert runs[0] == runs[1] and len(runs[0]["data"]) == 4
         used = re.findall(r'"upstream": "127.0.0.1:(\d+)"', (folder / "access.log").read_text())
         assert set(used) == {str(port) for port in ports}, "one of them was never asked"
+        await slow.check(ports[1], KEY)
         # One of them goes; callers notice nothing.
         servers[0].signal(signal.SIGTERM)
         await client.check(f"http://127.0.0.1:{front}", KEY)

@@ -36,8 +36,12 @@ MATRIX: dict[str, tuple[str, ...]] = {
     "a frozen worker wakes after its work was taken over": (
         "tests/durability/test_two_servers.py::test_a_frozen_server_that_wakes_after_the_takeover_writes_nothing_and_lives_on",
     ),
-    "a run that kills its worker again and again": (
+    "a run that kills its worker again and again, others beside it": (
+        "tests/durability/test_blame.py::test_a_run_that_kills_its_only_worker_is_set_aside_and_those_beside_it_go_on",
         "tests/execution/test_engine.py::test_a_task_taken_up_too_often_fails_its_run_with_the_reason",
+    ),
+    "the tasks of one run are spread over idle workers": (
+        "tests/durability/test_spread.py::test_the_tasks_of_one_run_go_to_every_worker_that_is_idle",
     ),
     "the database restarts": (
         "tests/durability/test_two_servers.py::test_postgresql_restarts_in_the_middle_of_a_run_and_nothing_is_lost_or_taken_over",
@@ -71,7 +75,10 @@ MATRIX: dict[str, tuple[str, ...]] = {
     "equal requests at once": (
         "tests/deploy/test_every_front.py::test_the_client_passes_against_serve",
     ),
-    "a huge body, deep JSON, a body that does not come": (
+    "a huge body, deep JSON, slow headers, a slow body": (
+        "tests/deploy/test_every_front.py::test_the_client_passes_against_main_py",
+        "tests/deploy/test_every_front.py::test_the_client_passes_against_serve",
+        "tests/deploy/test_every_front.py::test_the_client_passes_against_two_gunicorns_behind_nginx",
         "tests/api/test_door.py::test_a_large_body_over_a_socket_is_answered_before_it_is_sent",
         "tests/api/test_door.py::test_deep_json_is_refused",
         "tests/api/test_door.py::test_a_body_that_does_not_come_is_408",

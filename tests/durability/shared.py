@@ -30,23 +30,9 @@ class SharedWorld(World):
         """One more server; ``lease_s="3"`` is ``AGENT_SERVER_LEASE_S=3``."""
         return self.nursery.start(self.environment(**settings), folder=self.folder)
 
-    def start(self, crash_at: str = "") -> Server:
-        return self.nursery.start(self.environment(), folder=self.folder, crash_at=crash_at)
-
     def environment(self, **settings: str) -> dict[str, str]:
-        """What a process needs to join, with ``settings`` of its own."""
-        env = {
-            **{"database_url": self.url, "lease_s": str(LEASE_S), "model": "test-model"},
-            **{"agents": str(self.folder / "agents.py"), "log_level": "WARNING"},
-            **{"log_format": "json", "data_dir": str(self.folder / "data")},
-            **settings,
-        }
-        variables = {f"AGENT_SERVER_{name.upper()}": value for name, value in env.items()}
-        return variables | {
-            "OPENAI_API_KEY": "test",
-            "OPENAI_BASE_URL": self.models.base_url,
-            "COUNT_FILE": str(self.count_file),
-        }
+        shared = {"database_url": self.url, "lease_s": str(LEASE_S), "log_format": "json"}
+        return super().environment(**{**shared, **settings})
 
     async def look(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         connection = await asyncpg.connect(self.url, timeout=10)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,6 @@ FEW = ("step.after_begin:1", "step.before_finish:2", "task.claimed:1")
 ENDED = {"succeeded", "failed", "cancelled", "budget_exceeded"}
 BOUNDED, WHOLE = 8, 200
 BATCH = 8
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -17,12 +17,6 @@ from .shared import SharedWorld, at_the_last_call, attempts, held_back, readines
 from .world import World, ready, script, settled
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
 @pytest.fixture
 async def world(tmp_path: Path, nursery: Nursery, postgres_url: str) -> AsyncIterator[SharedWorld]:
     async with ModelServer() as models:

@@ -1,6 +1,6 @@
 """Two versions at once: the schema is brought forward under a server that works on it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
@@ -20,12 +20,6 @@ ADDED = (
     "CREATE TABLE of_the_next_version (id TEXT PRIMARY KEY)",
     "CREATE INDEX ix_of_the_next_version ON tasks (tenant, of_the_next_version)",
 )
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture

@@ -135,6 +135,10 @@ class World:
         self.count_file.touch()
 
     def start(self, crash_at: str = "") -> Server:
+        return self.nursery.start(self.environment(), folder=self.folder, crash_at=crash_at)
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        """What a process needs, with ``settings``: ``lease_s="3"`` is ``AGENT_SERVER_LEASE_S=3``."""
         env = {
             "AGENT_SERVER_DATA_DIR": str(self.folder / "data"),
             "AGENT_SERVER_MODEL": "test-model",
@@ -144,7 +148,7 @@ class World:
             "OPENAI_BASE_URL": self.models.base_url,
             "COUNT_FILE": str(self.count_file),
         }
-        return self.nursery.start(env, folder=self.folder, crash_at=crash_at)
+        return env | {f"AGENT_SERVER_{name.upper()}": value for name, value in settings.items()}
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         path = self.folder / "data" / "agent-server.db"

@@ -1,5 +1,5 @@
-"""One nursery of servers for all tests here, one model server for each module, and for those that ask
-for no other server, one whose agents pay, on each database."""
+"""One model server for each module, and for those that ask for no other server, one whose agents
+pay, on each database."""
 
 from collections.abc import Iterator
 
@@ -11,12 +11,6 @@ from tests.support.server_process import Nursery
 
 from .kit import Api
 from .till import Till
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,14 @@ from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
 from agent_server.execution.ports import TaskContext
 from agent_server.execution.runs import Runs
+from agent_server.execution.store import BlameRule
 from agent_server.memory.session_store import append_items
 from agent_server.settings import Settings
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
+from agent_server.storage.outside import keep_outside
 
+RULE = BlameRule(most=10, lease_s=8)
 Handler = Callable[[TaskContext], Awaitable[Any]]
 
 
@@ -43,6 +46,7 @@ async def running(
     at its end, and another finds what it carried out as it was."""
     chosen = Settings(**{"shutdown_grace_s": 0.2, **settings})  # type: ignore[arg-type]
     database = database_at(url)
+    keep_outside(database, chosen)
     await database.open()
     await database.write(upgrade)
     watched = {"observe": observe} if observe is not None else {}

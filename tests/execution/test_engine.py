@@ -23,7 +23,7 @@ from agent_server.execution.ports import (
 from agent_server.execution.runs import Idempotency, Runs
 from agent_server.memory.session_store import TenantSessions
 
-from .kit import event_types, finished, running, submit
+from .kit import RULE, event_types, finished, running, submit
 
 
 async def _step(ctx: TaskContext, name: str, *, commit: bool = True) -> None:
@@ -198,7 +198,9 @@ async def test_a_worker_that_lost_its_task_stores_nothing_more(url: str) -> None
     async with running(url, {"goal": goal}) as runs:
         run = await submit(runs, goal="g")
         await runs.database.write(lambda c: store.release_tasks(c, runs.engine.node))
-        await runs.database.write(lambda c: store.claim(c, "another", 1, utcnow(), store.Turns()))
+        await runs.database.write(
+            lambda c: store.claim(c, "another", 1, utcnow(), store.Turns(), RULE)
+        )
         taken.set()
         await _until(lambda: bool(refused))
         # The other owner gives it up; this node may take it again.

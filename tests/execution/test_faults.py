@@ -24,7 +24,7 @@ from agent_server.execution.runs import Runs
 from agent_server.storage.tables import runs as runs_table
 from agent_server.storage.tables import tasks as tasks_table
 
-from .kit import event_types, finished, running, submit
+from .kit import RULE, event_types, finished, running, submit
 
 CHILD = TaskSpec(path="1", node="n1", kind="leaf", payload={})
 
@@ -514,7 +514,7 @@ async def test_a_run_of_a_session_is_not_taken_beside_one_that_began(url: str) -
                 .where(tasks_table.c.run_id == second.id)
                 .values(created_at=first.created_at - timedelta(seconds=5))
             )
-            return store.claim(connection, "x", 10, utcnow(), store.Turns())
+            return store.claim(connection, "x", 10, utcnow(), store.Turns(), RULE)
 
         assert (await runs.database.write(another_clock))[0] == []
 

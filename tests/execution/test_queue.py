@@ -17,7 +17,7 @@ from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 from agent_server.storage.tables import tasks
 
-from .kit import control, finished, running
+from .kit import RULE, control, finished, running
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -182,7 +182,7 @@ async def test_a_claim_costs_the_same_however_much_is_queued(sqlite_url: str) ->
 
         def claims() -> None:
             for limit in (1, 1, 1, 8):
-                taken, more = store.claim(connection, "node", limit, utcnow(), turns)
+                taken, more = store.claim(connection, "node", limit, utcnow(), turns, RULE)
                 assert len(taken) == limit and more
 
         return opcodes(connection, claims)

@@ -225,7 +225,7 @@ async def test_filtered_neighbours_are_the_exact_ones_and_as_many_as_asked(
     assert isinstance(store.vectors, SqliteVec | Halfvec), store.no_vectors_because
     if way == "numpy":
         pytest.importorskip("numpy")
-        store.vectors = Numpy()
+        store.vectors = Numpy(store.database.dialect)
     embedder = Spread()
     async with Embedded(store, embedder) as world:
         texts = [f"text {i}" for i in range(300)]

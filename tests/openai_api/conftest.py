@@ -1,4 +1,5 @@
-"""One served process for all that speaks OpenAI's API to it."""
+"""One served process, for the whole session, for all that speaks OpenAI's API to it. Tests look at
+what they made themselves: others were there before."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,26 +14,27 @@ from tests.support.server_process import Nursery
 AGENTS = Path(__file__).parent / "agents_served.py"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def models() -> Iterator[ModelThread]:
     with ModelThread() as models:
         yield models
 
 
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, models: ModelThread) -> Iterator[House]:
-    with Nursery() as nursery:
-        yield House(
-            tmp_path_factory.mktemp("openai"),
-            nursery,
-            models,
-            AGENT_SERVER_AGENTS=str(AGENTS),
-            AGENT_SERVER_API_KEY="key-of-the-tests",
-            AGENT_SERVER_MAX_FILE_BYTES="1048576",
-        )
+@pytest.fixture(scope="session")
+def house(
+    tmp_path_factory: pytest.TempPathFactory, whole_nursery: Nursery, models: ModelThread
+) -> House:
+    return House(
+        tmp_path_factory.mktemp("openai"),
+        whole_nursery,
+        models,
+        AGENT_SERVER_AGENTS=str(AGENTS),
+        AGENT_SERVER_API_KEY="key-of-the-tests",
+        AGENT_SERVER_MAX_FILE_BYTES="1048576",
+    )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def api(house: House) -> Iterator[Api]:
     api = house.start()
     api.http.headers["authorization"] = "Bearer key-of-the-tests"
@@ -40,7 +42,7 @@ def api(house: House) -> Iterator[Api]:
     api.http.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(api: Api) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
         base_url=api.url + "/v1", api_key="key-of-the-tests", max_retries=0, timeout=30

@@ -17,6 +17,7 @@ FUNCTION = {"type": "function", "function": {k: v for k, v in WEATHER.items() if
 
 def test_a_completion_fits_the_published_schema(api: Api, models: ModelThread) -> None:
     models.script(rule("capital", {"text": "Paris."}))
+    before = api.get("/api/v1/runs", agent="clerk")["data"]
     messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "capital"}]
     answer = api.http.post(
         "/v1/chat/completions", json={"model": "agent/clerk", "messages": messages}
@@ -25,7 +26,7 @@ def test_a_completion_fits_the_published_schema(api: Api, models: ModelThread) -
     check("CreateChatCompletionResponse", answer.json())
     assert answer.json()["choices"][0]["message"]["content"] == "Paris."
     assert answer.json()["usage"]["total_tokens"] > 0
-    assert api.get("/api/v1/runs", agent="clerk")["data"] == []
+    assert api.get("/api/v1/runs", agent="clerk")["data"] == before, "it was stored"
 
 
 def test_chunks_end_with_the_usage_and_done(api: Api, models: ModelThread) -> None:
@@ -106,3 +107,55 @@ def test_what_would_not_be_honoured_is_refused(api: Api, name: str) -> None:
     assert answer.status_code == 400
     check("ErrorResponse", answer.json())
     assert answer.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": "x", "wibble": 1}, "messages[0].wibble"),
+        ({"role": "function", "name": "f", "content": "x"}, "messages[0].role"),
+        ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, "messages[0].audio"),
+        (
+            {"role": "assistant", "function_call": {"name": "f", "arguments": ""}},
+            "messages[0].function_call",
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x", "w": 1}]},
+            "messages[0].content[0].w",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x", "w": 1}}]},
+            "messages[0].content[0].image_url.w",
+        ),
+        (
+            {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "w": 1}}]},
+            "messages[0].tool_calls[0].function.w",
+        ),
+    ],
+)
+def test_what_a_message_does_not_have_is_refused_by_its_place(
+    api: Api, message: Any, param: str
+) -> None:
+    body = {"model": "agent/clerk", "messages": [message]}
+    answer = api.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400, answer.text
+    check("ErrorResponse", answer.json())
+    assert answer.json()["error"]["param"] == param
+
+
+def test_an_answer_and_a_refusal_come_back_whole(
+    client: openai.OpenAI, models: ModelThread
+) -> None:
+    models.script(rule("hi", {"text": "hello"}), rule("sure", {"text": "Yes."}))
+    said: list[Any] = [{"role": "user", "content": "hi", "name": "ann"}]
+    answer = client.chat.completions.create(model="agent/clerk", messages=said)
+    said += [answer.choices[0].message, {"role": "assistant", "refusal": "I cannot."}]
+    said.append({"role": "user", "content": "sure?"})
+    again = client.chat.completions.create(model="agent/clerk", messages=said)
+    assert again.choices[0].message.content == "Yes."
+    told = [item["content"] for item in models.calls[-1]["input"]]
+    assert told == ["hi", "hello", "I cannot.", "sure?"]

@@ -42,7 +42,7 @@ def test_a_consent_lets_the_run_go_on_as_a_response_of_its_own(
     assert (item.name, json.loads(item.arguments)) == ("wire_money", {"amount": 7})
     run_id = "run_" + first.id.removeprefix("resp_")
     assert api.http.get(f"/api/v1/runs/{run_id}").json()["status"] == "waiting"
-    [pending] = api.http.get("/api/v1/approvals?status=pending").json()["data"]
+    [pending] = api.listed("/api/v1/approvals", status="pending", run_id=run_id)
     assert pending["id"].removeprefix("appr_") == item.id.removeprefix("mcpr_")
     with pytest.raises(openai.BadRequestError, match="mcp_approval_response"):
         client.responses.create(model="agent/banker", input="hm", previous_response_id=first.id)
@@ -57,6 +57,7 @@ def test_a_consent_lets_the_run_go_on_as_a_response_of_its_own(
     assert run["status"] == "succeeded" and run["usage"]["tool_calls"] == 1
     assert client.responses.retrieve(second.id) == second
     assert client.responses.retrieve(first.id) == first
+    check("ResponseItemList", api.http.get(f"/v1/responses/{second.id}/input_items").json())
     [given] = client.responses.input_items.list(second.id).data
     assert given.type == "mcp_approval_response" and given.approve
     with pytest.raises(openai.ConflictError, match="approved already"):

@@ -18,6 +18,7 @@ from openai.types.conversations import (
 )
 from openai.types.responses import (
     input_item_list_params,
+    input_token_count_params,
     response_compact_params,
     response_create_params,
     response_retrieve_params,
@@ -33,6 +34,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "openai.md").read_text()
 ASKED: dict[str, dict[str, Any]] = {
     "/v1/responses": {"model": "agent/clerk", "input": "hi"},
     "/v1/responses/compact": {"model": "agent/clerk", "input": "hi"},
+    "/v1/responses/input_tokens": {"model": "agent/clerk", "input": "hi"},
     "/v1/chat/completions": {
         "model": "agent/clerk",
         "messages": [{"role": "user", "content": "hi"}],
@@ -44,12 +46,16 @@ PUBLISHED = {
         responses_client_event_param.ResponseCreate,
     ),
     "/v1/responses/compact": (response_compact_params.ResponseCompactParams,),
+    "/v1/responses/input_tokens": (input_token_count_params.InputTokenCountParams,),
     "/v1/chat/completions": (completion_create_params.CompletionCreateParamsBase,),
 }
 ROW = re.compile(r"^\| `(\w+)` \| (yes|some|hint|no) \|", re.MULTILINE)
 SOCKET_ALONE = {"generate", "stream_id"}
 REFUSED_VALUES: dict[str, Any] = {
     "include": ["message.output_text.logprobs"],
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "truncation": "sometimes",
     "service_tier": "flex",
     "stream_options": {"include_obfuscation": True},
     "tool_choice": {"type": "web_search_preview"},

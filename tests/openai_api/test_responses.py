@@ -271,3 +271,75 @@ def test_a_history_is_compacted_and_goes_on(
     after = client.responses.create(model="agent/clerk", input=[*compacted["output"], more])
     assert after.output_text == "You are Ada."
     assert "The user is Ada." in json.dumps(models.calls[-1]["input"])
+
+
+def test_every_answer_may_come_back_whole_as_input(
+    api: Api, client: openai.OpenAI, models: ModelThread
+) -> None:
+    """``input += response.output``, which is how clients keep a history themselves."""
+    models.script(
+        rule(
+            "weather",
+            calling(("add", {"a": 1, "b": 2}), ("get_weather", {"city": "Oslo"})),
+            {"text": "Sunny."},
+        ),
+        rule("sure", {"text": "Yes."}),
+    )
+    said: list[Any] = [{"role": "user", "content": "weather"}]
+    tools: Any = [WEATHER]
+    for store in (True, False):
+        kept = list(said)
+        first = client.responses.create(model="agent/clerk", input=kept, tools=tools, store=store)
+        kept += first.output
+        [call] = [item for item in first.output if item.type == "function_call"]
+        assert call.id and call.status == "completed"
+        output = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
+        kept.append({**output, "id": "fco_1", "status": "completed"})
+        second = client.responses.create(model="agent/clerk", input=kept, tools=tools, store=store)
+        assert second.output_text == "Sunny."
+        kept += [*second.output, {"role": "user", "content": "sure?"}]
+        third = client.responses.create(model="agent/clerk", input=kept, tools=tools, store=store)
+        assert third.output_text == "Yes."
+        sent = models.calls[-1]["input"]
+        assert [item.get("type", item.get("role")) for item in sent] == [
+            "user", "function_call", "function_call_output", "assistant", "user",
+        ]  # fmt: skip
+        assert not any("id" in item or "status" in item for item in sent)
+
+
+READ = {"role": "user", "content": "x"}
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("item", "param"),
+    [
+        ({**READ, "wibble": 1}, "input[0].wibble"),
+        ({**READ, "status": "fine"}, "input[0].status"),
+        (
+            {**READ, "content": [{"type": "input_text", "text": "x", "w": 1}]},
+            "input[0].content[0].w",
+        ),
+        (
+            {**READ, "content": [{"type": "input_file", "file_url": "http://x/y", "w": 1}]},
+            "input[0].content[0].w",
+        ),
+        ({**CALL, "namespace": "crm"}, "input[0].namespace"),
+        ({**CALL, "caller": {"type": "direct"}}, "input[0].caller"),
+        (
+            {"type": "function_call_output", "call_id": "c", "output": "x", "w": 1},
+            "input[0].w",
+        ),
+        ({"type": "reasoning", "id": "rs_1", "summary": [], "w": 1}, "input[0].w"),
+        ({"type": "item_reference", "id": "msg_1", "w": 1}, "input[0].w"),
+        ({"type": "web_search_call", "id": "ws_1", "status": "completed"}, "input[0].type"),
+        ({"type": ["message"]}, "input[0].type"),
+    ],
+)
+def test_what_an_item_does_not_have_is_refused_by_its_place(
+    api: Api, item: Any, param: str
+) -> None:
+    answer = api.http.post("/v1/responses", json={"model": "agent/clerk", "input": [item]})
+    assert answer.status_code == 400, answer.text
+    check("ErrorResponse", answer.json())
+    assert answer.json()["error"]["param"] == param

@@ -189,17 +189,6 @@ def test_what_is_wrong_is_said_and_the_connection_goes_on(
         assert events_of(socket)[-1]["type"] == "response.completed"
 
 
-def test_steering_is_refused_in_its_own_form(api: Api) -> None:
-    with connected(api) as socket:
-        socket.send(
-            json.dumps({"type": "response.steer", "previous_response_id": "r", "input": "x"})
-        )
-        event = take(socket)
-    assert event["type"] == "response.steer.failed"
-    assert event["error"]["code"] == "steering_not_supported"
-    assert event["steer"] == {"input": "x", "previous_response_id": "r"}
-
-
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

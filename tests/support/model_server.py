@@ -11,7 +11,7 @@ In process: ``async with ModelServer(rules=[...]) as server: server.base_url``. 
 /script`` sets the script, ``GET /calls`` tells what was asked, ``POST /reset`` forgets.
 
 A script is ``{"queue": [reply, …], "rules": [{"match": regex, "steps": [reply, …]}, …],
-"default": reply, "demo": bool}``. The queue is used up first. A rule is chosen by the last user
+"default": reply, "demo": bool, "counts": the tokens of each input, or none}``. The queue is used up first. A rule is chosen by the last user
 message and its step by how many rounds of tool calls followed it, so that a replayed call gets
 the same answer; past its steps, the last one. A reply:
 
@@ -21,6 +21,7 @@ the same answer; past its steps, the last one. A reply:
     items                    output items as they are, after the others (Responses only)
     tokens, delay_s          text of that many tokens; seconds between tokens
     latency_s                seconds before the first byte
+    held                     true: not before ``release`` is called, or another script is set
     usage                    [input, output, cached]
     status, headers, error   an error answer
     fault                    "reset" | "half" (close in mid-answer) | "malformed" | "empty"
@@ -62,14 +63,23 @@ class ModelServer:
         self._address = (host, port)
         self.raw_calls: list[tuple[str, dict[str, str], bytes]] = []
         self.open: set[_Peer] = set()
+        self.let_go = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
         """Called when a request has come and when a connection has gone."""
         self.script({"queue": queue or [], "rules": rules or [], "default": default, "demo": demo})
 
+    def release(self) -> None:
+        """Let every answer go that is ``held`` now, and those of this script to come."""
+        self.let_go.set()
+
     def script(self, script: Json) -> None:
+        self.release()
+        self.let_go = asyncio.Event()
         self.queue: list[Json] = list(script.get("queue") or [])
         self.rules = [(re.compile(r["match"], re.I | re.S), r) for r in script.get("rules") or []]
         self.default: Json = script.get("default") or DEFAULT_REPLY
+        self.counts: int | None = script.get("counts")
+        self.counted: list[Json] = []
         self.demo = bool(script.get("demo", getattr(self, "demo", False)))
         self.rendered: dict[tuple[str, bool, int], bytes] = {}
 
@@ -168,6 +178,10 @@ class _Peer(asyncio.Protocol):
             api = "responses" if path.endswith("/responses") else "chat"
             self.answer(api, body)
             self.server.on_change()
+        elif path.endswith("/responses/input_tokens") and self.server.counts is not None:
+            self.server.counted.append(json.loads(body))
+            value = {"object": "response.input_tokens", "input_tokens": self.server.counts}
+            self.plain(200, value)
         elif path.endswith("/embeddings"):
             texts = json.loads(body)["input"]
             vectors = [{"index": n, "embedding": [3.0, 4.0, len(t)]} for n, t in enumerate(texts)]
@@ -193,7 +207,7 @@ class _Peer(asyncio.Protocol):
     def answer(self, api: str, body: bytes) -> None:
         reply = self.server.choose(api, body)
         stream = b'"stream":true' in body or b'"stream": true' in body
-        slow = reply.get("latency_s") or (stream and reply.get("delay_s"))
+        slow = reply.get("latency_s") or reply.get("held") or (stream and reply.get("delay_s"))
         if not slow and reply.get("fault") is None and "status" not in reply:
             key = (api, stream, id(reply))
             ready = self.server.rendered.get(key)
@@ -216,6 +230,8 @@ class _Peer(asyncio.Protocol):
     async def slowly(self, api: str, stream: bool, body: bytes, reply: Json) -> None:
         fault, write = reply.get("fault"), self.transport.write
         await asyncio.sleep(reply.get("latency_s", 0))
+        if reply.get("held"):
+            await self.server.let_go.wait()
         if "status" in reply:
             error = reply.get("error") or {"message": "scripted error", "code": None}
             self.plain(reply["status"], {"error": error}, reply.get("headers"))

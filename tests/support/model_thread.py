@@ -57,6 +57,10 @@ class ModelThread:
         self._loop.call_soon_threadsafe(change)
         assert done.wait(10)
 
+    def release(self) -> None:
+        """See ``ModelServer.release``."""
+        self._loop.call_soon_threadsafe(self.server.release)
+
     @property
     def calls(self) -> list[Json]:
         """The request bodies since the script was set, in the order they came."""

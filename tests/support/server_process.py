@@ -13,7 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 class Nursery:
     """Starts servers: ``with Nursery() as nursery: server = nursery.start({...})``."""
+
+    def __init__(self) -> None:
+        self._started: list[int] = []
 
     def __enter__(self) -> "Nursery":
         self._process = subprocess.Popen(
@@ -45,20 +49,30 @@ class Nursery:
         self._process.stdin.close()
         self._process.wait(30)
 
+    @contextmanager
+    def brood(self) -> Iterator["Nursery"]:
+        """Starts from the same process, but kills at the end what was started meanwhile."""
+        brood = Nursery()
+        brood._process = self._process
+        try:
+            yield brood
+        finally:
+            for pid in brood._started:
+                brood.kill(pid, signal.SIGKILL)
+            assert all([brood.ended(pid, 10) for pid in brood._started])
+
     def start(
         self, env: dict[str, str], *, folder: Path, crash_at: str = "", port: int = 0
     ) -> "Server":
         """A server in ``folder`` with ``env``; it may not answer yet."""
         order = {"env": env, "folder": str(folder), "crash_at": crash_at, "port": port}
-        self._say(order)
-        answer = self._hear()
+        answer = self._begin(order)
         return Server(self, answer["pid"], answer["port"], folder / "server.log")
 
     def run(self, *argv: str, env: dict[str, str], folder: Path, log: str = "cli.log") -> "Command":
         """``agent-server argv…`` in ``folder``, as a process of its own; its output in ``log``."""
         order = {"env": env, "folder": str(folder), "argv": argv, "log": log}
-        self._say(order)
-        return Command(self, self._hear()["pid"], folder / log)
+        return Command(self, self._begin(order)["pid"], folder / log)
 
     def kill(self, pid: int, sig: int) -> None:
         self._say({"kill": pid, "signal": sig})
@@ -73,6 +87,12 @@ class Nursery:
         self._say({"wait": pid, "timeout_s": timeout_s})
         code: int | None = self._hear()["code"]
         return code
+
+    def _begin(self, order: dict[str, Any]) -> dict[str, Any]:
+        self._say(order)
+        answer = self._hear()
+        self._started.append(answer["pid"])
+        return answer
 
     def _say(self, order: dict[str, Any]) -> None:
         assert self._process.stdin is not None

@@ -54,6 +54,7 @@ PROBES: Final = frozenset({"/livez", "/readyz"})
 """Open to everybody: they say nothing but whether the server is up."""
 DOCUMENTS: Final = "/api/v1/memories"
 """Where a body may be as large as a document."""
+MIB: Final = 1 << 20
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 CORS_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, "
@@ -245,17 +246,20 @@ class Door:
             raise _too_large(f"of {expected:,} bytes ", most, knob)
         taken = 0
         complete = False
+        begun = perf_counter()
 
         async def limited() -> Message:
             nonlocal taken, complete
             if complete:
                 return await receive()
+            # Of the whole, however it drips; what is large gets its time as it comes.
+            most_s = self._body_timeout_s * (1 + taken // MIB)
             try:
-                async with timeout(self._body_timeout_s):
+                async with timeout(max(0.0, begun + most_s - perf_counter())):
                     message = await receive()
             except TimeoutError as error:
                 raise RequestTimeout(
-                    f"The body did not arrive within {self._body_timeout_s:g} s.",
+                    f"The body did not arrive within {most_s:g} s.",
                     hint="Send it faster, or raise AGENT_SERVER_BODY_TIMEOUT_S.",
                     headers={"Connection": "close"},
                 ) from error

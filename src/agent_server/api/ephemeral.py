@@ -16,6 +16,7 @@ from agent_server.api.ports import RunsPort
 from agent_server.domain.ids import Tenant
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.events import StoredEvent, Subscription
+from agent_server.execution.ports import SignalReceived
 
 
 class EphemeralFollow:
@@ -27,7 +28,9 @@ class EphemeralFollow:
         request: RunRequest,
         tenant: Tenant,
         principal: str,
+        steers: list[SignalReceived] | None = None,
     ) -> None:
+        self._steers = steers
         self._runs = runs
         self._request = request
         self._tenant = tenant
@@ -67,6 +70,7 @@ class EphemeralFollow:
                 tenant=self._tenant,
                 principal=self._principal,
                 on_event=self._events.put,
+                steers=self._steers,
             )
         except Exception as error:  # told to the reader by whoever takes from the queue
             self._refused = error

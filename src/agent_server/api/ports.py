@@ -26,6 +26,7 @@ from agent_server.domain.stored_workflows import (
 )
 from agent_server.execution.events import StoredEvent
 from agent_server.execution.paging import Page
+from agent_server.execution.ports import SignalReceived
 from agent_server.execution.runs import Idempotency, RunFilters, Submitted
 
 Items = list[JsonObject]
@@ -62,6 +63,7 @@ class RunsPort(Protocol):
         principal: str,
         on_event: Callable[[StoredEvent], None] | None = None,
         deltas: bool = True,
+        steers: list[SignalReceived] | None = None,
     ) -> Run: ...
 
     async def get(self, tenant: Tenant, run_id: RunId) -> Run: ...

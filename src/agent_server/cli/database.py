@@ -14,9 +14,11 @@ from agent_server.memory.rows import sizes
 from agent_server.memory.text_index import rebuild
 from agent_server.memory.vector_index import let_go, way_of
 from agent_server.settings import Settings, load_settings
+from agent_server.storage.blobs import blob_store, check
 from agent_server.storage.copy import Derive, copy
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
+from agent_server.storage.outside import keep_outside
 
 DERIVED: tuple[Derive, ...] = (rebuild, let_go)
 """What packages keep beside their rows, made anew in the target."""
@@ -68,6 +70,13 @@ async def memory_sizes(settings: Settings, timeout_s: float) -> MemorySizes:
             await database.close()
 
 
+async def try_blobs(settings: Settings) -> str:
+    """Where large values are kept, after one was put there, read and deleted again."""
+    store = blob_store(settings.blobs, database_at(settings.database), settings.blob_timeout_s)
+    await check(store)
+    return store.name
+
+
 async def vacuum_database(
     days: int | None, failed_days: int | None, detail_days: int | None, dry_run: bool
 ) -> None:
@@ -85,6 +94,7 @@ async def vacuum_database(
             hint="Give --days, --failed-days or --detail-days, or set AGENT_SERVER_RETENTION_DAYS.",
         )
     database = database_at(settings.database)
+    outside = keep_outside(database, settings)
     await database.open()
     try:
         for rule in found:
@@ -92,6 +102,9 @@ async def vacuum_database(
             verb = "would be deleted" if dry_run else "deleted"
             of = f"{rule.what}, older than {rule.age.days} days"
             sys.stdout.write(f"{number:,} {verb}: {of}.\n")
+        if not dry_run:
+            gone = await outside.collect()
+            sys.stdout.write(f"{gone:,} deleted: large values that no run refers to.\n")
     finally:
         await database.close()
 

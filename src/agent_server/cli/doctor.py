@@ -50,6 +50,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         check_settings,
         check_database,
         check_memory,
+        check_blobs,
         check_disk,
         check_agents,
         check_model,
@@ -155,6 +156,17 @@ def check_memory(settings: Settings) -> Finding:
             "Spread them over namespaces, or move to PostgreSQL with `agent-server db copy`.",
         )
     return Finding("memory", "ok", said)
+
+
+def check_blobs(settings: Settings) -> Finding:
+    from agent_server.cli.database import try_blobs
+
+    if settings.blobs == "database":
+        return Finding("large values", "ok", "in the database")
+    try:
+        return Finding("large values", "ok", f"{anyio.run(try_blobs, settings)}: writes and reads")
+    except AgentServerError as error:
+        return Finding("large values", "failed", error.detail, error.hint)
 
 
 def check_disk(settings: Settings) -> Finding:

@@ -18,7 +18,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # for the same reason
     """Serves ``agent_server.cli.serve:application()`` and drains it on SIGTERM."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.CONFIG_KWARGS = {"loop": "auto", "http": "auto", **server_options(load_settings())}
+        self.CONFIG_KWARGS = {"loop": "auto", **server_options(load_settings())}
         super().__init__(*args, **kwargs)
 
     def init_process(self) -> None:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ from uvicorn.supervisors import ChangeReload
 
 from agent_server.auth.gate import require_safe
 from agent_server.cli.connect import warn_of_unknown_variables
+from agent_server.cli.connection import Connection
 from agent_server.cli.loading import loading
 from agent_server.domain.errors import AgentServerError, ConfigurationError
 from agent_server.observability import configure_logs
@@ -108,6 +110,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
     """Uvicorn's options that are the same under every process manager."""
     return {
         "lifespan": "on",
+        "http": partial(Connection, header_timeout_s=settings.header_timeout_s),
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,

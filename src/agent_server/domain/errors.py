@@ -29,6 +29,7 @@ Only ``api/problems.py`` renders them as HTTP; the command line prints ``detail`
     ├── PreconditionFailed        412  precondition_failed
     ├── BodyTooLarge              413  body_too_large
     ├── UnsupportedMediaType      415  unsupported_media_type
+    ├── HeadersTooLarge           431  headers_too_large
     ├── RateLimited               429  rate_limited
     ├── Unavailable               503  unavailable
     ├── TimedOut                  504  timed_out
@@ -264,6 +265,12 @@ class UnsupportedMediaType(AgentServerError):
     status = 415
     code = "unsupported_media_type"
     title = "The body has a type that is not read here"
+
+
+class HeadersTooLarge(AgentServerError):
+    status = 431
+    code = "headers_too_large"
+    title = "The headers are too large"
 
 
 class RateLimited(AgentServerError):

@@ -235,6 +235,8 @@ class RunSteered(EventBase):
     type: Literal["run.steered"] = "run.steered"
     input: Any
     """What was said: a text, or a list of input items."""
+    steer_id: str | None = None
+    """Of a `response.steer`: what follows is told as a response of its own."""
     by: str
     sent_at: datetime
 

@@ -49,8 +49,16 @@ class RunOptions(Frozen):
     alone: bool = Field(
         default=False, description="Without the agent's tools, handoffs and instructions."
     )
+    steerable: bool = Field(
+        default=False, description="Hear what is said into the run, though it has no session."
+    )
     previous: str | None = Field(
         default=None, max_length=60, description="The run whose conversation this one continues."
+    )
+    count: bool = Field(
+        default=False,
+        description="End before the first model call, with `input_counted` and what it would take "
+        "in as the usage.",
     )
     pieces: bool = Field(
         default=False, description="Keep where a message was cut into deltas, to replay them."

@@ -30,6 +30,8 @@ class LocalRun:
     """Somebody wants the run to stop."""
     ending: bool = False
     """Its root is about to end it: what else is carried out stops."""
+    reserved: int = 0
+    """Slots here for children whose rows are being written."""
     elsewhere: set[str] = field(default_factory=set)
     """Children awaited here that this process does not carry out."""
     begun: set[str] | None = None
@@ -55,7 +57,7 @@ class Attempt:
     epoch: int
     number: int
     losses: int = 0
-    """Workers that died at it and were not excused."""
+    """Workers that died at it and were not excused; none any more when it was excused itself."""
     stood_for: str | None = None
     """The kind of what it waited for until now; None for a task that did not."""
     lost: bool = False
@@ -69,7 +71,7 @@ class Attempt:
     awaited: int = 0
     """Children it awaits just now; while there are any, it takes no slot."""
     excused: bool = False
-    """It only stands above a task that waits: should the process die now, that was not its fault."""
+    """Should the process die now, that was not its fault; see ``store.blame``."""
     look_at: float = 0.0
     """When, by the loop's clock, to look again whether it is to be excused."""
     looks: int = 0

@@ -23,6 +23,7 @@ from agent_server.execution.giving_up import GivenUp
 from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import UNDO_MARK, TaskOutcome, TaskSpec
 from agent_server.execution.roster import Roster
+from agent_server.storage.outside import owned
 
 
 class Children:
@@ -101,17 +102,20 @@ class Children:
         await journal.flush()
         run = parent.local.snapshot
         future: asyncio.Future[TaskOutcome] = asyncio.get_running_loop().create_future()
-        here = self._roster.free_slot(run.tenant)
+        crowded = self._roster.crowded(parent)
+        here = self._roster.free_slot(run.tenant) and not crowded
         # Reserved across the transaction; the attempt below takes its own.
         self._roster.busy += here
+        parent.local.reserved += here
         try:
             crash_point("child.before_insert")
             fresh, row = await self._roster.database.write(
-                lambda c: self._insert(c, parent, spec, here)
+                owned(lambda c: self._insert(c, parent, spec, here), run.tenant, run.id)
             )
             crash_point("child.after_insert")
         finally:
             self._roster.busy -= here
+            parent.local.reserved -= here
         if row is not None and row.status not in store.LIVE:
             future.set_result(outcome_of(row, found=True))
             return future
@@ -134,7 +138,10 @@ class Children:
         else:
             parent.local.elsewhere.add(spec.path)
             self._roster.hub.rouse(run.id)
-            self._roster.offer()
+            if crowded:
+                self._roster.share()
+            else:
+                self._roster.offer()
         return future
 
     def _insert(

@@ -41,6 +41,7 @@ def succeeded(
         completed = TaskCompleted(path=attempt.path, node=attempt.node, output=final.value)
         return _child_end(attempt, "succeeded", now, completed, output=final.value)
     run = attempt.local.snapshot
+    unheard = frozenset(attempt.unheard)
 
     def spoken_to(connection: Connection) -> bool:
         """Somebody has said something into the run since it last went on to hear what there is."""
@@ -48,9 +49,8 @@ def succeeded(
         assert lane is not None
         store.hold_lane(connection, lane)  # From here on nobody says any more.
         left = set(store.open_signals(connection, run.id, STEER))
-        fresh = left - attempt.unheard
-        attempt.unheard |= left
-        return bool(fresh)
+        attempt.unheard = {*unheard, *left}  # Not the last time's: it may be run more than once.
+        return bool(left - unheard)
 
     def also(connection: Connection) -> None:
         if attempt.had_children or attempt.epoch > 1:

@@ -18,6 +18,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -71,7 +72,7 @@ from agent_server.execution.ports import (
     TaskOutcome,
 )
 from agent_server.execution.relay import Ears, Relay
-from agent_server.execution.retention import keep_forgetting
+from agent_server.execution.retention import keep_collecting, keep_forgetting
 from agent_server.execution.roster import Roster, order_stop, settle
 from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
@@ -109,6 +110,8 @@ class Engine:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{new_id('node')[-8:]}"
         self._observe = guarded(observe)
         works = settings.role in {"all", "worker"}
+        self._blame = store.BlameRule(settings.max_attempts, settings.lease_s)
+        self._lives_since = 0.0
         self.roster = Roster(
             node=self.node,
             database=database,
@@ -124,7 +127,7 @@ class Engine:
             settings.max_run_nodes,
             lambda kind: self._undo_of(kind) is not None,
         )
-        self._watch = Watch(self.roster)
+        self._watch = Watch(self.roster, self._blame)
         self._waits = Waits(self.roster)
         self.database = database
         self.hub = hub
@@ -145,12 +148,15 @@ class Engine:
 
     async def start(self) -> None:
         """Take back what a dead process left, and begin to work."""
+        self._lives_since = asyncio.get_running_loop().time()
         if not isinstance(self.database, PostgresDatabase):
             queued = await self.database.write(lambda c: store.reap_all(c))
             if queued:
                 log.info("resuming after a stop", tasks=queued)
         else:
-            self._heartbeat = Heartbeat(self.database, self.node, self._settings)
+            self._heartbeat = Heartbeat(
+                self.database, self.node, self._settings, self.roster.count_workers
+            )
             await self._heartbeat.start()
             self.roster.relay = self._joined(self.database.url)
             await self.roster.relay.start()
@@ -159,6 +165,8 @@ class Engine:
         self._loops.append(asyncio.create_task(self._watch.run(), name="engine-watch"))
         forgetting = keep_forgetting(self.database, self._settings)
         self._loops.append(asyncio.create_task(forgetting, name="engine-forget"))
+        collecting = keep_collecting(self.database)
+        self._loops.append(asyncio.create_task(collecting, name="engine-collect"))
 
     def _joined(self, url: str) -> Relay:
         roster = self.roster
@@ -255,26 +263,35 @@ class Engine:
             free = self.roster.slots - self.roster.busy
             if free <= 0 or self.roster.draining:
                 continue
+            claim = partial(self._claim, free=free, tries=self._may_try())
             try:
-                rows, more = await self.database.write(
-                    lambda c: self._claim(c, free)  # noqa: B023  # awaited within the iteration
-                )
+                rows, more = await self.database.write(claim)
                 self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
-                if more and rows:
+                if more and rows and len(rows) < free:
+                    self.roster.wake_soon()  # The rest is for others, if they take it.
+                elif more and rows:
                     self.roster.wake.set()
             except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
             except Exception:
                 log.exception("cannot take tasks")
 
-    def _claim(self, connection: Connection, free: int) -> tuple[list[_Taken], bool]:
+    def _claim(self, connection: Connection, free: int, tries: bool) -> tuple[list[_Taken], bool]:
         """Tasks taken, and whether there were more."""
         now = utcnow()
         taken = []
         found, more = store.claim(
-            connection, self.node, free, now, self.roster.turns, self.roster.tenant_slots
+            connection,
+            self.node,
+            free,
+            now,
+            self.roster.turns,
+            self._blame,
+            tries=tries,
+            workers=self.roster.workers,
+            tenant_slots=self.roster.tenant_slots,
         )
         # In one order by everybody: the runs' rows are locked on the way.
         for row, stood_for in sorted(found, key=lambda pair: (pair[0].run_id, pair[0].path)):
@@ -289,6 +306,16 @@ class Engine:
             else:
                 store.cancel_task(connection, row.run_id, row.path, now)
         return taken, more
+
+    def _may_try(self) -> bool:
+        """Whether this process, if it should die, would do so by the suspect that it took now."""
+        lives_s = asyncio.get_running_loop().time() - self._lives_since
+        on_trial = (
+            self._blame.tried(attempt.losses) and not attempt.excused
+            for local in self.roster.runs.values()
+            for attempt in local.attempts.values()
+        )
+        return lives_s >= self._settings.lease_s and not any(on_trial)
 
     async def _launch_or_fail(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         """A run whose stored request cannot be read is set aside with the reason."""

@@ -19,6 +19,7 @@ from agent_server.domain.events import (
     BudgetWarning,
     EventBase,
     MessageDelta,
+    RunSteered,
     StepCompleted,
     StepFailed,
     StepInDoubt,
@@ -256,8 +257,11 @@ class EphemeralContext:
         node: str = "",
         payload: JsonObject | None = None,
         attempt: int = 1,
+        steers: list[SignalReceived] | None = None,
     ) -> None:
+        """``steers`` is where others put what they say into the run; what it takes is removed."""
         self.run = run
+        self._steers = steers if steers is not None else []
         self.path = path
         self.node = node
         self.payload = payload or {}
@@ -324,7 +328,14 @@ class EphemeralContext:
     async def take_steers(self, *, key: str) -> list[SignalReceived]:
         whole = self.journal.key(key)
         found = self.journal.recorded(whole).get(whole)
-        return [] if found is None else [SignalReceived.read(one) for one in found.output]
+        if found is not None:
+            return [SignalReceived.read(one) for one in found.output]
+        said, self._steers[:] = list(self._steers), []
+        for one in said:
+            self.journal.emit(
+                RunSteered(input=one.payload, steer_id=one.steer_id, by=one.by, sent_at=one.at)
+            )
+        return said
 
     async def sleep_until(self, moment: datetime, *, key: str) -> None:
         await asyncio.sleep(max(0.0, (moment - utcnow()).total_seconds()))

@@ -9,6 +9,7 @@ out of reach, this process frozen) starts it anew.
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
@@ -30,11 +31,15 @@ PAUSE_S = 1.0
 class Heartbeat:
     """Beats four times a lease or every ``BEAT_S``, and reaps when a node has died and once a lease, until stopped."""
 
-    def __init__(self, database: Database, node: str, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, node: str, settings: Settings, counted: Callable[[int], None]
+    ) -> None:
+        """``counted`` is told at each beat, on any thread, how many nodes carry out tasks."""
         assert isinstance(database, PostgresDatabase)
         self._url = database.url
         self._node = node
         self._role = settings.role
+        self._counted = counted
         self._lease_s = settings.lease_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -43,6 +48,7 @@ class Heartbeat:
     async def start(self) -> None:
         """Write the first beat, then go on in the background."""
         await self._database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
+        self._counted(await self._database.read(store.workers))
         self._thread.start()
 
     async def stop(self) -> None:
@@ -61,7 +67,11 @@ class Heartbeat:
             while not self._stop.wait(min(BEAT_S, self._lease_s / 4)):
                 try:
                     await database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
-                    dead = watch.dead(await database.read(store.beats), time.monotonic())
+                    beats, workers = await database.read(
+                        lambda c: (store.beats(c), store.workers(c))
+                    )
+                    self._counted(workers)
+                    dead = watch.dead(beats, time.monotonic())
                     if not dead and time.monotonic() < next_reap:
                         continue
                     next_reap = time.monotonic() + self._lease_s

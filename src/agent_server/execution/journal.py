@@ -35,6 +35,7 @@ from agent_server.execution.crash import crash_point
 from agent_server.execution.events import DELTA, EventHub, StoredEvent, splice_seq
 from agent_server.execution.ports import NO_USAGE, Estimate, LostLease, StepRecord, Suspend
 from agent_server.storage.database import Database
+from agent_server.storage.outside import owned
 
 LINGER_S = 0.02
 SHOWN_OUTPUT = 2_000
@@ -402,7 +403,11 @@ class DurableJournal:
         while True:
             try:
                 return await self._database.write(
-                    lambda c: self._transact(c, batch, last, again)  # noqa: B023  # awaited here
+                    owned(
+                        lambda c: self._transact(c, batch, last, again),  # noqa: B023  # awaited
+                        self._tenant,
+                        self.run_id,
+                    )
                 )
             except PASSING:
                 if self._abandoned.is_set() or loop.time() >= give_up_at:

@@ -234,6 +234,8 @@ class SignalReceived:
     by: str
     """The sender's name."""
     at: datetime
+    steer_id: str | None = None
+    """See ``RunSteered``; the ledger does not keep it."""
 
     @classmethod
     def read(cls, recorded: JsonObject) -> "SignalReceived":
@@ -401,4 +403,4 @@ REVIEWED = "@review"
 name is not one that signals may have."""
 STEER = "@steer"
 """The signal that is a message for a run under way. Its payload is ``{"request": …}``, what was
-submitted. No caller can send it by its name."""
+submitted, and for a response ``steer_id``, with the input alone. No caller can send it by its name."""

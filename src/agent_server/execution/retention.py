@@ -87,3 +87,16 @@ async def keep_forgetting(database: Database, settings: Settings) -> None:
         except Exception:
             log.exception("old runs not forgotten")
         await asyncio.sleep(EVERY_S)
+
+
+async def keep_collecting(database: Database) -> None:
+    """Delete large values that nobody refers to any more, again and again."""
+    while (outside := database.outside) is not None:
+        await asyncio.sleep(EVERY_S)
+        try:
+            if gone := await outside.collect():
+                log.info("deleted blobs that nobody uses", blobs=gone)
+        except PASSING as error:
+            log.warning("blobs not collected", error=error.detail)
+        except Exception:
+            log.exception("blobs not collected")

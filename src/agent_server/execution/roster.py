@@ -19,6 +19,8 @@ from agent_server.execution.relay import Relay
 from agent_server.storage.database import Database
 
 CANCEL_WAIT_S = 5.0
+SHARE_S = 0.03
+"""How long the other nodes have to take what they are offered before this one does."""
 AGAIN_S = 1.0
 """How often what is to stand still is told so again."""
 
@@ -57,6 +59,9 @@ class Roster:
         self.look = asyncio.Event()
         """Set when something may have been decided or ended elsewhere."""
         self.draining = False
+        self.workers = 1
+        """Nodes that carry out tasks, this one included."""
+        self._soon: asyncio.TimerHandle | None = None
         self.relay: Relay | None = None
         """Speaks to the other nodes, where there are any."""
 
@@ -79,6 +84,32 @@ class Roster:
         self.wake.set()
         if self.relay is not None and not self.free_slot():
             self.relay.tell_work()
+
+    def share(self) -> None:
+        """There is something to take, best by another node: this one looks a little later."""
+        if self.relay is not None:
+            self.relay.tell_work()
+        self.wake_soon()
+
+    def wake_soon(self) -> None:
+        """Look for tasks when the other nodes have had time to."""
+        if self._soon is None or self._soon.when() <= asyncio.get_running_loop().time():
+            self._soon = asyncio.get_running_loop().call_later(SHARE_S, self.wake.set)
+
+    def count_workers(self, number: int) -> None:
+        """How many nodes carry out tasks; on any thread."""
+        self.workers = number
+
+    def crowded(self, parent: Attempt) -> bool:
+        """Whether others could share the work of the parent's run: something besides the parent is
+        at work in it here."""
+        return self.workers > 1 and (
+            parent.local.reserved > 0
+            or any(
+                path and path != parent.path and not attempt.awaited
+                for path, attempt in parent.local.attempts.items()
+            )
+        )
 
     def order(self, run_id: str) -> None:
         """What is to happen with the run was changed: whoever carries it out looks at once."""

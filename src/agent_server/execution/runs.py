@@ -38,12 +38,14 @@ from agent_server.execution.events import (
 from agent_server.execution.keys import Idempotency as Idempotency
 from agent_server.execution.keys import KeyTaken, in_flight, keep_answer, stored_answer
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
-from agent_server.execution.ports import RunSnapshot
+from agent_server.execution.ports import RunSnapshot, SignalReceived
 from agent_server.execution.store import conversations
 from agent_server.execution.submitting import NewRun, Origin
 from agent_server.execution.unstored import run_unstored
 from agent_server.settings import Settings
+from agent_server.storage import outside
 from agent_server.storage.database import Database
+from agent_server.storage.outside import owned
 
 Events = list[StoredEvent]
 Tasks = list[Task]
@@ -252,7 +254,7 @@ class Runs:
 
         crash_point("submit.before_commit")
         try:
-            submitted = await self.database.write(transaction)
+            submitted = await self.database.write(owned(transaction, tenant, new.id))
         except KeyTaken:
             assert idempotency is not None
             known = await self._stored_answer(tenant, idempotency)
@@ -291,8 +293,10 @@ class Runs:
         principal: str,
         on_event: Callable[[StoredEvent], None] | None = None,
         deltas: bool = True,
+        steers: list[SignalReceived] | None = None,
     ) -> Run:
-        """Carry the run out without storing anything; cancelled with the caller."""
+        """Carry the run out without storing anything; cancelled with the caller. See
+        ``run_unstored``."""
         request = self._limit(await self._prepare(request, tenant), tenant, principal)
         return await run_unstored(
             request,
@@ -301,6 +305,7 @@ class Runs:
             principal=principal,
             on_event=on_event,
             deltas=deltas,
+            steers=steers,
         )
 
     async def _stored_answer(self, tenant: Tenant, idempotency: Idempotency) -> Submitted | None:
@@ -339,7 +344,7 @@ class Runs:
         """Delete the run and all that was written of it. Raises ``NotFound``, and ``Conflict``
         before its end."""
 
-        def transaction(connection: Connection) -> None:
+        def transaction(connection: Connection) -> set[str]:
             row = store.run_row(connection, tenant, run_id)
             if row is None:
                 raise _no_run(run_id)
@@ -347,9 +352,11 @@ class Runs:
                 raise Conflict(
                     f"The run {run_id!r} has not ended: {row.status}.", hint="Cancel it first."
                 )
+            blobs = outside.keys_of(connection, [run_id])
             conversations.delete_run(connection, tenant, run_id)
+            return blobs
 
-        await self.database.write(transaction)
+        await outside.forget(self.database, tenant, await self.database.write(transaction))
 
     async def list(
         self, tenant: Tenant, *, filters: RunFilters, limit: int, cursor: str | None

@@ -17,6 +17,7 @@ from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.runs import Run, RunRequest, RunStatus
 from agent_server.execution import store
 from agent_server.execution.attempts import root_kind
+from agent_server.storage.references import belonging
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ class NewRun:
         """Store it, queued or, with ``owner``, as carried out there (epoch 1). ``behind``: another
         run goes before it on its lane; one that is to begin later enters the lane then.
         """
+        with belonging(self.id):
+            self._insert(connection, owner, behind)
+
+    def _insert(self, connection: Connection, owner: str | None, behind: bool) -> None:
         request, now, started = self.request, self.now, owner is not None
         name = request.goal or request.agent or self.workflow or ""
         created = RunCreated(kind=request.kind, name=name, at=now)

@@ -28,7 +28,13 @@ from agent_server.domain.ids import Tenant, new_run_id
 from agent_server.domain.runs import Run, RunRequest, RunStatus
 from agent_server.execution.ephemeral import EphemeralContext, EphemeralJournal
 from agent_server.execution.events import StoredEvent
-from agent_server.execution.ports import FinalOutput, Handler, RunSnapshot, Suspend
+from agent_server.execution.ports import (
+    FinalOutput,
+    Handler,
+    RunSnapshot,
+    SignalReceived,
+    Suspend,
+)
 
 OnEvent = Callable[[StoredEvent], None]
 
@@ -41,9 +47,10 @@ async def run_unstored(
     principal: str,
     on_event: OnEvent | None,
     deltas: bool = True,
+    steers: list[SignalReceived] | None = None,
 ) -> Run:
     """Carry ``request`` out and return the run at its end. Without ``deltas``, ``on_event`` is
-    told of facts alone.
+    told of facts alone. ``steers`` is where others put what they say into it.
 
     Raises ``InvalidRequest`` for what needs a store: a goal, a workflow or a session.
     """
@@ -75,7 +82,7 @@ async def run_unstored(
     )
     journal.emit(RunCreated(kind="agent", name=request.agent))
     journal.emit(RunStarted())
-    context = EphemeralContext(snapshot, handlers=handlers, journal=journal)
+    context = EphemeralContext(snapshot, handlers=handlers, journal=journal, steers=steers)
     status, output, error = RunStatus.SUCCEEDED, None, None
     deadline_s = request.budget.deadline_s if request.budget is not None else None
     try:

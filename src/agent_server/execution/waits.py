@@ -27,6 +27,7 @@ from agent_server.execution.ports import (
     Suspend,
 )
 from agent_server.execution.roster import Roster
+from agent_server.storage.outside import owned
 
 
 def signal_awaited(name: str) -> str:
@@ -93,8 +94,9 @@ class Waits:
 
             rows = await self._roster.database.write(take)
             said = [(row.payload["request"]["input"], row.sent_by, row.sent_at) for row in rows]
-            for given, by, at in said:
-                journal.emit(RunSteered(input=given, by=by, sent_at=at))
+            for (given, by, at), row in zip(said, rows, strict=True):
+                identity = row.payload.get("steer_id")
+                journal.emit(RunSteered(input=given, steer_id=identity, by=by, sent_at=at))
             got = [{"payload": given, "by": by, "at": at.isoformat()} for given, by, at in said]
             found = StepRecord(key=whole, kind="value", name="steers").done(got)
             await journal.finish(found)
@@ -125,7 +127,9 @@ class Waits:
                 self._roster.fence(connection, attempt)
                 return consent.ask_once(connection, attempt, ask, whole, utcnow())
 
-            decision, until, told = await self._roster.database.write(ask_once)
+            decision, until, told = await self._roster.database.write(
+                owned(ask_once, attempt.local.snapshot.tenant, run_id)
+            )
             self._roster.tell(run_id, told)
             if decision is None:
                 raise Suspend(consent.waiting(ask, whole, until), wake_at=until)

@@ -24,10 +24,9 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 1.0
 """How often due tasks, cancellations and children on other nodes are looked for."""
-EXCUSE_S = 1.0
-"""How long a task has to stand above one that waits until it is excused; looked for ever more
-rarely, down to every ``EXCUSE_MOST_S``."""
-EXCUSE_MOST_S = 32.0
+LOOK_MOST_S = 32.0
+"""Whether a task that awaits others stands above one that waits is looked for ever more rarely,
+down to so often."""
 STRAY_S = 3.0
 """How often also tasks are looked for that are stored as carried out here and are not."""
 
@@ -35,8 +34,9 @@ STRAY_S = 3.0
 class Watch:
     """Looks for ends on other nodes, orders from elsewhere, and tasks that slipped."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, blame: store.BlameRule) -> None:
         self._roster = roster
+        self._blame = blame
         self._seen_ended: set[str] = set()
         self.queued = 0
         """Tasks that waited for a worker when last looked, over all tenants."""
@@ -125,24 +125,31 @@ class Watch:
             group.start_soon(self._roster.hold, held)
 
     async def _excuse(self) -> None:
-        """Excuse the tasks that only stand above what waits; see ``store.excuse``."""
+        """Excuse what has outlived its trial: suspects, and tasks that only stand above what
+        waits; see ``store.blame``."""
         now = asyncio.get_running_loop().time()
         due: dict[tuple[str, str], Attempt] = {}
         for run_id, local in self._roster.runs.items():
             for path, attempt in local.attempts.items():
-                if attempt.excused or not attempt.awaited:
+                tried = self._blame.tried(attempt.losses)
+                if attempt.excused or not (attempt.awaited or tried):
                     attempt.look_at, attempt.looks = 0.0, 0
                     continue
-                if attempt.look_at and now >= attempt.look_at:
+                if not attempt.look_at:
+                    trial_s = self._blame.trial_s(attempt.epoch)
+                    attempt.look_at = now + trial_s
+                    if tried:  # Others wait for their trial.
+                        asyncio.get_running_loop().call_later(trial_s, self._roster.look.set)
+                elif now >= attempt.look_at:
                     due[run_id, path] = attempt
                     attempt.looks += 1
-                if not attempt.look_at or now >= attempt.look_at:
-                    wait_s = min(EXCUSE_MOST_S, EXCUSE_S * 2**attempt.looks)
-                    attempt.look_at = now + wait_s
+                    attempt.look_at = now + min(LOOK_MOST_S, 2.0**attempt.looks)
         if due:
-            node, keys = self._roster.node, list(due)
-            for key in await self._roster.database.write(lambda c: store.excuse(c, node, keys)):
-                due[key].excused = True
+            node, keys, suspect = self._roster.node, list(due), self._blame.suspect
+            for key in await self._roster.database.write(
+                lambda c: store.excuse(c, node, keys, suspect)
+            ):
+                due[key].excused, due[key].losses = True, 0
 
     async def _release_stray(
         self, suspects: set[tuple[str, str, int]]

@@ -134,9 +134,9 @@ class AgentLoop:
         """Run ``agent`` to its final output, each model and tool call a step below ``scope``.
 
         ``model`` replaces the default for agents that name none. ``context`` is handed to tools,
-        guardrails and dynamic instructions as the SDK does. With ``listener`` and a session, what
-        is said into the run meanwhile is put into the conversation at the next turn, after the
-        input guardrails of ``listener`` have seen it. Called again after a crash with the
+        guardrails and dynamic instructions as the SDK does. With ``listener``, in a session or a
+        run that is ``steerable``, what is said into the run meanwhile is put into the conversation
+        at the next turn, after the input guardrails of ``listener`` have seen it. Called again after a crash with the
         same arguments, it goes on from the first step that is missing.
 
         Raises ``RunError`` when the run fails; ``Suspend`` when a call needs approval, or may or
@@ -169,14 +169,17 @@ class AgentLoop:
         if session_id is not None and self._open_session is not None:
             session = self._open_session(ctx, session_id)
             history = await session.get_items()
+        options = ctx.run.request.options
+        heard = None
+        if listener is not None and (
+            session is not None or (options is not None and options.steerable)
+        ):
+            heard = Steered(place, listener, len(history))
         given: str | list[Any] = input
-        if session is not None and isinstance(input, str):
+        if (session is not None or heard is not None) and isinstance(input, str):
             given = [{"role": "user", "content": input}]
         stored = session is not None and not session.shortened
         earlier = History(session_id, history) if session_id and history and stored else None
-        heard = None
-        if session is not None and listener is not None:
-            heard = Steered(place, listener, len(history))
         speaker = agent
         new_items: list[JsonObject] = []
         while True:
@@ -196,7 +199,7 @@ class AgentLoop:
             await ask_for_all(place, [i for i in result.interruptions if i.name not in theirs])
             calls = calls_among(result.interruptions, theirs) if theirs else []
             added = [_input_item(one) for one in result.new_items if one.type not in _NOT_SAID]
-            if session is None or isinstance(given, str):
+            if isinstance(given, str):
                 new_items = added
                 break
             more: list[Any] = []
@@ -208,7 +211,8 @@ class AgentLoop:
             new_items += added
             given = [*given, *added]
             if not more:
-                await session.add_items(given)
+                if session is not None:
+                    await session.add_items(given)
                 break
             speaker = result.last_agent
         output = {"tool_calls": calls} if calls else json_value(result.final_output)

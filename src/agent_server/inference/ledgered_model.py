@@ -52,11 +52,13 @@ from agent_server.execution.ports import NO_USAGE, StepRecord, Suspend
 from agent_server.inference.approvals import foresee
 from agent_server.inference.attachments import attach
 from agent_server.inference.audit import AUDIT
+from agent_server.inference.counting import InputCounted, input_tokens
 from agent_server.inference.durable_run import Place
 from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
 from agent_server.inference.steered import Steered
+from agent_server.inference.tailored import OverDefaults, sets_nothing
 
 Items = list[TResponseInputItem]
 
@@ -204,12 +206,7 @@ class LedgeredModel(Model):
         agent = self.agent
         if agent is None or isinstance(self.override or agent.model, Model):
             return given
-        implicit = (
-            get_default_model_settings(agent.model)
-            if isinstance(agent.model, str)
-            else get_default_model_settings()
-        )
-        if agent.model_settings != implicit:
+        if not isinstance(agent.model_settings, OverDefaults) and not sets_nothing(agent):
             return given
         return get_default_model_settings(name).resolve(given)
 
@@ -276,7 +273,14 @@ class LedgeredModel(Model):
         run, agent = self._place.run, step.agent
         journal = run.journal
         request = await attach(request, run.ctx.run.tenant, run.fetch)
+        options = run.ctx.run.request.options
         expected = None
+        if options is not None and options.count:
+            expected = estimate(request, step.name, run.prices, run.assumed_output_tokens)
+            taken = Usage(input_tokens=await input_tokens(model, request, expected))
+            ended = InputCounted("The model was not asked: its input was to be counted alone.")
+            await run.write(journal.finish(step.failed(ended.info(), taken), commit=False))
+            raise ended
         throttle = run.throttle
         counted = throttle is not None and throttle.counts_tokens(step.name)
         if run.ctx.run.budget is not None or counted:
@@ -287,7 +291,6 @@ class LedgeredModel(Model):
         most = await run.write(journal.begin(step, commit=False, estimate=expected))
         tries, spent = 0, NO_USAGE
 
-        options = run.ctx.run.request.options
         given: list[str] = []
         kept = options is not None and (options.pieces or options.max_output_tokens is not None)
 

@@ -45,6 +45,12 @@ _COMMON: dict[str, type[BaseModel]] = {
     "reasoning": ResponseReasoningItem,
 }
 
+_COUNTED = frozenset(
+    "model input instructions tools tool_choice text reasoning truncation parallel_tool_calls "
+    "previous_response_id conversation".split()
+)
+"""What a call says that its input's tokens are counted of."""
+
 
 class ResponsesModel(OpenAIModel):
     """A model that speaks the Responses API."""
@@ -115,6 +121,16 @@ class ResponsesModel(OpenAIModel):
         if settings.top_logprobs is not None:
             body["top_logprobs"] = settings.top_logprobs
         return body
+
+    async def input_tokens(self, request: ModelRequest) -> int | None:
+        """See ``counting.Counts``."""
+        body = {k: v for k, v in self.body(request, stream=False).items() if k in _COUNTED}
+        reply = await self.wire.post(self.path + "/input_tokens", body, request.model_settings)
+        try:
+            found = (await reply.json()).get("input_tokens")
+        finally:
+            await reply.aclose()
+        return found if isinstance(found, int) else None
 
     def answer(self, value: dict[str, Any], request: ModelRequest) -> ModelResponse:
         failed = _failure(value) or (None if "output" in value else error_in(value))

@@ -9,8 +9,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from agents import Agent, AgentOutputSchemaBase, FunctionTool, RunContextWrapper
+from agents import (
+    Agent,
+    AgentOutputSchemaBase,
+    FunctionTool,
+    ModelSettings,
+    RunContextWrapper,
+)
 from agents.exceptions import ModelBehaviorError, UserError
+from agents.models import get_default_model_settings
 from agents.tool_context import ToolContext
 from openai.types.shared import Reasoning
 
@@ -70,7 +77,22 @@ def _settings(agent: Agent[Any], options: RunOptions) -> Any:
         "truncation": options.truncation,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    return replace(agent.model_settings, **changes) if changes else agent.model_settings
+    if not changes:
+        return agent.model_settings
+    if sets_nothing(agent):
+        return OverDefaults(**changes)
+    return replace(agent.model_settings, **changes)
+
+
+class OverDefaults(ModelSettings):
+    """What a run sets of an agent that sets nothing itself: laid over the defaults of the model that
+    is asked, and not over those of the SDK's own, which another may not take."""
+
+
+def sets_nothing(agent: Agent[Any]) -> bool:
+    """Whether the agent's settings are those that the SDK gives it by its model's name."""
+    named = (agent.model,) if isinstance(agent.model, str) else ()
+    return agent.model_settings == get_default_model_settings(*named)
 
 
 def _instructions(own: Any, more: str) -> Any:

@@ -179,30 +179,25 @@ class Embedding:
         there = exists().where(
             v.c.embedder == self._number, v.c.space == m.c.space, v.c.serial == m.c.serial
         )
+        before = m.alias("before")
+        turn_before = and_(
+            before.c.space == m.c.space,
+            before.c.session_id == m.c.session_id,
+            before.c.position == m.c.position - 1,
+            before.c.replaced_at.is_(None),
+        )
         asked = (
             select(
-                m.c.serial, m.c.space, m.c.session_id, m.c.position, m.c.author, m.c.content,
-                m.c.heading,
+                m.c.serial, m.c.space, m.c.author, m.c.content, m.c.heading,
+                before.c.content.label("before"),
             )
+            .select_from(m.outerjoin(before, turn_before))
             .where(m.c.serial > last, m.c.searchable, m.c.replaced_at.is_(None), ~there)
             .order_by(m.c.serial)
             .limit(self.embedder.batch)
         )  # fmt: skip
         rows: Sequence[Any] = connection.execute(asked).all()
-        found = []
-        for row in rows:
-            before: Any = None
-            if row.session_id is not None and row.position:
-                before = connection.execute(
-                    select(m.c.author, m.c.content).where(
-                        m.c.space == row.space,
-                        m.c.session_id == row.session_id,
-                        m.c.position == row.position - 1,
-                        m.c.replaced_at.is_(None),
-                    )
-                ).first()
-            found.append((row, _text(row, before)))
-        return found
+        return [(row, _text(row)) for row in rows]
 
     async def _embed(self, rows: Sequence[tuple[Row[Any], str]]) -> int:
         texts = [text for _, text in rows]
@@ -276,10 +271,10 @@ class Embedding:
             await embedder.close()
 
 
-def _text(row: Row[Any], before: Row[Any] | None) -> str:
+def _text(row: Row[Any]) -> str:
     said = " ".join((*(row.heading or ()), text_of(row.content)))
     if row.author:
         said = f"{row.author}: {said}"
-    if before is not None:
-        said = f"{text_of(before.content)[-CONTEXT_CHARS:]}\n{said}"
+    if row.before is not None:
+        said = f"{text_of(row.before)[-CONTEXT_CHARS:]}\n{said}"
     return said[:MAX_CHARS]

@@ -17,6 +17,7 @@ from agent_server.domain.memory_api import ErasureReceipt
 from agent_server.execution import store as execution
 from agent_server.memory.ports import Memories
 from agent_server.memory.session_store import forget_runs
+from agent_server.storage import outside
 from agent_server.storage.database import Database
 from agent_server.storage.tables import memories, memory_uses
 
@@ -53,13 +54,16 @@ class Erasure:
                 tenant, MemoryFilter(session_id=session_id, replaced=True)
             )
 
-        def transaction(connection: Connection) -> None:
+        def transaction(connection: Connection) -> set[str]:
+            blobs = outside.keys_of(connection, doomed)
             gone = self._store.erase_subject(connection, tenant, subject)
             erased.update(gone.model_dump())
             erased.update(forget_runs(connection, tenant, doomed, sessions))
             erased.update(execution.erase_runs(connection, tenant, doomed))
+            return blobs
 
-        await self._database.write(transaction)
+        blobs = await self._database.write(transaction)
+        erased["blobs"] += await outside.forget(self._database, tenant, blobs)
         await self._database.scrub()
         overwritten = self._database.dialect == "sqlite"
         return ErasureReceipt(

@@ -5,9 +5,10 @@ the implementation, on both databases; ``agent_server.testing.memory_store`` is 
 must pass. It refuses to know language models and HTTP.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Protocol
 
 from sqlalchemy import Connection
@@ -33,13 +34,18 @@ class MemoryPage:
     next_cursor: str | None
 
 
-@dataclass(frozen=True)
 class Added:
     """One memory after a write; ``new`` is False when it was there already: the same id, or the
     same content under the same key."""
 
-    memory: Memory
-    new: bool
+    def __init__(self, new: bool, read: Callable[[], Memory]) -> None:
+        self.new = new
+        self._read = read
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Made when it is asked for: whoever imports thousands does not look at them."""
+        return self._read()
 
 
 class Prepared(Protocol):

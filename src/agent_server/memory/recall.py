@@ -9,26 +9,32 @@ rows is read whole.
 """
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import lru_cache
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Connection,
+    Float,
     Integer,
     Row,
     Select,
     and_,
     bindparam,
+    cast,
     func,
+    literal_column,
+    null,
     or_,
     select,
     union,
+    union_all,
 )
 
 from agent_server.domain.base import utcnow
@@ -44,8 +50,19 @@ from agent_server.memory.ranking import (
     rank,
     rarity,
 )
-from agent_server.memory.rows import JOINED, READ, Scope, found_by, listed, memory_of, narrows
+from agent_server.memory.rows import (
+    JOINED,
+    READ,
+    Ready,
+    Scope,
+    found_by,
+    listed,
+    memory_of,
+    narrows,
+)
 from agent_server.memory.store import MemoryStore
+from agent_server.memory.text_index import TextIndex
+from agent_server.memory.vector_index import VectorIndex
 from agent_server.memory.words import (
     MAX_QUERY_CHARS,
     STOP_WORDS,
@@ -53,6 +70,7 @@ from agent_server.memory.words import (
     plain_words,
     query_words,
 )
+from agent_server.storage.tables import Moment
 from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_spaces
 
@@ -112,7 +130,6 @@ class Recall:
         self._vectors = vectors or NoVectors()
         self._weights = weights or Weights()
         self._known: dict[int, tuple[float, Statistics]] = {}
-        self._numbers: dict[tuple[str, str], int] = {}
         store.search_with = self.search
 
     async def search(self, tenant: Tenant, query: MemoryQuery) -> list[Found]:
@@ -151,17 +168,16 @@ class Recall:
         periods = periods_in(query.query[:MAX_QUERY_CHARS], now)
         facets = [self._has_value(spaces, key, value) for key, value in query.filter.items()]
         asked = _Asked(
-            spaces, rare, max(statistics.mean_length, 1.0), periods if rare else [],
-            () if self._store.vectors is None else vectors, found_by(query, now, *facets),
-            max(TEXT_CANDIDATES, query.limit), max(VECTOR_CANDIDATES, 2 * query.limit),
-            min(max(ROOTS, 2 * query.limit), MOST_ROOTS) if query.mode != "vector" else 0,
+            self._store, rare, max(statistics.mean_length, 1.0), periods if rare else [],
+            vectors, found_by(connection.dialect.name, query, now, *facets),
+            _Most(
+                max(TEXT_CANDIDATES, query.limit), max(VECTOR_CANDIDATES, 2 * query.limit),
+                min(max(ROOTS, 2 * query.limit), MOST_ROOTS) if query.mode != "vector" else 0,
+            ),
+            bool(query.filter),
         )  # fmt: skip
         narrow = narrows(query)
-        found = self._candidates(connection, asked, asked.scope if narrow else None)
-        rows = self._rows(connection, asked, found, query)
-        if not narrow and found.crowded_by(rows):
-            found = self._candidates(connection, asked, asked.scope)
-            rows = self._rows(connection, asked, found, query)
+        rows = [row for space in spaces for row in asked.rows(connection, space, narrow)]
         recency = query.recency
         if not recency and asks_for_latest(query.query):
             recency = self._weights.latest
@@ -174,81 +190,10 @@ class Recall:
             importance=query.importance,
         )
         padded = [(word, f" {word} ") for word in rare]
-        candidates = [_candidate(row, padded, found.cosines) for row in rows.values()]
+        candidates = [_candidate(row, padded) for row in rows]
         weights = self._weights if query.mode != "vector" else VECTORS_ALONE
         ranked, names = rank(sought, candidates, weights)
-        return self._answer(connection, query, ranked, names, rows)
-
-    def _candidates(
-        self, connection: Connection, asked: "_Asked", within: Scope | None
-    ) -> "_Candidates":
-        """The best by text, by vector and by date in each namespace; ``within`` None looks at
-        whatever the indexes hold, which costs no look at the rows."""
-        found = _Candidates()
-        for space in asked.spaces:
-            by_text: list[int] = []
-            if asked.rare:
-                by_text = self._store.words.best(
-                    connection, space, asked.rare, asked.mean_length, within, asked.by_text
-                )
-            by_vector = self._by_vector(connection, space, asked, within)
-            found.roots += [*by_text[: asked.roots], *list(by_vector)[: asked.roots]]
-            found.cosines |= by_vector
-            found.serials.update(dict.fromkeys([*by_text, *by_vector]))
-            found.full |= len(by_text) >= asked.by_text or len(by_vector) >= asked.by_vector
-            by_date = self._by_date(connection, space, asked.periods, asked.scope)
-            found.serials.update(dict.fromkeys(by_date))
-        return found
-
-    def _by_vector(
-        self,
-        connection: Connection,
-        space: int,
-        asked: "_Asked",
-        within: Scope | None,
-    ) -> dict[int, float]:
-        """Serials with their cosine, the best first. Two embedders are never compared with each
-        other: a memory that both have seen counts by the first."""
-        index = self._store.vectors
-        found: dict[int, float] = {}
-        for one in asked.vectors if index is not None else ():
-            near = index.nearest(  # type: ignore[union-attr]  # is not None
-                connection, one.embedder, space, one.vector, asked.by_vector, within
-            )
-            for serial, cosine in near:
-                found.setdefault(serial, cosine)
-        return found
-
-    def _by_date(
-        self, connection: Connection, space: int, periods: Sequence[Period], scope: Scope
-    ) -> list[int]:
-        """What happened in a period that the query names with its year."""
-        inside = [
-            and_(m.c.occurred_at >= _midnight(p.start), m.c.occurred_at < _midnight(p.end))
-            for p in periods
-            if not p.yearly
-        ]
-        if not inside:
-            return []
-        asked = select(m.c.serial).where(m.c.space == space, or_(*inside), scope.condition)
-        rows = connection.execute(asked.limit(DATE_CANDIDATES), scope.values)
-        return list(rows.scalars())
-
-    def _rows(
-        self, connection: Connection, asked: "_Asked", found: "_Candidates", query: MemoryQuery
-    ) -> dict[int, Row[Any]]:
-        """The candidates and what stands around the roots, as far as the query may find it."""
-        # With a filter the condition is a new one each time, and not worth keeping.
-        light = _light.__wrapped__ if query.filter else _light
-        values = {
-            "serials": list(found.serials),
-            "roots": found.roots,
-            "spaces": asked.spaces,
-        }
-        rows = connection.execute(
-            light(connection.dialect.name, asked.scope.condition), values | asked.scope.values
-        ).all()
-        return {row[0]: row for row in rows}
+        return self._answer(connection, query, ranked, names, {row[0]: row for row in rows})
 
     def _answer(
         self,
@@ -293,12 +238,11 @@ class Recall:
     def _spaces(self, connection: Connection, tenant: Tenant, name: str | None) -> list[int]:
         if name is None:
             return list(connection.execute(_SPACES, {"tenant": tenant}).scalars())
-        place = (tenant, name)  # A namespace keeps its number for ever.
-        if (number := self._numbers.get(place)) is None:
+        if (number := self._store.known_spaces.get((tenant, name))) is None:
             number = connection.execute(_SPACE, {"tenant": tenant, "name": name}).scalar()
             if number is None:
                 return []
-            _keep(self._numbers, place, number)
+            self._store.remember_space(tenant, name, number)
         return [number]
 
     def _has_value(self, spaces: Sequence[int], key: str, value: Any) -> ColumnElement[bool]:
@@ -320,34 +264,70 @@ class Recall:
         return found
 
 
+class _Most(NamedTuple):
+    """How many of the best are looked at."""
+
+    by_text: int
+    by_vector: int
+    roots: int
+    """So many of the best of each kind have their neighbours looked at."""
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A query, made ready for the indexes."""
 
-    spaces: Sequence[int]
+    store: MemoryStore
     rare: dict[str, float]
     mean_length: float
     periods: Sequence[Period]
     vectors: Sequence[QueryVector]
     scope: Scope
-    by_text: int
-    by_vector: int
-    """So many of the best of each kind are looked at."""
-    roots: int
-    """So many of the best of each kind have their neighbours looked at."""
+    most: _Most
+    passing: bool
+    """Whether its condition is a new one each time, and not worth keeping."""
 
+    def rows(self, connection: Connection, space: int, narrow: bool) -> list[Row[Any]]:
+        """The best of a namespace by text, by vector and by date, and what stands around them, as
+        far as the query may find it.
 
-@dataclass
-class _Candidates:
-    serials: dict[int, None] = field(default_factory=dict)
-    roots: list[int] = field(default_factory=list)
-    cosines: dict[int, float] = field(default_factory=dict)
-    full: bool = False
-    """Whether there may have been more."""
+        Unless it is ``narrow`` the indexes are first asked for whatever they hold, which costs no
+        look at the rows; and once more when some took the places of others and may not be found:
+        replaced, or expired.
+        """
+        rows = self._read(connection, space, narrow)
+        found = [row for row in rows if row.space is not None]
+        if not narrow and len(found) < len(rows):
+            full = sum(row.by_text for row in rows) >= self.most.by_text or (
+                sum(row.cosine is not None for row in rows) >= self.most.by_vector
+            )
+            if full:
+                return self.rows(connection, space, True)
+        return found
 
-    def crowded_by(self, rows: Container[int]) -> bool:
-        """Whether some took the places of others and may not be found: replaced, or expired."""
-        return self.full and any(serial not in rows for serial in self.serials)
+    def _read(self, connection: Connection, space: int, narrow: bool) -> Sequence[Row[Any]]:
+        words, index = self.store.words, self.store.vectors
+        if not self.rare and not self.vectors:
+            return []
+        within = self.scope if narrow else None
+        values = {"space": space, **self.scope.values}
+        if self.rare:
+            values |= words.sought(space, self.rare, self.mean_length)
+        for n, one in enumerate(self.vectors):
+            values |= index.sought(  # type: ignore[union-attr]  # is not None
+                connection, one.embedder, n, one.vector, space, within, self.most.by_vector
+            )
+        dates = [p for p in self.periods if not p.yearly]
+        for n, period in enumerate(dates):
+            values |= {f"from{n}": _midnight(period.start), f"to{n}": _midnight(period.end)}
+        shape = (
+            connection.dialect.name, words if self.rare else None, index,
+            tuple(one.embedder for one in self.vectors), len(dates),
+            self.scope.condition, narrow, self.most,
+        )  # fmt: skip
+        if self.passing:
+            return connection.execute(_around_the_best(*shape), values).all()
+        return _ready(*shape).rows(connection, values)  # type: ignore[arg-type]  # a Protocol is not seen as hashable
 
 
 _SPACES = select(memory_spaces.c.id).where(memory_spaces.c.tenant == bindparam("tenant"))
@@ -364,38 +344,102 @@ _COUNT = select(func.count()).select_from(m).where(m.c.space == bindparam("space
 REACH = len(Weights.reach)
 
 
-@lru_cache(maxsize=64)
-def _light(dialect: str, condition: ColumnElement[bool]) -> Select[Any]:
+def _around_the_best(
+    dialect: str,
+    words: TextIndex | None,
+    vectors: VectorIndex | None,
+    embedders: tuple[int, ...],
+    dates: int,
+    condition: ColumnElement[bool],
+    narrow: bool,
+    most: _Most,
+) -> Select[Any]:
     """What the ranking reads of the candidates, and of what stands within ``REACH`` of a root in
-    its conversation."""
-    root, near = m.alias("root"), m.alias("near")
-    around = (
-        select(near.c.serial)
-        .select_from(
-            root.join(
-                near,
-                and_(
-                    near.c.space == root.c.space,
-                    near.c.session_id == root.c.session_id,
-                    near.c.position.between(root.c.position - REACH, root.c.position + REACH),
-                ),
+    its conversation: one row for each, with nothing but its serial where ``condition`` does not
+    hold."""
+    within = condition if narrow else None
+    no_cosine: ColumnElement[Any] = cast(null(), Float).label("cosine")
+    not_by_text: ColumnElement[Any] = cast(0, Integer).label("by_text")
+    found: list[Select[Any]] = []
+    roots: list[Select[Any]] = []
+
+    def best_of(candidates: CTE, order: ColumnElement[Any]) -> None:
+        best = select(candidates.c.serial).order_by(order).limit(literal_column(str(most.roots)))
+        roots.append(select(best.subquery().c.serial))
+
+    if words is not None:
+        by_text = words.best(within, most.by_text).cte("by_text")
+        found.append(select(by_text.c.serial, no_cosine, cast(1, Integer).label("by_text")))
+        best_of(by_text, by_text.c.score)
+    seen: list[CTE] = []
+    for n, embedder in enumerate(embedders):
+        near = vectors.nearest(embedder, n, within, most.by_vector).cte(f"by_vector{n}")  # type: ignore[union-attr]  # is not None
+        near = near.prefix_with(
+            "MATERIALIZED"
+        )  # Else SQLite's planner merges the limits of it and of its roots.
+        cosines = select(near.c.serial, (1.0 - near.c.distance).label("cosine"), not_by_text)
+        # Two embedders are never compared: a memory that both have seen counts by the first.
+        found.append(cosines.where(*(near.c.serial.not_in(select(cte.c.serial)) for cte in seen)))
+        best_of(near, near.c.distance)
+        seen.append(near)
+    if dates:
+        spans = [
+            and_(
+                m.c.occurred_at >= bindparam(f"from{n}", type_=Moment()),
+                m.c.occurred_at < bindparam(f"to{n}", type_=Moment()),
+            )
+            for n in range(dates)
+        ]
+        dated = select(m.c.serial).where(
+            m.c.space == bindparam("space"), m.c.occurred_at.is_not(None), or_(*spans), condition
+        )
+        dated_cte = dated.limit(literal_column(str(DATE_CANDIDATES))).cte("by_date")
+        found.append(select(dated_cte.c.serial, no_cosine, not_by_text))
+    if most.roots and roots:
+        roots_cte = union(*roots).cte("roots")
+        root, near_by = m.alias("root"), m.alias("near_by")
+        beside = and_(
+            near_by.c.space == root.c.space,
+            near_by.c.session_id == root.c.session_id,
+            near_by.c.position.between(root.c.position - REACH, root.c.position + REACH),
+        )
+        found.append(
+            select(near_by.c.serial, no_cosine, not_by_text).select_from(
+                roots_cte.join(root, root.c.serial == roots_cte.c.serial).join(near_by, beside)
             )
         )
-        .where(root.c.serial.in_(listed(dialect, "roots")))
+    every = union_all(*found).subquery("every")
+    wanted = (
+        select(
+            every.c.serial,
+            func.max(every.c.cosine).label("cosine"),
+            func.max(every.c.by_text).label("by_text"),
+        )
+        .group_by(every.c.serial)
+        .cte("wanted")
     )
-    wanted = union(listed(dialect, "serials"), around)
+    allowed = and_(
+        m.c.serial == wanted.c.serial, m.c.space == bindparam("space", type_=Integer), condition
+    )
     return select(
-        m.c.serial,
+        wanted.c.serial,
         m.c.space,
-        m.c.kind,
         m.c.session_id,
         m.c.position,
         m.c.author,
         m.c.words,
         m.c.length,
-        m.c.importance,
         func.coalesce(m.c.occurred_at, m.c.created_at, type_=BigInteger).label("happened"),
-    ).where(m.c.serial.in_(wanted), m.c.space.in_(listed(dialect, "spaces", Integer)), condition)
+        m.c.importance,
+        wanted.c.cosine,
+        m.c.kind,
+        wanted.c.by_text,
+    ).select_from(wanted.outerjoin(m, allowed))
+
+
+@lru_cache(maxsize=64)
+def _ready(*shape: Any) -> Ready:
+    return Ready(_around_the_best(*shape))
 
 
 @lru_cache
@@ -424,10 +468,8 @@ def _joined(parts: Sequence[Statistics]) -> Statistics:
     return Statistics(rows, words / rows if rows else 1.0)
 
 
-def _candidate(
-    row: Row[Any], padded: Sequence[tuple[str, str]], cosines: Mapping[int, float]
-) -> Candidate:
-    serial, space, _, session, position, author, words, length, importance, happened = tuple(row)
+def _candidate(row: Any, padded: Sequence[tuple[str, str]]) -> Candidate:
+    serial, space, session, position, author, words, length, happened, importance, cosine, *_ = row
     text = f" {words} "
     counts: dict[str, int] = {}
     if held := [word for word, inside in padded if inside in text]:
@@ -442,7 +484,7 @@ def _candidate(
         length,
         happened,
         importance or 0.0,
-        cosines.get(serial),
+        cosine,
     )
 
 

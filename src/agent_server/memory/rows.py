@@ -15,10 +15,10 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    Text,
     and_,
     bindparam,
     func,
-    insert,
     or_,
     select,
 )
@@ -54,6 +54,8 @@ class PreparedMemories:
 
     rows: list[JsonObject] = field(default_factory=list)
     namespaces: list[str] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+    """The ids that were not made here: they may be there already."""
 
 
 def sizes(connection: Connection) -> tuple[int, tuple[int, str]]:
@@ -71,7 +73,11 @@ def sizes(connection: Connection) -> tuple[int, tuple[int, str]]:
 
 def prepare(memories: Sequence[NewMemory]) -> PreparedMemories:
     now = utcnow()
-    return PreparedMemories([_row(new, now) for new in memories], [n.namespace for n in memories])
+    return PreparedMemories(
+        [_row(new, now) for new in memories],
+        [new.namespace for new in memories],
+        [new.id for new in memories if new.id is not None],
+    )
 
 
 def _row(new: NewMemory, now: datetime) -> JsonObject:
@@ -118,25 +124,73 @@ def indexed(
     }
 
 
+class Ready:
+    """A query made ready once, past SQLAlchemy's own way, which for a short query takes longer than
+    the database does. Values come back as the driver has them."""
+
+    def __init__(self, query: Select[Any]) -> None:
+        self._query = query
+        self._made: dict[Dialect, tuple[str, list[_Bind]]] = {}
+
+    def rows(self, connection: Connection, values: JsonObject) -> Sequence[Any]:
+        """Run it with ``values`` for what it binds, by name."""
+        made = self._made.get(connection.dialect)
+        if made is None:
+            self._made.clear()
+            made = self._made[connection.dialect] = self._make(connection.dialect)
+        statement, binds = made
+        bound = [
+            values.get(name, fixed) if stored is None else stored(values.get(name, fixed))
+            for name, fixed, stored in binds
+        ]
+        return connection.exec_driver_sql(statement, tuple(bound)).all()
+
+    def _make(self, dialect: Dialect) -> "tuple[str, list[_Bind]]":
+        made = self._query.compile(dialect=dialect)
+        return str(made), [
+            (name, made.binds[name].value, _stored(made.binds[name].type, dialect))
+            for name in made.positiontup or ()
+        ]
+
+
+_Stored = Callable[[Any], Any] | None
+"""What makes a value one that is stored."""
+_Bind = tuple[str, Any, _Stored]
+"""Its name, its value if the query has one, and what makes it one that is stored."""
+
+
+def _stored(kind: TypeEngine[Any], dialect: Dialect) -> _Stored:
+    return kind.dialect_impl(dialect).bind_processor(dialect)
+
+
 def insert_rows(connection: Connection, rows: Sequence[JsonObject]) -> None:
     """Insert finished rows. Past SQLAlchemy's own way, which spends as long on each row as the
-    database does."""
+    database does; PostgreSQL is given each column as one list, and numbers the rows itself."""
     statement, columns = _insertion(connection.dialect)
     values = [
-        tuple(row[name] if stored is None else stored(row[name]) for name, stored in columns)
-        for row in rows
+        [row[name] for row in rows] if stored is None else [stored(row[name]) for row in rows]
+        for name, stored in columns
     ]
-    connection.exec_driver_sql(statement, values)
+    in_rows = connection.dialect.name == "sqlite"
+    connection.exec_driver_sql(
+        statement, list(zip(*values, strict=True)) if in_rows else tuple(values)
+    )
 
 
 @lru_cache(maxsize=8)
-def _insertion(dialect: Dialect) -> tuple[str, list[tuple[str, Callable[[Any], Any] | None]]]:
+def _insertion(dialect: Dialect) -> tuple[str, list[tuple[str, _Stored]]]:
     """The statement, and each column in its order with what makes a value one that is stored."""
-    made = insert(m).compile(dialect=dialect, column_keys=m.c.keys())
-    names = made.positiontup or []
-    return str(made), [
-        (n, m.c[n].type.dialect_impl(dialect).bind_processor(dialect)) for n in names
-    ]
+    in_rows = dialect.name == "sqlite"
+    names = [name for name in m.c.keys() if in_rows or name != m.c.serial.name]
+    into = f"INSERT INTO memories ({', '.join(names)})"
+    if in_rows:
+        statement = f"{into} VALUES ({', '.join('?' * len(names))})"
+    else:
+        kinds = {name: m.c[name].type.compile(dialect) for name in names} | {"lexemes": "TEXT"}
+        lists = ", ".join(f"${n}::{kinds[name]}[]" for n, name in enumerate(names, 1))
+        chosen = ", ".join(names).replace("lexemes", "lexemes::tsvector")
+        statement = f"{into} SELECT {chosen} FROM unnest({lists}) AS given ({', '.join(names)})"
+    return statement, [(name, _stored(m.c[name].type, dialect)) for name in names]
 
 
 def memory_of(row: Row[Any]) -> Memory:
@@ -197,7 +251,7 @@ class Scope:
     values: JsonObject
 
 
-def found_by(query: MemoryQuery, now: datetime, *more: ColumnElement[bool]) -> Scope:
+def found_by(dialect: str, query: MemoryQuery, now: datetime, *more: ColumnElement[bool]) -> Scope:
     """What ``query`` may find in any namespace, where ``more`` holds too.
 
     The same kind of query has the same condition, so that its statements are made once.
@@ -208,14 +262,14 @@ def found_by(query: MemoryQuery, now: datetime, *more: ColumnElement[bool]) -> S
         "subject": query.subject,
     }
     values = {name: value for name, value in given.items() if value is not None}
-    condition = _found_by(frozenset(values), query.as_of is not None)
+    condition = _found_by(dialect, frozenset(values), query.as_of is not None)
     return Scope(
         and_(condition, *more) if more else condition, values | {"moment": query.as_of or now}
     )
 
 
-@cache  # 16 of them.
-def _found_by(named: frozenset[str], back_then: bool) -> ColumnElement[bool]:
+@cache  # 16 of them for a dialect.
+def _found_by(dialect: str, named: frozenset[str], back_then: bool) -> ColumnElement[bool]:
     moment = bindparam("moment", type_=Moment())
     conditions: list[ColumnElement[bool]] = [
         m.c.searchable,
@@ -227,7 +281,7 @@ def _found_by(named: frozenset[str], back_then: bool) -> ColumnElement[bool]:
     else:
         conditions.append(m.c.replaced_at.is_(None))
     given = {
-        "kinds": m.c.kind.in_(bindparam("kinds", expanding=True)),
+        "kinds": m.c.kind.in_(listed(dialect, "kinds", Text)),
         "session": m.c.session_id == bindparam("session"),
         "subject": m.c.subject == bindparam("subject"),
     }

@@ -7,8 +7,10 @@ A version is a row. What is deleted goes from every table and index in one trans
 from the log of the file.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
 
 import anyio
@@ -64,6 +66,7 @@ from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_spaces, memory_uses, memory_vectors
 
 ERASED_AT_ONCE = 500
+KNOWN_SPACES = 10_000
 IN_LOOP = 20
 """So many memories are made ready on the event loop; more in a thread."""
 Search = Callable[[Tenant, MemoryQuery], Awaitable[list[Found]]]
@@ -80,6 +83,8 @@ class MemoryStore:
         self.no_vectors_because: str | None = None
         self.written: list[Callable[[], None]] = []
         """Called after each ``add`` and ``edit``: somebody may have vectors to make."""
+        self.known_spaces: dict[tuple[str, str], int] = {}
+        """Numbers of namespaces, by tenant and name; see ``remember_space``."""
         self.search_with: Search | None = None
         self.describe_embedder: Callable[[], Awaitable[tuple[str | None, int | None]]] | None = None
 
@@ -98,7 +103,9 @@ class MemoryStore:
             prepared = prepare(memories)
         else:
             prepared = await anyio.to_thread.run_sync(prepare, memories)
-        added = await self.database.write(lambda c: self.insert(c, tenant, prepared))
+        added, spaces = await self.database.write(lambda c: self._insert(c, tenant, prepared))
+        for name, number in spaces.items():
+            self.remember_space(tenant, name, number)
         self._was_written()
         return added
 
@@ -106,16 +113,21 @@ class MemoryStore:
         return prepare(memories)
 
     def insert(self, connection: Connection, tenant: Tenant, prepared: Prepared) -> list[Added]:
-        ready = cast(PreparedMemories, prepared)
+        return self._insert(connection, tenant, cast(PreparedMemories, prepared))[0]
+
+    def _insert(
+        self, connection: Connection, tenant: Tenant, ready: PreparedMemories
+    ) -> tuple[list[Added], dict[str, int]]:
+        """What was added, and the numbers of its namespaces."""
         if not ready.rows:
-            return []
+            return [], {}
         spaces = self._spaces(connection, tenant, set(ready.namespaces))
         rows: list[JsonObject] = [
             {**row, "tenant": tenant, "space": spaces[namespace]}
             for row, namespace in zip(ready.rows, ready.namespaces, strict=True)
         ]
         self._lock(connection, rows)
-        known = self._known(connection, [row["id"] for row in rows])
+        known = self._known(connection, ready.given)
         named: dict[tuple[int, str], JsonObject] = self._holders(connection, rows)
         fresh: list[JsonObject] = []
         closed: dict[int, JsonObject] = {}
@@ -152,9 +164,18 @@ class MemoryStore:
         erase_vectors(connection, self.vectors, list(closed))
         self._write(connection, fresh)
         names = {number: name for name, number in spaces.items()}
-        return self._added(connection, names, ids, fresh)
+        return self._added(connection, names, ids, fresh), spaces
+
+    def remember_space(self, tenant: Tenant, name: str, number: int) -> None:
+        """Note the number of a namespace whose row is committed; it keeps that for ever."""
+        if len(self.known_spaces) >= KNOWN_SPACES:
+            self.known_spaces.clear()
+        self.known_spaces[tenant, name] = number
 
     def _spaces(self, connection: Connection, tenant: Tenant, names: set[str]) -> dict[str, int]:
+        known = {name: self.known_spaces.get((tenant, name)) for name in names}
+        if None not in known.values():
+            return cast(dict[str, int], known)
         asked = select(memory_spaces.c.name, memory_spaces.c.id).where(
             memory_spaces.c.tenant == tenant, memory_spaces.c.name.in_(names)
         )
@@ -171,12 +192,12 @@ class MemoryStore:
             return  # One writer at a time anyway.
         places = {f"k {r['space']} {r['key']}" for r in rows if r["key"] is not None}
         places |= {f"s {r['space']} {r['session_id']}" for r in rows if r["session_id"] is not None}
-        for place in sorted(places):  # In one order, so that two batches cannot hold each other up.
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(hashtextextended(:place, 7))"), {"place": place}
-            )
+        if places:
+            connection.execute(_LOCK, {"places": list(places)})
 
     def _known(self, connection: Connection, ids: list[str]) -> dict[str, str]:
+        if not ids:
+            return {}
         rows = connection.execute(select(m.c.id, m.c.tenant).where(m.c.id.in_(ids)).distinct())
         return {identity: tenant for identity, tenant in rows}
 
@@ -197,31 +218,23 @@ class MemoryStore:
         """Insert finished rows: each gets its serial and, where it has none, its position."""
         if not rows:
             return
-        if connection.dialect.name == "sqlite":
-            last = connection.execute(select(func.coalesce(func.max(m.c.serial), 0))).scalar_one()
-            serials: Iterable[int] = range(last + 1, last + 1 + len(rows))
-        else:
-            serials = connection.execute(
-                text(
-                    "SELECT nextval(pg_get_serial_sequence('memories', 'serial')) "
-                    "FROM generate_series(1, :n)"
-                ),
-                {"n": len(rows)},
-            ).scalars()
         homeless = [r for r in rows if r["position"] is None and r["session_id"] is not None]
         next_place = self._next_places(connection, homeless)
         for row in homeless:
             home = (row["space"], row["session_id"])
             row["position"] = next_place.get(home, 0)
             next_place[home] = row["position"] + 1
-        for row, serial in zip(rows, serials, strict=False):
-            row["serial"] = serial
-            row["lexemes"] = self.words.lexemes(row["space"], row["words"])
-        # Rows that were superseded within their own batch come last, or their key is taken.
-        insert_rows(connection, rows)
-        self.words.add(
-            connection, [(r["serial"], r["space"], r["words"]) for r in rows if r["words"]]
-        )
+        if self.words.beside:
+            last = connection.execute(select(func.coalesce(func.max(m.c.serial), 0))).scalar_one()
+            for serial, row in enumerate(rows, last + 1):
+                row["serial"], row["lexemes"] = serial, None
+            insert_rows(connection, rows)
+            indexed_rows = [(r["serial"], r["space"], r["words"]) for r in rows if r["words"]]
+            self.words.add(connection, indexed_rows)
+        else:
+            for row in rows:
+                row["lexemes"] = self.words.lexemes(row["space"], row["words"])
+            insert_rows(connection, rows)
 
     def _next_places(
         self, connection: Connection, rows: list[JsonObject]
@@ -229,12 +242,9 @@ class MemoryStore:
         homes = {(row["space"], row["session_id"]) for row in rows}
         if not homes:
             return {}
-        last = (
-            select(m.c.space, m.c.session_id, func.max(m.c.position))
-            .where(tuple_(m.c.space, m.c.session_id).in_(sorted(homes)))
-            .group_by(m.c.space, m.c.session_id)
-        )
-        return {(space, session): place + 1 for space, session, place in connection.execute(last)}
+        asked = _LAST_PLACES[connection.dialect.name]
+        found = connection.execute(asked, {"homes": json.dumps(list(homes))})
+        return {(space, session): place + 1 for space, session, place in found if place is not None}
 
     def _added(
         self,
@@ -243,13 +253,16 @@ class MemoryStore:
         ids: list[tuple[str, bool]],
         fresh: list[JsonObject],
     ) -> list[Added]:
-        found = {row["id"]: memory_of(_AsRow(row, names[row["space"]])) for row in fresh}  # type: ignore[arg-type]  # has the columns
+        found: dict[str, Callable[[], Memory]] = {
+            row["id"]: partial(memory_of, _AsRow(row, names[row["space"]]))  # type: ignore[arg-type]  # has the columns
+            for row in fresh
+        }
         if old := [identity for identity, _ in ids if identity not in found]:
             rows = connection.execute(
                 select(*READ).select_from(JOINED).where(m.c.id.in_(old)).order_by(m.c.version)
             )
-            found.update((row.id, memory_of(row)) for row in rows)
-        return [Added(found[identity], new) for identity, new in ids]
+            found.update((row.id, partial(memory_of, row)) for row in rows)
+        return [Added(new, found[identity]) for identity, new in ids]
 
     def _was_written(self) -> None:
         for tell in self.written:
@@ -508,11 +521,36 @@ def insert_new(connection: Connection, into: Table, rows: Sequence[JsonObject]) 
         connection.execute(make(into).on_conflict_do_nothing(), list(rows))
 
 
+_LOCK = text(
+    "SELECT pg_advisory_xact_lock(place) FROM (SELECT DISTINCT hashtextextended(given, 7) AS place "
+    "FROM unnest(CAST(:places AS text[])) AS given ORDER BY 1) AS ordered"
+)
+"""In one order, so that two batches cannot hold each other up."""
+_LAST = (
+    "SELECT {0}, {1}, (SELECT max(position) FROM memories WHERE space = {0} AND session_id = {1}) "
+)
+_LAST_PLACES = {
+    "sqlite": text(
+        _LAST.format("json_extract(value, '$[0]')", "json_extract(value, '$[1]')")
+        + "FROM json_each(:homes)"
+    ),
+    "postgresql": text(
+        _LAST.format("CAST(value ->> 0 AS integer)", "(value ->> 1)")
+        + "FROM json_array_elements(CAST(:homes AS json))"
+    ),
+}
+"""Of each conversation in ``homes``, pairs of namespace and session, its last position."""
+
+
 class _AsRow:
     """A row that was just written, as if it had been read."""
 
     def __init__(self, row: JsonObject, namespace: str) -> None:
-        self.__dict__.update(row, namespace=namespace)
+        self._row = row
+        self.namespace = namespace
+
+    def __getattr__(self, name: str) -> Any:
+        return self._row[name]
 
 
 def _newest(

@@ -7,7 +7,7 @@ with the others. Refuses to rank: it hands out candidates by a rough score, of w
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import (
     TEXT,
@@ -15,11 +15,12 @@ from sqlalchemy import (
     Connection,
     Float,
     Integer,
+    Select,
     bindparam,
     cast,
     column,
     func,
-    literal,
+    literal_column,
     select,
     table,
     text,
@@ -27,7 +28,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 
-from agent_server.memory.rows import Scope, listed
+from agent_server.domain.base import JsonObject
+from agent_server.memory.rows import Ready, listed
 from agent_server.memory.words import FACET
 from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import SECURE_TEXT_INDEX
@@ -42,6 +44,9 @@ Joint = Literal["AND", "OR"]
 
 class TextIndex(Protocol):
     """Two implementations: ``Fts5`` and ``Lexemes``."""
+
+    beside: bool
+    """Whether it stands beside the table, and is given each row with its serial."""
 
     def create(self, connection: Connection) -> None:
         """Make what the tables of the schema lack, once."""
@@ -60,17 +65,12 @@ class TextIndex(Protocol):
     ) -> dict[str, int]:
         """How many rows of the namespace have each word; those of none are left out."""
 
-    def best(
-        self,
-        connection: Connection,
-        space: int,
-        weights: Mapping[str, float],
-        mean_length: float,
-        within: Scope | None,
-        limit: int,
-    ) -> list[int]:
-        """The serials with any of the words, roughly the best first; ``within`` None for any
-        version that there is."""
+    def best(self, within: ColumnElement[bool] | None, limit: int) -> Select[Any]:
+        """The query for the ``serial`` of rows with any of the words, with a rough ``score`` of
+        which the least is the best; ``within`` None for any version that there is."""
+
+    def sought(self, space: int, weights: Mapping[str, float], mean_length: float) -> JsonObject:
+        """The values that ``best`` binds."""
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint
@@ -94,6 +94,8 @@ _vocabulary = table("memory_words_vocabulary", column("term"), column("doc", Int
 
 class Fts5:
     """Contentless: the words are in the row of the memory, and given again to take it out."""
+
+    beside = True
 
     def create(self, connection: Connection) -> None:
         connection.exec_driver_sql(
@@ -133,25 +135,18 @@ class Fts5:
         self, connection: Connection, space: int, words: Sequence[str]
     ) -> dict[str, int]:
         asked = {placed(space, word): word for word in words}
-        rows = connection.execute(_COUNTED, {"terms": list(asked)})
-        return {asked[row.term]: row.doc for row in rows}
+        rows = _COUNTED.rows(connection, {"terms": list(asked)})
+        return {asked[term]: count for term, count in rows}
 
-    def best(
-        self,
-        connection: Connection,
-        space: int,
-        weights: Mapping[str, float],
-        mean_length: float,
-        within: Scope | None,
-        limit: int,
-    ) -> list[int]:
-        values = {"sought": _sought([space], list(weights), "OR"), "most": limit}
-        asked = _MATCHING
+    def best(self, within: ColumnElement[bool] | None, limit: int) -> Select[Any]:
+        asked = select(_fts.c.rowid.label("serial"), _fts.c.rank.label("score"))
+        asked = asked.where(_fts.c.memory_words.op("MATCH")(bindparam("sought")))
         if within is not None:
-            asked = asked.join(memories, memories.c.serial == _fts.c.rowid)
-            asked = asked.where(memories.c.space == space, within.condition)
-            values |= within.values
-        return list(connection.execute(asked, values).scalars().all())
+            asked = asked.join(memories, memories.c.serial == _fts.c.rowid).where(within)
+        return asked.order_by(_fts.c.rank).limit(literal_column(str(limit)))
+
+    def sought(self, space: int, weights: Mapping[str, float], mean_length: float) -> JsonObject:
+        return {"sought": _sought([space], list(weights), "OR")}
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint
@@ -162,13 +157,7 @@ class Fts5:
         return memories.c.serial.in_(rows)
 
 
-_COUNTED = select(_vocabulary).where(_vocabulary.c.term.in_(listed("sqlite", "terms")))
-_MATCHING = (
-    select(_fts.c.rowid)
-    .where(_fts.c.memory_words.op("MATCH")(bindparam("sought")))
-    .order_by(_fts.c.rank)
-    .limit(bindparam("most"))
-)
+_COUNTED = Ready(select(_vocabulary).where(_vocabulary.c.term.in_(listed("sqlite", "terms"))))
 
 
 def _sought(spaces: Sequence[int], words: Sequence[str], joint: Joint) -> str:
@@ -183,6 +172,8 @@ def _quoted(space: int, words: Iterable[str], mark: str) -> list[str]:
 class Lexemes:
     """A GIN index over the words. PostgreSQL's own ranking knows neither how rare a word is nor,
     usefully, how long a text: the rough score is spelt out in SQL."""
+
+    beside = False
 
     def create(self, connection: Connection) -> None:
         one_at_a_time(connection)
@@ -205,39 +196,19 @@ class Lexemes:
     def occurrences(
         self, connection: Connection, space: int, words: Sequence[str]
     ) -> dict[str, int]:
-        asked = func.unnest(literal(list(words), ARRAY(TEXT))).column_valued("word")
-        query = func.concat("'", f"{space}_", asked, "'").cast(TSQUERY)
-        count = (
-            select(func.count())
-            .select_from(memories)
-            .where(memories.c.lexemes.op("@@")(query))
-            .scalar_subquery()
-        )
-        rows = connection.execute(select(asked.label("word"), count.label("rows")))
-        return {row.word: row.rows for row in rows if row.rows}
+        rows = _HELD.rows(connection, {"words": _quoted(space, words, "'")})
+        return {word: count for word, (_, count) in zip(words, rows, strict=True) if count}
 
-    def best(
-        self,
-        connection: Connection,
-        space: int,
-        weights: Mapping[str, float],
-        mean_length: float,
-        within: Scope | None,
-        limit: int,
-    ) -> list[int]:
-        values = {
+    def best(self, within: ColumnElement[bool] | None, limit: int) -> Select[Any]:
+        asked = _WEIGHED if within is None else _WEIGHED.where(within)
+        return asked.limit(literal_column(str(limit)))
+
+    def sought(self, space: int, weights: Mapping[str, float], mean_length: float) -> JsonObject:
+        return {
             "words": _quoted(space, weights, "'"),
             "weights": list(weights.values()),
-            "space": space,
-            "even": K1 * (1 - B),
             "by_length": K1 * B / mean_length,
-            "most": limit,
         }
-        asked = _WEIGHED
-        if within is not None:
-            asked = asked.where(within.condition)
-            values |= within.values
-        return list(connection.execute(asked, values).scalars().all())
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint
@@ -248,32 +219,32 @@ class Lexemes:
         return found
 
 
+_word = func.unnest(bindparam("words", type_=ARRAY(TEXT))).column_valued("word")
+_HELD = Ready(
+    select(
+        _word,
+        select(func.count())
+        .select_from(memories)
+        .where(memories.c.lexemes.op("@@")(cast(_word, TSQUERY)))
+        .scalar_subquery(),
+    )
+)
+"""How many rows have each of ``words``, in their order."""
 _given = (
     func.unnest(bindparam("words", type_=ARRAY(TEXT)), bindparam("weights", type_=ARRAY(Float)))
     .table_valued(column("word", TEXT), column("weight", Float), joins_implicitly=True)
     .render_derived(name="given")
 )
+_room = 1 + K1 * (1 - B) + bindparam("by_length", type_=Float) * memories.c.length
+_score = (-func.sum(_given.c.weight) / _room).label("score")
 _WEIGHED = (
-    select(memories.c.serial)
-    .where(
-        memories.c.lexemes.op("@@")(cast(_given.c.word, TSQUERY)),
-        memories.c.space == bindparam("space"),
-    )
+    select(memories.c.serial, _score)
+    .where(memories.c.lexemes.op("@@")(cast(_given.c.word, TSQUERY)))
     .group_by(memories.c.serial, memories.c.length)
-    .order_by(
-        (
-            func.sum(_given.c.weight)
-            / (
-                1
-                + bindparam("even", type_=Float)
-                + bindparam("by_length", type_=Float) * memories.c.length
-            )
-        ).desc(),
-        memories.c.serial,
-    )
-    .limit(bindparam("most"))
+    .order_by(_score, memories.c.serial)
 )
-"""Each word is looked up once, and the weights of those that a row has are added up."""
+"""Each word is looked up once, and the weights of those that a row has are added up. The namespace
+is in the words: asked for beside them, it makes the planner read the whole table."""
 
 
 def rebuild(connection: Connection) -> None:

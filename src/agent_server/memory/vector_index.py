@@ -9,7 +9,6 @@ erased vector is gone. That is fast enough to about 100,000 in one namespace (do
 import importlib.util
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -21,15 +20,17 @@ from sqlalchemy import (
     LargeBinary,
     Select,
     TableClause,
-    Text,
     bindparam,
     cast,
     column,
     delete,
+    func,
+    literal_column,
     select,
     table,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, REAL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import UserDefinedType
 
@@ -39,6 +40,7 @@ from agent_server.memory.rows import Scope
 from agent_server.storage.database import Database
 from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import load_vector_functions
+from agent_server.storage.tables import JsonText
 from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_embedders as e
 from agent_server.storage.tables import memory_vectors as v
@@ -62,16 +64,23 @@ class VectorIndex(Protocol):
         """Store new rows of ``memory_vectors``; ``vector`` is little-endian float32 of length 1."""
 
     def nearest(
+        self, embedder: int, n: int, within: ColumnElement[bool] | None, limit: int
+    ) -> Select[Any]:
+        """The query for the ``limit`` nearest serials with their ``distance``, 1 less the cosine,
+        in the ``space`` that is bound; ``within`` None for any whose vector is there. ``n`` tells
+        the values of several embedders apart."""
+
+    def sought(
         self,
         connection: Connection,
         embedder: int,
-        space: int,
+        n: int,
         vector: bytes,
-        limit: int,
+        space: int,
         within: Scope | None,
-    ) -> list[tuple[int, float]]:
-        """The ``limit`` nearest serials with their cosine, best first; ``within`` None for
-        any whose vector is there."""
+        limit: int,
+    ) -> JsonObject:
+        """The values that such a query binds, beside ``space`` and those of ``within``."""
 
     def erase(self, connection: Connection, serials: Sequence[int]) -> None:
         """Erase what is kept beside ``memory_vectors``, of every embedder, before that is."""
@@ -92,7 +101,7 @@ async def vector_index(database: Database) -> tuple[VectorIndex | None, str | No
             )
         await database.write(SqliteVec.erase_without_it)
         try:
-            return Numpy(), None
+            return Numpy(database.dialect), None
         except ImportError:
             return None, (
                 f"{reason}, and numpy is not installed: memories are searched by their text alone. "
@@ -102,7 +111,7 @@ async def vector_index(database: Database) -> tuple[VectorIndex | None, str | No
         await database.write(Halfvec.create)
     except (AgentServerError, SQLAlchemyError) as error:
         try:
-            return Numpy(), None
+            return Numpy(database.dialect), None
         except ImportError:
             return None, (
                 f"PostgreSQL has no pgvector ({error}), and numpy is not installed: memories are "
@@ -181,18 +190,27 @@ class SqliteVec:
             )
 
     def nearest(
+        self, embedder: int, n: int, within: ColumnElement[bool] | None, limit: int
+    ) -> Select[Any]:
+        near = _vec0(embedder)
+        asked = select(near.c.rowid.label("serial"), near.c.distance).where(
+            near.c.vector.op("MATCH")(bindparam(f"vector{n}")),
+            near.c.space == bindparam("space"),
+            near.c.k == literal_column(str(limit)),
+        )
+        return _allowed(asked, near.c.rowid, within).order_by(near.c.distance)
+
+    def sought(
         self,
         connection: Connection,
         embedder: int,
-        space: int,
+        n: int,
         vector: bytes,
-        limit: int,
+        space: int,
         within: Scope | None,
-    ) -> list[tuple[int, float]]:
-        asked, values = _nearest(embedder), {"space": space, "vector": vector, "k": limit}
-        if within is not None:
-            asked, values = _allowed(asked, _vec0(embedder).c.rowid, values, within)
-        return [(serial, 1.0 - far) for serial, far in connection.execute(asked, values).all()]
+        limit: int,
+    ) -> JsonObject:
+        return {f"vector{n}": vector}
 
     def erase(self, connection: Connection, serials: Sequence[int]) -> None:
         there = select(v.c.embedder, v.c.serial).where(v.c.serial.in_(serials))
@@ -206,7 +224,6 @@ class SqliteVec:
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {_vec0(embedder).name}")
 
 
-@lru_cache
 def _vec0(embedder: int) -> TableClause:
     return table(
         f"memory_vec0_{embedder:d}",
@@ -218,21 +235,14 @@ def _vec0(embedder: int) -> TableClause:
     )
 
 
-@lru_cache
-def _nearest(embedder: int) -> Select[Any]:
-    near = _vec0(embedder)
-    given = (near.c.vector.op("MATCH")(bindparam("vector")), near.c.space == bindparam("space"))
-    asked = select(near.c.rowid, near.c.distance).where(*given, near.c.k == bindparam("k"))
-    return asked.order_by(near.c.distance)
-
-
 class Numpy:
     """Vectors as bytes in ``memory_vectors``, read and compared in this process. Raises
     ``ImportError`` without numpy."""
 
     kept_in = "blob"
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
         self._numpy: Any = importlib.import_module("numpy")
 
     def make_room(self, connection: Connection, embedder: int, dimension: int) -> None:
@@ -243,14 +253,29 @@ class Numpy:
             connection.execute(v.insert(), list(rows))
 
     def nearest(
+        self, embedder: int, n: int, within: ColumnElement[bool] | None, limit: int
+    ) -> Select[Any]:
+        given = bindparam(f"near{n}", type_=JsonText())
+        if self._dialect == "sqlite":
+            pair: ColumnElement[Any] = func.json_each(given).table_valued("value").c.value
+            ends: list[Any] = [func.json_extract(pair, f"$[{i}]") for i in (0, 1)]
+        else:
+            pair = func.json_array_elements(cast(given, JSON)).table_valued("value").c.value
+            ends = [pair.op("->>")(literal_column(str(i))) for i in (0, 1)]
+        return select(
+            cast(ends[0], BigInteger).label("serial"), cast(ends[1], Float).label("distance")
+        )
+
+    def sought(
         self,
         connection: Connection,
         embedder: int,
-        space: int,
+        n: int,
         vector: bytes,
-        limit: int,
+        space: int,
         within: Scope | None,
-    ) -> list[tuple[int, float]]:
+        limit: int,
+    ) -> JsonObject:
         np = self._numpy
         sought = np.frombuffer(vector, dtype="<f4")
         best: list[tuple[int, float]] = []
@@ -259,13 +284,13 @@ class Numpy:
         )
         values = {"embedder": embedder, "space": space}
         if within is not None:
-            asked, values = _allowed(asked, v.c.serial, values, within)
+            asked, values = _allowed(asked, v.c.serial, within.condition), values | within.values
         for rows in connection.execute(asked, values).partitions(READ_AT_ONCE):
             matrix = np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4")
             cosines = matrix.reshape(len(rows), -1) @ sought
             best += zip((row.serial for row in rows), cosines.tolist(), strict=True)
             best = sorted(best, key=lambda pair: -pair[1])[:limit]
-        return best
+        return {f"near{n}": [(serial, 1.0 - cosine) for serial, cosine in best]}
 
     def erase(self, connection: Connection, serials: Sequence[int]) -> None:
         pass
@@ -308,31 +333,35 @@ class Halfvec:
         connection.execute(
             text(
                 "INSERT INTO memory_halfvecs (embedder, space, serial, vector) "
-                "VALUES (:embedder, :space, :serial, CAST(:vector AS text)::halfvec)"
+                "VALUES (:embedder, :space, :serial, CAST(:vector AS real[])::halfvec)"
             ),
-            [{**row, "vector": _literal(row["vector"])} for row in rows],
+            [{**row, "vector": _numbers(row["vector"])} for row in rows],
         )
 
     def nearest(
+        self, embedder: int, n: int, within: ColumnElement[bool] | None, limit: int
+    ) -> Select[Any]:
+        # In a query of its own the vector is read once; a plan that serves any vector would read
+        # it anew for each row. There is no index by distance that could be taken, and filter late.
+        given = cast(bindparam(f"vector{n}", type_=ARRAY(REAL)), _HALFVEC)
+        far = _h.c.vector.op("<=>", return_type=Float())(select(given).scalar_subquery())
+        asked = select(_h.c.serial, far.label("distance")).where(
+            _h.c.embedder == literal_column(str(embedder)), _h.c.space == bindparam("space")
+        )
+        asked = _allowed(asked, _h.c.serial, within)
+        return asked.order_by(far).limit(literal_column(str(limit)))
+
+    def sought(
         self,
         connection: Connection,
         embedder: int,
-        space: int,
+        n: int,
         vector: bytes,
-        limit: int,
+        space: int,
         within: Scope | None,
-    ) -> list[tuple[int, float]]:
-        values = {
-            "embedder": embedder, "space": space, "vector": _literal(vector), "k": limit
-        }  # fmt: skip
-        near = _DISTANCES
-        if within is not None:
-            near, values = _allowed(near, _h.c.serial, values, within)
-        # Materialised: with a limit in sight the planner could take an index that filters late.
-        found = near.cte("near").prefix_with("MATERIALIZED", dialect="postgresql")
-        asked = select(found.c.serial, found.c.distance).order_by(found.c.distance)
-        rows = connection.execute(asked.limit(bindparam("k")), values).all()
-        return [(serial, 1.0 - far) for serial, far in rows]
+        limit: int,
+    ) -> JsonObject:
+        return {f"vector{n}": _numbers(vector)}
 
     def erase(self, connection: Connection, serials: Sequence[int]) -> None:
         connection.execute(delete(_h).where(_h.c.serial.in_(serials)))
@@ -358,21 +387,15 @@ _h = table(
 )
 
 
-_DISTANCES = select(
-    _h.c.serial,
-    _h.c.vector.op("<=>", return_type=Float())(
-        cast(cast(bindparam("vector"), Text), _HALFVEC)
-    ).label("distance"),
-).where(_h.c.embedder == bindparam("embedder"), _h.c.space == bindparam("space"))
-
-
-def _literal(vector: bytes) -> str:
-    """``vector`` as pgvector writes one."""
-    return f"[{','.join(map(repr, array('f', vector)))}]"
+def _numbers(vector: bytes) -> list[float]:
+    return array("f", vector).tolist()
 
 
 def _allowed(
-    asked: Select[Any], serial: ColumnElement[int], values: JsonObject, within: Scope
-) -> tuple[Select[Any], JsonObject]:
-    rows = select(m.c.serial).where(m.c.space == bindparam("space"), within.condition)
-    return asked.where(serial.in_(rows)), values | within.values
+    asked: Select[Any], serial: ColumnElement[int], within: ColumnElement[bool] | None
+) -> Select[Any]:
+    if within is None:
+        return asked
+    return asked.where(
+        serial.in_(select(m.c.serial).where(m.c.space == bindparam("space"), within))
+    )

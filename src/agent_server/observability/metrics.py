@@ -94,6 +94,10 @@ class Metrics:
         self._database_errors = self._counter(
             "database_errors", "Database transactions that failed."
         )
+        self._blobs = self._counter(
+            "blobs", "Large values kept outside their rows, by what was done with them.", "what"
+        )
+        self._blob_bytes = self._counter("blob_bytes", "The bytes of these values.", "what")
         self._http_s = self._histogram(
             "http_request_duration_seconds",
             "Time until the answer to an HTTP request began.",
@@ -179,6 +183,11 @@ class Metrics:
     def database_error(self) -> None:
         """A database transaction failed."""
         self._database_errors.inc()
+
+    def blob(self, what: str, size: int) -> None:
+        """A large value of ``size`` bytes was ``written``, ``read`` or ``deleted``."""
+        self._blobs.labels(what).inc()
+        self._blob_bytes.labels(what).inc(size)
 
     def http_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered. ``route`` is the pattern (``/runs/{id}``), never the path."""

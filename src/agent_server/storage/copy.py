@@ -31,9 +31,11 @@ from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ConfigurationError, InternalError
 from agent_server.storage.database import Database
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
-from agent_server.storage.tables import metadata, nodes
+from agent_server.storage.tables import blob_bytes, file_parts, metadata, nodes
 
 BATCH = 500
+BULKY = {blob_bytes.name: 8, file_parts.name: 100}
+"""Rows at once of tables whose rows may be megabytes each."""
 ALIVE = timedelta(seconds=60)
 """A node that beat within so long counts as alive."""
 NOT_COPIED = frozenset({nodes.name})
@@ -174,14 +176,15 @@ async def _batches(database: Database, table: Table) -> AsyncIterator[Sequence[A
     """The rows of ``table`` along its primary key."""
     keys = list(table.primary_key.columns)
     after: tuple[Any, ...] | None = None
+    most = BULKY.get(table.name, BATCH)
     while True:
-        query = select(table).order_by(*keys).limit(BATCH)
+        query = select(table).order_by(*keys).limit(most)
         if after is not None:
             query = query.where(tuple_(*keys) > after)
         rows = await database.read(lambda c: c.execute(query).all())  # noqa: B023
         if rows:
             yield rows
-        if len(rows) < BATCH:
+        if len(rows) < most:
             return
         after = tuple(getattr(rows[-1], key.name) for key in keys)
 

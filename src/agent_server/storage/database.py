@@ -13,7 +13,7 @@ import asyncio
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -40,6 +40,7 @@ from agent_server.domain.errors import (
     DataDirLocked,
     StorageFull,
 )
+from agent_server.storage.references import Elsewhere
 from agent_server.storage.sqlite_driver import driver, load_vector_functions
 
 try:
@@ -49,6 +50,8 @@ except ImportError:  # Windows has no advisory locks of this kind; SQLite's own 
 
 T = TypeVar("T")
 Transaction = Callable[[Connection], T]
+Run = Callable[[Transaction[T]], Awaitable[T]]
+"""One try at a transaction."""
 Observer = Callable[[str, float, bool], None]
 """Told of each transaction: ``"read"`` or ``"write"``, its seconds, and whether it succeeded."""
 
@@ -64,10 +67,25 @@ MAPPED = 2**31 - 2**16
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"})
 
 
+class LargeValues(Protocol):
+    """Keeps what rows only refer to: ``outside.Outside``."""
+
+    async def run(self, run: Run[T], fn: Transaction[T]) -> T:
+        """Run the transaction ``fn`` until all is there that it needs."""
+
+    async def collect(self) -> int:
+        """Delete what no row refers to any more."""
+
+    async def forget(self, tenant: str, keys: Collection[str]) -> int:
+        """Delete what of ``keys`` no row refers to any more, at once."""
+
+
 class Database(Protocol):
     """Two implementations: ``SqliteDatabase`` and ``PostgresDatabase``."""
 
     dialect: str
+    outside: LargeValues | None
+    """Where large values of rows are kept; None: in the rows."""
 
     async def open(self) -> None:
         """Connect. Raises ``DataDirLocked`` when another process has the SQLite file open,
@@ -83,7 +101,8 @@ class Database(Protocol):
         """
 
     async def read(self, fn: Transaction[T]) -> T:
-        """Run ``fn`` in a transaction that only reads, beside writers."""
+        """Run ``fn`` in a transaction that only reads, beside writers; again where it finds that
+        it needs large values that are kept outside."""
 
     async def scrub(self) -> None:
         """Return when nothing of what was deleted before can be read in the file or its log.
@@ -229,6 +248,7 @@ class SqliteDatabase:
     dialect = "sqlite"
 
     def __init__(self, path: Path, *, observer: Observer | None = None) -> None:
+        self.outside: LargeValues | None = None
         self._path = path
         self._observer = observer
         self._writer = _sqlite_engine(path, writer=True)
@@ -272,6 +292,11 @@ class SqliteDatabase:
         self._closed = False
 
     async def write(self, fn: Transaction[T]) -> T:
+        if self.outside is None:
+            return await self._write(fn)
+        return await self.outside.run(self._write, fn)
+
+    async def _write(self, fn: Transaction[T]) -> T:
         if self._closed:
             raise DatabaseUnavailable("The database is closed.", hint="The server is stopping.")
         loop = asyncio.get_running_loop()
@@ -298,15 +323,20 @@ class SqliteDatabase:
         return not busy
 
     async def read(self, fn: Transaction[T]) -> T:
+        if self.outside is None:
+            return await self._read(fn)
+        return await self.outside.run(self._read, fn)
+
+    async def _read(self, fn: Transaction[T]) -> T:
         if self._closed:
             raise DatabaseUnavailable("The database is closed.", hint="The server is stopping.")
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._readers, self._read, fn)
+            return await loop.run_in_executor(self._readers, self._read_here, fn)
         except Exception as error:
             raise translate(error) from error
 
-    def _read(self, fn: Transaction[T]) -> T:
+    def _read_here(self, fn: Transaction[T]) -> T:
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._reader.connect()
@@ -344,7 +374,7 @@ class SqliteDatabase:
                 for job in batch:
                     job.run(connection, alone=len(batch) == 1)
         except Exception as error:
-            succeeded = False
+            succeeded = isinstance(error, Elsewhere)
             for job in batch:
                 if job.error is None:
                     job.error = translate(error)
@@ -473,6 +503,7 @@ class PostgresDatabase:
     dialect = "postgresql"
 
     def __init__(self, url: str, *, pool_size: int = 10, observer: Observer | None = None) -> None:
+        self.outside: LargeValues | None = None
         self.url = url
         self._observer = observer
         self._engine: AsyncEngine = create_async_engine(
@@ -492,6 +523,11 @@ class PostgresDatabase:
         await self.read(ping)
 
     async def write(self, fn: Transaction[T]) -> T:
+        if self.outside is None:
+            return await self._write(fn)
+        return await self.outside.run(self._write, fn)
+
+    async def _write(self, fn: Transaction[T]) -> T:
         # Shielded, so that a cancelled caller cannot leave a commit half-known.
         task: asyncio.Future[T] = asyncio.ensure_future(self._run("write", fn))
         try:
@@ -502,6 +538,11 @@ class PostgresDatabase:
             raise
 
     async def read(self, fn: Transaction[T]) -> T:
+        if self.outside is None:
+            return await self._read(fn)
+        return await self.outside.run(self._read, fn)
+
+    async def _read(self, fn: Transaction[T]) -> T:
         return await self._run("read", fn)
 
     async def _run(self, mode: str, fn: Transaction[T]) -> T:
@@ -519,6 +560,9 @@ class PostgresDatabase:
                 result = await self._once(engine, fn)
             succeeded = True
             return result
+        except Elsewhere:
+            succeeded = True
+            raise
         except Exception as error:
             cause = error.cause if isinstance(error, _Again) else error
             raise translate(cause) from cause

@@ -1,8 +1,8 @@
 """All tables on one page: one schema for SQLite and PostgreSQL.
 
 Leans on SQLAlchemy Core. Refuses to know who reads them: each package's own store module does.
-Payloads are JSON text (ASCII, so that NUL and lone surrogates survive on every database) and
-are never queried inside. Times are microseconds since the epoch, money is pico-dollars: both
+Payloads are JSON text (ASCII, so that NUL and lone surrogates survive on every database), are
+never queried inside, and large parts of some stand outside (``references``). Times are microseconds since the epoch, money is pico-dollars: both
 sort, sum and compare exactly on both databases.
 """
 
@@ -28,12 +28,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.engine import Dialect
 
+from agent_server.storage.references import LEAST, MARK, encode, opened, spilled
+
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
-
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-"""Made once: ``json.dumps`` would make one for each value."""
 
 
 class JsonText(TypeDecorator[Any]):
@@ -42,11 +40,44 @@ class JsonText(TypeDecorator[Any]):
     impl = Text
     cache_ok = True
 
+    def __init__(self, spills: str | None = None) -> None:
+        """``spills`` is the column's table, for one whose large values may be kept outside."""
+        super().__init__()
+        self.spills = spills
+
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else _encode(value)
+        if value is None:
+            return None
+        text = encode(value)
+        return text if len(text) <= LEAST or self.spills is None else spilled(text, self.spills)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else json.loads(value)
+        if value is None:
+            return None
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            if value[:1] != MARK:
+                raise
+        return opened(value)
+
+
+class JsonDocument(TypeDecorator[str]):
+    """JSON that is handed on as it is written, but for large values, which may be kept outside."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, spills: str) -> None:
+        """See ``JsonText``."""
+        super().__init__()
+        self.spills = spills
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value if value is None or len(value) <= LEAST else spilled(value, self.spills)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        return value if value is None or value[:1] != MARK else encode(opened(value))
 
 
 class Moment(TypeDecorator[datetime]):
@@ -90,8 +121,8 @@ runs = Table(
     Column("kind", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("name", Text, nullable=False),
-    Column("request", JsonText, nullable=False),
-    Column("output", JsonText),
+    Column("request", JsonText("runs"), nullable=False),
+    Column("output", JsonText("runs")),
     Column("error", JsonText),
     Column("waiting_for", JsonText),
     Column("agent", Text),
@@ -131,10 +162,10 @@ tasks = Table(
     Column("kind", Text, nullable=False),
     Column("description", Text, nullable=False, server_default=""),
     Column("agent", Text),
-    Column("payload", JsonText, nullable=False),
+    Column("payload", JsonText("tasks"), nullable=False),
     Column("hidden", Boolean, nullable=False),
     Column("status", Text, nullable=False),
-    Column("output", JsonText),
+    Column("output", JsonText("tasks")),
     Column("error", JsonText),
     Column("waiting_for", JsonText),
     Column("owner", Text),
@@ -186,9 +217,9 @@ steps = Table(
     Column("name", Text, nullable=False),
     Column("agent", Text),
     Column("status", Text, nullable=False),
-    Column("input", JsonText),
+    Column("input", JsonText("steps")),
     Column("input_hash", Text),
-    Column("output", JsonText),
+    Column("output", JsonText("steps")),
     Column("error", JsonText),
     Column("attempts", Integer, nullable=False),
     Column("started_at", Moment, nullable=False),
@@ -223,7 +254,7 @@ approvals = Table(
     Column("status", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("agent", Text),
-    Column("arguments", JsonText),
+    Column("arguments", JsonText("approvals")),
     Column("arguments_hash", Text, nullable=False),
     Column("arguments_schema", JsonText),
     Column("detail", Text, nullable=False),
@@ -284,7 +315,7 @@ events = Table(
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("tenant", Text, nullable=False),
     Column("type", Text, nullable=False),
-    Column("data", Text, nullable=False),
+    Column("data", JsonDocument("events"), nullable=False),
 )
 """``data`` is the event's JSON without its ``seq``, which is spliced in on the way out."""
 
@@ -335,6 +366,48 @@ file_parts = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("data", LargeBinary, nullable=False),
 )
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("wanted_at", Moment, nullable=False),
+    Column("doomed", Boolean, nullable=False, server_default=false()),
+)
+"""Large values that rows refer to. ``wanted_at`` is when somebody last stored such a value;
+``doomed``: it is being deleted, and nobody may refer to it any more."""
+NOT_DOOMED = text("NOT doomed")
+Index(
+    "uq_blobs_tenant_sha256",
+    blobs.c.tenant,
+    blobs.c.sha256,
+    unique=True,
+    sqlite_where=NOT_DOOMED,
+    postgresql_where=NOT_DOOMED,
+)
+
+blob_uses = Table(
+    "blob_uses",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("held_by", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Index(None, "key"),
+)
+"""Which runs refer to which blobs, from rows of the table ``held_by``."""
+
+blob_bytes = Table(
+    "blob_bytes",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("made_at", Moment, nullable=False),
+)
+"""The bytes of blobs, where no other place is set for them."""
 
 idempotency_keys = Table(
     "idempotency_keys",
@@ -392,6 +465,13 @@ memory_spaces = Table(
 )
 """A namespace of a tenant. Its number stands before every word in the text index."""
 
+
+def _index_where_given(given: str, *columns: str) -> Index:
+    """An index of the rows that have a ``given``: the others, mostly many, cost a write nothing."""
+    there = text(f"{given} IS NOT NULL")
+    return Index(None, *columns, sqlite_where=there, postgresql_where=there)
+
+
 memories = Table(
     "memories",
     metadata,
@@ -428,10 +508,10 @@ memories = Table(
     Index(None, "id", "version", unique=True),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "space", "session_id", "position"),
-    Index(None, "space", "occurred_at"),
-    Index(None, "tenant", "subject"),
-    Index(None, "parent_id"),
-    Index(None, "expires_at"),
+    _index_where_given("occurred_at", "space", "occurred_at"),
+    _index_where_given("subject", "tenant", "subject"),
+    _index_where_given("parent_id", "parent_id"),
+    _index_where_given("expires_at", "expires_at"),
 )
 """One row for each version; the one that holds has no ``replaced_at``. ``words`` are its content
 as the text index has it (``memory.words``). On PostgreSQL the text index is over ``lexemes``; on

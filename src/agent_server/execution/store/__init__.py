@@ -4,6 +4,8 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 Every function that answers a caller takes the tenant; the engine's own work goes by run id.
 """
 
+from agent_server.execution.store.blame import Rule as BlameRule
+from agent_server.execution.store.blame import accuse, excuse
 from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
 from agent_server.execution.store.erasure import erase_runs, parts, runs_about, runs_of_sessions
 from agent_server.execution.store.events import (
@@ -44,7 +46,15 @@ from agent_server.execution.store.limits import (
     void_permits,
     void_permits_of_others,
 )
-from agent_server.execution.store.nodes import beat, beats, reap, remove_node, stored_key, take_key
+from agent_server.execution.store.nodes import (
+    beat,
+    beats,
+    reap,
+    remove_node,
+    stored_key,
+    take_key,
+    workers,
+)
 from agent_server.execution.store.queue import Turns
 from agent_server.execution.store.reservations import (
     cut_off,
@@ -70,7 +80,6 @@ from agent_server.execution.store.runs import (
 )
 from agent_server.execution.store.steps import step_in, step_of, step_rows, task_steps, upsert_steps
 from agent_server.execution.store.tasks import (
-    accuse,
     begun_tasks,
     can_undo,
     cancel_task,
@@ -78,7 +87,6 @@ from agent_server.execution.store.tasks import (
     claim,
     end_task,
     ended_tasks,
-    excuse,
     has_ended,
     held_tasks,
     holds,
@@ -123,6 +131,7 @@ __all__ = [
     "take_permit",
     "void_permits",
     "void_permits_of_others",
+    "BlameRule",
     "Turns",
     "accuse",
     "begun_tasks",
@@ -229,4 +238,5 @@ __all__ = [
     "inherited_halt",
     "waiting_for",
     "withdraw_approvals",
+    "workers",
 ]

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, delete, select
 from agent_server.domain.base import JsonObject
 from agent_server.storage.tables import (
     approvals,
+    blob_uses,
     events,
     idempotency_keys,
     reservations,
@@ -52,6 +53,7 @@ def conversation(connection: Connection, tenant: str, run_id: str) -> list[JsonO
 
 def delete_run(connection: Connection, tenant: str, run_id: str) -> None:
     """Delete the run and all that was written of it."""
-    for table in (events, steps, tasks, signals, approvals, idempotency_keys, reservations):
+    of_it = (events, steps, tasks, signals, approvals, idempotency_keys, reservations, blob_uses)
+    for table in of_it:
         connection.execute(delete(table).where(table.c.run_id == run_id))
     connection.execute(delete(runs).where(runs.c.id == run_id, runs.c.tenant == tenant))

@@ -6,7 +6,7 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, select, text
+from sqlalchemy import Connection, Row, delete, func, select, text
 
 from agent_server.execution.store.columns import INSERTS
 from agent_server.execution.store.limits import void_permits_of_others
@@ -48,6 +48,12 @@ def remove_node(connection: Connection, node: str) -> None:
 def beats(connection: Connection) -> dict[str, datetime]:
     """Each node's last beat."""
     return {row.id: row.beat_at for row in connection.execute(select(nodes.c.id, nodes.c.beat_at))}
+
+
+def workers(connection: Connection) -> int:
+    """Nodes that carry out tasks, this one included."""
+    query = select(func.count()).select_from(nodes).where(nodes.c.role != "api")
+    return connection.execute(query).scalar() or 0
 
 
 def reap(connection: Connection, dead: dict[str, datetime]) -> int:

@@ -40,6 +40,8 @@ TENANTS = 64
 """Tenants among whom one claim shares; the circle brings the others to the next."""
 REMEMBERED = 10_000
 """Tenants whose turn among their runs is remembered."""
+COUNTED = 1_000
+"""Tasks in the queue that are counted before it is shared."""
 MOMENTS = 500
 """Tasks whose moment has come that one claim puts into the queue."""
 CLAIMING = 7_349_002_121
@@ -102,6 +104,17 @@ def enqueue_due(connection: Connection, now: datetime) -> None:
         )
     for lane in sorted({row.lane for row in found if row.behind and row.lane is not None}):
         free_lane(connection, lane)
+
+
+def share(connection: Connection, limit: int, workers: int) -> int:
+    """How many of up to ``limit`` one of so many workers takes at once, so that a short queue is
+    not one's alone."""
+    if workers <= 1:
+        return limit
+    most = min(limit * workers, COUNTED)
+    there = select(tasks.c.rank).where(IN_QUEUE).limit(most).subquery()
+    depth = connection.execute(select(func.count()).select_from(there)).scalar() or 0
+    return min(limit, max(1, -(-depth // workers)))
 
 
 def pick(

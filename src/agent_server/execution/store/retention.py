@@ -10,7 +10,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, func, select, text, tuple_, update
 
-from agent_server.storage.tables import events, memories, metadata, runs, session_items, steps
+from agent_server.storage.tables import (
+    blob_uses,
+    events,
+    memories,
+    metadata,
+    runs,
+    session_items,
+    steps,
+)
 
 DETAILS: tuple[Table, ...] = (events, steps)
 """What may be forgotten of a run before the run itself: the many rows."""
@@ -56,6 +64,9 @@ def delete_details(connection: Connection, run_ids: Sequence[str], limit: int) -
         some = select(*table.primary_key.columns).where(table.c.run_id.in_(run_ids)).limit(limit)
         if connection.execute(delete(table).where(key.in_(some))).rowcount == limit:
             return True
+    held_by = [table.name for table in DETAILS]
+    uses = (blob_uses.c.run_id.in_(run_ids), blob_uses.c.held_by.in_(held_by))
+    connection.execute(delete(blob_uses).where(*uses))
     return False
 
 

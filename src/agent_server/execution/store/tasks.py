@@ -18,7 +18,6 @@ from sqlalchemy import (
     case,
     delete,
     exists,
-    false,
     func,
     literal,
     or_,
@@ -32,6 +31,7 @@ from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Task
 from agent_server.execution.ports import LostLease
 from agent_server.execution.store import queue
+from agent_server.execution.store.blame import AWAITS_ONE_THAT_WAITS, Rule, put_off
 from agent_server.execution.store.columns import INSERTS, LIVE
 from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.limits import void_permits_of_others
@@ -39,20 +39,6 @@ from agent_server.execution.store.waits import withdraw_approvals
 from agent_server.storage.tables import IN_QUEUE, nodes, runs, steps, tasks
 
 NO_LIMITS: Mapping[str, int] = MappingProxyType({})
-_CHILD = tasks.alias("child")
-_AWAITS_ONE_THAT_WAITS = case(
-    (tasks.c.epoch == 0, false()),  # Never begun: whatever the run holds is not looked through.
-    else_=exists(
-        select(literal(1))
-        .where(
-            _CHILD.c.run_id == tasks.c.run_id,
-            _CHILD.c.status == "waiting",
-            or_(tasks.c.path == "", _CHILD.c.path.startswith(tasks.c.path + ".")),
-        )
-        .correlate(tasks)
-    ),
-)
-"""Something below the task stands still."""
 _INSERT_TASK = {name: make(tasks).on_conflict_do_nothing() for name, make in INSERTS.items()}
 
 
@@ -162,22 +148,40 @@ def claim(
     limit: int,
     now: datetime,
     turns: queue.Turns,
+    rule: Rule,
+    *,
+    tries: bool = False,
+    workers: int = 1,
     tenant_slots: Mapping[str, int] = NO_LIMITS,
 ) -> tuple[list[tuple[Row[Any], str | None]], bool]:
     """Take up to ``limit`` due tasks, as ``queue`` says whose turn it is: each gets a new epoch
     and, unless it stood still, one more attempt. With each comes the kind of what it stood still
-    for, if it did; then, whether there were more.
+    for, if it did; then, whether there were more. Of suspects one is taken if ``owner`` now
+    ``tries`` one, and none else; see ``blame``. Of several ``workers`` each takes its share.
     """
     queue.enqueue_due(connection, now)
+    limit = queue.share(connection, limit, workers)
     keys, more = queue.pick(connection, limit, turns, tenant_slots)
     if not keys:
         return [], more
-    stood = connection.execute(
-        select(tasks.c.run_id, tasks.c.path, tasks.c.waiting_for).where(
-            tuple_(tasks.c.run_id, tasks.c.path).in_(keys), tasks.c.waiting_for.is_not(None)
+    special = connection.execute(
+        select(tasks.c.run_id, tasks.c.path, tasks.c.waiting_for, tasks.c.losses).where(
+            tuple_(tasks.c.run_id, tasks.c.path).in_(keys),
+            or_(tasks.c.waiting_for.is_not(None), tasks.c.losses >= rule.suspect),
         )
-    )
-    stood_for = {(row.run_id, row.path): str(row.waiting_for.get("kind", "")) for row in stood}
+    ).all()
+    stood_for = {
+        (row.run_id, row.path): str(row.waiting_for.get("kind", ""))
+        for row in special
+        if row.waiting_for is not None
+    }
+    suspects = [(row.run_id, row.path) for row in special if rule.tried(row.losses)]
+    if suspects:
+        left = suspects[1:] if tries else suspects
+        put_off(connection, left, now)
+        keys = [key for key in keys if key not in left]
+        if not keys:
+            return [], more
     taken = connection.execute(
         update(tasks)
         .where(tuple_(tasks.c.run_id, tasks.c.path).in_(keys), tasks.c.status == "queued")
@@ -186,7 +190,7 @@ def claim(
             owner=owner,
             epoch=tasks.c.epoch + 1,
             attempts=tasks.c.attempts
-            + case((or_(tasks.c.waiting_for.is_not(None), _AWAITS_ONE_THAT_WAITS), 0), else_=1),
+            + case((or_(tasks.c.waiting_for.is_not(None), AWAITS_ONE_THAT_WAITS), 0), else_=1),
             wake_at=None,
             awaits=None,
             nudged=False,
@@ -458,28 +462,6 @@ def release_task(
         ),
         lost=lost,
     )
-
-
-def excuse(connection: Connection, owner: str, keys: Sequence[tuple[str, str]]) -> set[Any]:
-    """Should ``owner`` die, that was no fault of those of the tasks ``keys`` (run id, path) below
-    which something stands still. Which those are."""
-    rows = connection.execute(
-        update(tasks)
-        .where(
-            tuple_(tasks.c.run_id, tasks.c.path).in_(list(keys)),
-            tasks.c.owner == owner,
-            _AWAITS_ONE_THAT_WAITS,
-        )
-        .values(excused=True)
-        .returning(tasks.c.run_id, tasks.c.path)
-    )
-    return {(row.run_id, row.path) for row in rows}
-
-
-def accuse(connection: Connection, owner: str, run_id: str, path: str) -> None:
-    """The task that was excused is at work again."""
-    mine = (tasks.c.run_id == run_id, tasks.c.path == path, tasks.c.owner == owner)
-    connection.execute(update(tasks).where(*mine).values(excused=False))
 
 
 def _release(connection: Connection, condition: ColumnElement[bool], *, lost: bool) -> int:

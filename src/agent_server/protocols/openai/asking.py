@@ -15,7 +15,7 @@ from agent_server.domain.options import ClientTool, RunOptions
 from agent_server.domain.runs import Budget, RunRequest
 from agent_server.protocols.openai.bodies import CreateResponse
 from agent_server.protocols.openai.deps import check_include
-from agent_server.protocols.openai.errors import refuse, unsupported
+from agent_server.protocols.openai.errors import refuse, refuse_unknown, unsupported
 from agent_server.protocols.openai.items import last_text, media
 from agent_server.protocols.openai.names import Target
 
@@ -24,6 +24,11 @@ REFUSED: Final = (
     "access_programs", "background_options", "context_management", "image", "moderation",
     "multi_agent", "prompt", *CACHING,
 )  # fmt: skip
+UNSAID: Final = {
+    "responses": ("frequency_penalty", "presence_penalty"),
+    "chat_completions": ("truncation",),
+}
+"""What has no place in the requests to a model, by their API."""
 TIERS: Final = ("auto", "default")
 ON_SERVER: Final = "Give the agent that tool on the server; the answer then uses it."
 
@@ -39,6 +44,8 @@ def check(body: CreateResponse) -> None:
         raise unsupported("stream_options.include_obfuscation", "obfuscation of deltas")
     if body.stream_options is not None and body.stream_options.include_usage is not None:
         raise unsupported("stream_options.include_usage", "'include_usage' of a response")
+    if body.stream_options is not None and not body.stream:
+        raise refuse("stream_options", "'stream_options' needs 'stream': true.")
     if body.background and body.store is False:
         raise refuse("background", "A background response must be stored.", "Leave out 'store'.")
     if body.previous_response_id and body.conversation:
@@ -78,7 +85,7 @@ def client_tools(given: list[JsonObject] | None) -> tuple[ClientTool, ...]:
         kind = tool.get("type")
         if kind != "function":
             raise unsupported(f"{place}.type", f"a tool of type {kind!r}", ON_SERVER)
-        _known(place, tool, "name", "description", "parameters", "strict")
+        refuse_unknown(place, tool, "name", "description", "parameters", "strict")
         parameters = tool.get("parameters")
         if parameters is not None:
             if not isinstance(parameters, dict):
@@ -101,13 +108,6 @@ def client_tools(given: list[JsonObject] | None) -> tuple[ClientTool, ...]:
     if len(set(names)) < len(names):
         raise refuse("tools", "Two functions have the same name.")
     return tuple(found)
-
-
-def _known(place: str, given: JsonObject, *names: str) -> None:
-    """Raise for a key of an object that nothing here reads."""
-    for name in sorted(set(given) - {"type", *names}):
-        if given[name] is not None:
-            raise unsupported(f"{place}.{name}", f"'{name}'")
 
 
 def check_schema(place: str, schema: JsonObject) -> None:
@@ -153,7 +153,7 @@ def output_format(place: str, given: JsonObject | None) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise refuse(f"{place}.schema", "A JSON Schema is missing.")
     check_schema(f"{place}.schema", schema)
-    _known(place, given, "name", "description", "schema", "strict")
+    refuse_unknown(place, given, "name", "description", "schema", "strict")
     if given.get("description"):
         schema = {"description": given["description"], **schema}
     return {
@@ -163,8 +163,14 @@ def output_format(place: str, given: JsonObject | None) -> dict[str, Any]:
     }
 
 
-def options(body: CreateResponse, **more: Any) -> RunOptions:
-    """What ``body`` changes of its agent. Raises ``InvalidRequest``."""
+def options(body: CreateResponse, api: str, **more: Any) -> RunOptions:
+    """What ``body`` changes of its agent, whose model is asked by ``api``, which has no words for
+    some of it. Raises ``InvalidRequest``."""
+    for name in UNSAID[api]:
+        if getattr(body, name) not in (None, 0, "disabled"):
+            other = next(one for one in UNSAID if one != api)
+            hint = f"Models are asked by it where AGENT_SERVER_OPENAI_API={other}."
+            raise unsupported(name, f"{name!r}", hint)
     tools = client_tools(body.tools)
     choice, left = chosen(body.tool_choice, tools)
     reasoning = body.reasoning.model_dump(exclude_none=True) if body.reasoning else None
@@ -172,7 +178,7 @@ def options(body: CreateResponse, **more: Any) -> RunOptions:
         instructions=body.instructions,
         tools=left,
         tool_choice=choice,
-        parallel_tool_calls=body.parallel_tool_calls if tools else None,
+        parallel_tool_calls=body.parallel_tool_calls,
         max_output_tokens=body.max_output_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
@@ -236,7 +242,7 @@ def _format(given: JsonObject | None) -> JsonObject:
     return {
         "type": "json_schema",
         "name": given.get("name") or "answer",
-        "description": given.get("description"),
+        **({"description": given["description"]} if given.get("description") else {}),
         "schema": given.get("schema"),
         "strict": bool(given.get("strict")),
     }

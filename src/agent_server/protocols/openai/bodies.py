@@ -73,6 +73,23 @@ class CreateResponse(Frozen):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
 
 
+class CountInput(Frozen):
+    """The body of ``POST /v1/responses/input_tokens``."""
+
+    model: str = Field(min_length=1, max_length=300)
+    input: str | list[JsonObject] | None = None
+    conversation: str | JsonObject | None = None
+    instructions: str | None = None
+    parallel_tool_calls: bool | None = None
+    personality: Any = None
+    previous_response_id: str | None = None
+    reasoning: ReasoningParam | None = None
+    text: TextParam | None = None
+    tool_choice: str | JsonObject | None = None
+    tools: list[JsonObject] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+
+
 class CompactBody(Frozen):
     """The body of ``POST /v1/responses/compact``."""
 

@@ -24,7 +24,13 @@ from agent_server.execution.events import StoredEvent
 from agent_server.protocols.openai import asking, names
 from agent_server.protocols.openai.bodies import CreateChat, CreateResponse, ReasoningParam
 from agent_server.protocols.openai.deps import OpenAIDeps, caller, read
-from agent_server.protocols.openai.errors import RunFailed, error_object, refuse, unsupported
+from agent_server.protocols.openai.errors import (
+    RunFailed,
+    error_object,
+    refuse,
+    refuse_unknown,
+    unsupported,
+)
 from agent_server.protocols.openai.items import check_answered
 from agent_server.protocols.openai.lists import answer, route
 from agent_server.protocols.openai.narrator import Narrator
@@ -37,7 +43,17 @@ _REFUSED: Final = (
     "audio", "function_call", "functions", "logit_bias", "moderation", "prediction", "seed", "stop",
     "web_search_options", *asking.CACHING,
 )  # fmt: skip
-_ROLES: Final = {"user": "user", "system": "system", "developer": "developer"}
+_ROLES: Final = ("user", "system", "developer")
+KEYS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(_ROLES, ("role", "content", "name")),
+    "assistant": ("role", "content", "name", "refusal", "tool_calls", "annotations", "parsed"),
+    "tool": ("role", "content", "name", "tool_call_id"),
+}
+"""What a message of each role may have. A ``name`` has no effect, nor has what comes back with an
+answer of ours: annotations, and what OpenAI's client reads into it (``parsed``)."""
+
+
+_FUNCTION: Final = ("name", "arguments", "parsed_arguments")
 
 
 class ChatRoutes:
@@ -117,7 +133,7 @@ class ChatRoutes:
             target,
             asked,
             before,
-            asking.options(as_response),
+            asking.options(as_response, self._deps.settings.openai_api),
             store=stored,
             subject=body.safety_identifier or body.user,
             metadata=body.metadata,
@@ -153,6 +169,9 @@ def chat_items(messages: Sequence[JsonObject]) -> list[JsonObject]:
     found: list[JsonObject] = []
     for number, message in enumerate(messages):
         place, role = f"messages[{number}]", message.get("role")
+        if not isinstance(role, str) or role not in KEYS:
+            raise refuse(f"{place}.role", f"'{place}.role' {role!r} is not supported.")
+        refuse_unknown(place, message, *KEYS[role])
         if role == "tool":
             output = message.get("content")
             if isinstance(output, list):
@@ -161,11 +180,13 @@ def chat_items(messages: Sequence[JsonObject]) -> list[JsonObject]:
             call = message.get("tool_call_id")
             found.append({"type": "function_call_output", "call_id": call, "output": output})
         elif role == "assistant":
-            if message.get("content"):
-                content = _parts(message["content"], place)
-                found.append({"role": "assistant", "content": content})
-            for call in _listed(message, "tool_calls"):
+            said = message.get("content") or message.get("refusal")
+            if said:
+                found.append({"role": "assistant", "content": _parts(said, place)})
+            for n, call in enumerate(_listed(message, "tool_calls")):
                 function = _inner(call, "function", f"{place}.tool_calls")
+                refuse_unknown(f"{place}.tool_calls[{n}]", call, "id", "index", "function")
+                refuse_unknown(f"{place}.tool_calls[{n}].function", function, *_FUNCTION)
                 found.append(
                     {
                         "type": "function_call",
@@ -174,10 +195,8 @@ def chat_items(messages: Sequence[JsonObject]) -> list[JsonObject]:
                         "arguments": function.get("arguments"),
                     }
                 )
-        elif role in _ROLES:
-            found.append({"role": role, "content": _parts(message.get("content"), place)})
         else:
-            raise refuse(f"{place}.role", f"'{place}.role' {role!r} is not supported.")
+            found.append({"role": role, "content": _parts(message.get("content"), place)})
     return found
 
 
@@ -187,16 +206,20 @@ def _parts(content: Any, place: str) -> Any:
     found = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
+        where = f"{place}.content[{number}]"
+        if kind in ("image_url", "file"):
+            refuse_unknown(where, part, kind)
         if kind == "image_url":
-            image = _inner(part, "image_url", place)
+            image = _inner(part, "image_url", where)
+            refuse_unknown(f"{where}.image_url", image, "url", "detail")
             detail = image.get("detail") or "auto"
             found.append({"type": "input_image", "image_url": image.get("url"), "detail": detail})
         elif kind == "file":
-            found.append({"type": "input_file", **_inner(part, "file", place)})
+            found.append({"type": "input_file", **_inner(part, "file", where)})
         elif kind in ("text", "refusal"):
             found.append(part)
         else:
-            raise unsupported(f"{place}.content[{number}].type", f"content of type {kind!r}")
+            raise unsupported(f"{where}.type", f"content of type {kind!r}")
     return found
 
 

@@ -46,6 +46,13 @@ def unsupported(param: str, what: str, hint: str | None = None) -> InvalidReques
     return refuse(param, f"Unsupported parameter: {what} is not supported here.", hint)
 
 
+def refuse_unknown(place: str, given: JsonObject, *names: str) -> None:
+    """Raise for a key of an object, beside its ``type``, that nothing here reads."""
+    for name in sorted(set(given) - {"type", *names}):
+        if given[name] is not None:
+            raise unsupported(f"{place}.{name}", f"'{name}'")
+
+
 def error_object(error: AgentServerError) -> tuple[int, JsonObject]:
     """The status and the ``error`` object."""
     status, code = error.status, error.code

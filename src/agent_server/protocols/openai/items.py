@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
-from agent_server.protocols.openai.errors import refuse, unsupported
+from agent_server.protocols.openai.errors import refuse, refuse_unknown, unsupported
 from agent_server.protocols.openai.names import item_id
 
 ROLES: Final = ("user", "assistant", "system", "developer")
@@ -20,6 +20,29 @@ _TEXTS: Final = ("input_text", "output_text", "text", "refusal", "summary_text")
 CONSENT: Final = "mcp_approval_response"
 OURS: Final = ("reasoning", "mcp_approval_request", CONSENT)
 """What an earlier answer of ours had beside what was said, and what was answered to that."""
+KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "message": ("role", "content", "id", "status", "phase"),
+    "function_call": ("call_id", "name", "arguments", "id", "status", "parsed_arguments"),
+    "function_call_output": ("call_id", "output", "id", "status", "name"),
+    "reasoning": ("id", "summary", "content", "encrypted_content", "status"),
+    "mcp_approval_request": ("id", "server_label", "name", "arguments"),
+    CONSENT: ("approval_request_id", "approve", "reason", "id", "request_id"),
+    "compaction": ("encrypted_content", "id", "created_by"),
+    "item_reference": ("id",),
+}
+"""Beside its type, what an item may have. Every answer may come back whole, with what OpenAI's client
+reads into it (``parsed…``): ids and states say where an item stood there and are not the model's,
+which goes for ``phase`` and a repeated name."""
+PARTS: Final[dict[str, tuple[str, ...]]] = {
+    "input_text": ("text",),
+    "output_text": ("text", "annotations", "logprobs", "parsed"),
+    "text": ("text",),
+    "refusal": ("refusal",),
+    "input_image": ("image_url", "file_id", "detail"),
+    "input_file": ("file_data", "file_id", "file_url", "filename", "detail"),
+}
+"""The same for the parts of a message."""
+_STATES: Final = (None, "in_progress", "completed", "incomplete")
 MEDIA: Final = {
     "input_image": ("image_url", "file_id"),
     "input_file": ("file_data", "file_id", "file_url"),
@@ -31,10 +54,8 @@ SUMMARY: Final = "Summary of the conversation so far:\n"
 async def read_input(
     given: str | Sequence[JsonObject] | None, lookup: Lookup, where: str = "input"
 ) -> list[JsonObject]:
-    """The items for the agent. Ids and states of items are left out: they are not its model's.
-
-    Items that only we make of an answer are no model's to read, and are skipped.
-    Raises ``InvalidRequest``.
+    """The items for the agent. Items that only we make of an answer are no model's to read, and
+    are skipped. Raises ``InvalidRequest``, also for what ``KEYS`` and ``PARTS`` do not have.
     """
     if given is None:
         return []
@@ -47,6 +68,7 @@ async def read_input(
         if kind == "item_reference":
             if not isinstance(item.get("id"), str):
                 raise refuse(place, f"'{place}' is no item: it has neither a type nor a role.")
+            refuse_unknown(place, item, *KEYS[kind])
             item = await lookup(item["id"])
             kind = item["type"]
         made = _read(item, kind, place)
@@ -56,6 +78,11 @@ async def read_input(
 
 
 def _read(item: JsonObject, kind: str, place: str) -> JsonObject | None:
+    if not isinstance(kind, str) or kind not in KEYS:
+        raise unsupported(f"{place}.type", f"an item of type {kind!r}")
+    refuse_unknown(place, item, *KEYS[kind])
+    if item.get("status") not in _STATES:
+        raise refuse(f"{place}.status", f"There is no status {item['status']!r} of an item.")
     if kind == "message":
         return _message(item, place)
     if kind == "function_call":
@@ -74,9 +101,7 @@ def _read(item: JsonObject, kind: str, place: str) -> JsonObject | None:
         return {"type": kind, "call_id": _text(item, "call_id", place), "output": output}
     if kind in OURS:
         return None
-    if kind == "compaction":
-        return {"role": "developer", "content": SUMMARY + unpack(item, place)}
-    raise unsupported(f"{place}.type", f"an item of type {kind!r}")
+    return {"role": "developer", "content": SUMMARY + unpack(item, place)}
 
 
 def _message(item: JsonObject, place: str) -> JsonObject:
@@ -96,19 +121,20 @@ def _message(item: JsonObject, place: str) -> JsonObject:
 
 def _content(part: Any, place: str) -> JsonObject:
     kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise unsupported(f"{place}.type", f"content of type {kind!r}")
+    refuse_unknown(place, part, *PARTS[kind])
     if kind in ("input_text", "output_text", "text"):
         return {"type": "input_text", "text": _text(part, "text", place)}
     if kind == "refusal":
         return {"type": "refusal", "refusal": _text(part, "refusal", place)}
-    if kind in MEDIA:
-        sources = [name for name in MEDIA[kind] if part.get(name) is not None]
-        if len(sources) != 1:
-            names = ", ".join(map(repr, MEDIA[kind]))
-            raise refuse(place, f"'{place}' needs one of {names}; it has {len(sources)}.")
-        _text(part, sources[0], place)
-        detail = {"detail": "auto"} if kind == "input_image" else {}
-        return {**detail, **{name: value for name, value in part.items() if value is not None}}
-    raise unsupported(f"{place}.type", f"content of type {kind!r}")
+    sources = [name for name in MEDIA[kind] if part.get(name) is not None]
+    if len(sources) != 1:
+        names = ", ".join(map(repr, MEDIA[kind]))
+        raise refuse(place, f"'{place}' needs one of {names}; it has {len(sources)}.")
+    _text(part, sources[0], place)
+    detail = {"detail": "auto"} if kind == "input_image" else {}
+    return {**detail, **{name: value for name, value in part.items() if value is not None}}
 
 
 def media(items: Sequence[JsonObject], where: str) -> Iterator[tuple[str, JsonObject]]:
@@ -150,6 +176,8 @@ def listed(item: JsonObject, identity: str) -> JsonObject:
 _PREFIXES: Final = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 INPUT_BASE: Final = 0x8000
 """Where the numbers of input items begin, so that they are not those of output items."""
+STEERED_BASE: Final = 0xC000
+"""Where those begin of what was said into a response."""
 
 
 def prefix_of(item: JsonObject) -> str:
@@ -157,13 +185,17 @@ def prefix_of(item: JsonObject) -> str:
     return "msg" if kind == "message" else _PREFIXES.get(kind, "item")
 
 
-def input_items(run_id: str, given: Any) -> list[JsonObject]:
-    """The input of a run as a list of items with ids."""
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
+def input_items(run_id: str, given: Any, first: int = INPUT_BASE) -> list[JsonObject]:
+    """The input of a run as a list of items with ids, numbered from ``first``."""
     return [
-        listed(item, item_id(prefix_of(item), run_id, INPUT_BASE + n))
-        for n, item in enumerate(items)
+        listed(item, item_id(prefix_of(item), run_id, first + n))
+        for n, item in enumerate(items_of(given))
     ]
+
+
+def items_of(given: Any) -> list[JsonObject]:
+    """An input as a list of items: a text is what the user says."""
+    return [{"role": "user", "content": given}] if isinstance(given, str) else list(given or ())
 
 
 def _joined(content: Any) -> str:

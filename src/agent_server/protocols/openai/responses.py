@@ -21,9 +21,11 @@ from agent_server.domain.errors import RunEnded, Unavailable
 from agent_server.domain.ids import RunId
 from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import RunRequest, RunStatus
+from agent_server.execution.ports import SignalReceived
 from agent_server.execution.runs import Idempotency
+from agent_server.inference.counting import InputCounted
 from agent_server.protocols.openai import asking, names
-from agent_server.protocols.openai.bodies import CompactBody, CreateResponse
+from agent_server.protocols.openai.bodies import CompactBody, CountInput, CreateResponse
 from agent_server.protocols.openai.consents import Consents, answers
 from agent_server.protocols.openai.deps import OpenAIDeps, caller, query, read
 from agent_server.protocols.openai.errors import RunFailed, refuse
@@ -59,6 +61,9 @@ class Asked:
 
     @property
     def tale(self) -> Tale:
+        return self.told()
+
+    def told(self, *, onward: bool = False) -> Tale:
         stream = bool(self.body.stream)
         return Tale(
             echo_of(self.request),
@@ -66,6 +71,7 @@ class Asked:
             live=stream,
             last_only=in_form(self.request),
             part=self.going.part if self.going else 0,
+            onward=onward,
         )
 
 
@@ -97,6 +103,14 @@ class ResponseRoutes:
                 "Compact a history",
                 "compact",
                 body=CompactBody,
+            ),
+            route(
+                "POST",
+                PATH + "/input_tokens",
+                self.count,
+                "Count the tokens of an input",
+                "count_input",
+                body=CountInput,
             ),
             route(
                 "GET",
@@ -138,10 +152,16 @@ class ResponseRoutes:
         return answer(await self.answer(asked, principal, key))
 
     async def asked(
-        self, body: CreateResponse, principal: Principal, local: Sequence[JsonObject] | None = None
+        self,
+        body: CreateResponse,
+        principal: Principal,
+        local: Sequence[JsonObject] | None = None,
+        *,
+        steerable: bool = False,
     ) -> Asked:
         """``body`` as a run, every name in it looked up. Raises what it refuses. ``local`` is the
-        conversation that it continues where nothing stored is.
+        conversation that it continues where nothing stored is. With ``steerable``, an agent hears
+        what is said into it meanwhile; in a conversation nothing may be.
         """
         asking.check(body)
         target = names.target(body.model)
@@ -167,8 +187,10 @@ class ResponseRoutes:
             raise refuse("store", "A conversation keeps what is said: leave out 'store'.")
         options = asking.options(
             body,
+            self._deps.settings.openai_api,
             previous=previous if target.kind == "agent" else None,
             pieces=stored and bool(body.stream or body.background),
+            steerable=steerable and target.kind == "agent" and conversation is None,
         )
         options = options.model_copy(update={"echo": asking.echo(body, conversation)})
         return Asked(
@@ -186,11 +208,18 @@ class ResponseRoutes:
             ),
         )
 
-    async def follow(self, asked: Asked, principal: Principal, key: Idempotency | None) -> Any:
-        """The events of the run, which begins: now if it is stored, else when it is entered."""
+    async def follow(
+        self,
+        asked: Asked,
+        principal: Principal,
+        key: Idempotency | None,
+        steers: list[SignalReceived] | None = None,
+    ) -> Any:
+        """The events of the run, which begins: now if it is stored, else when it is entered.
+        ``steers`` is where others put what they say into one that is not stored."""
         tenant = principal.tenant
         if not asked.request.store:
-            return EphemeralFollow(self._runs, asked.request, tenant, principal.name)
+            return EphemeralFollow(self._runs, asked.request, tenant, principal.name, steers)
         ref = await self._begin(asked, principal, key)
         return self._runs.follow(tenant, ref.run_id, 0, new=asked.going is None and key is None)
 
@@ -280,6 +309,36 @@ class ResponseRoutes:
         wanted = query(request, ItemsQuery)
         ref = names.ref_of(request.path_params["response_id"])
         return answer(page(await self._stored.given(caller(request).tenant, ref), wanted))
+
+    async def count(self, request: Request) -> Response:
+        """The tokens of all that the agent's model would be asked first, of its own and of ours."""
+        body = await read(request, CountInput, self._deps.settings)
+        asking.refuse_given(body, "personality")
+        if names.target(body.model).kind != "agent":
+            raise refuse("model", "Only an agent's input can be counted: others ask several.")
+        if answers(body.input):
+            raise refuse("input", "A consent is no input of a model.")
+        principal = caller(request)
+        tenant = principal.tenant
+        asking.check(CreateResponse(**body.model_dump(exclude={"personality"})))
+        conversation = await self._stored.conversation(tenant, body.conversation)
+        before = await self._deps.sessions.of(tenant).items(conversation) if conversation else None
+        alone = body.model_dump(exclude={"personality", "conversation"})
+        asked = await self.asked(CreateResponse(**alone, store=False), principal, before)
+        options = asked.request.options
+        assert options is not None
+        run = await self._runs.run_ephemeral(
+            asked.request.model_copy(
+                update={"options": options.model_copy(update={"count": True})}
+            ),
+            tenant=tenant,
+            principal=principal.name,
+            deltas=False,
+        )
+        if run.error is not None and run.error.code != InputCounted.code:
+            raise RunFailed(run.error)
+        counted = {"object": "response.input_tokens", "input_tokens": run.usage.input_tokens}
+        return answer(counted)
 
     async def compact(self, request: Request) -> Response:
         """A summary by the agent's own model stands for the history from then on."""

@@ -5,7 +5,7 @@ remembers, the conversations of its unstored responses, any longer than the conn
 """
 
 import json
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -19,20 +19,41 @@ from agent_server.api import inputs, problems
 from agent_server.api.door import CALL, Call
 from agent_server.api.sse import ENDING, Streams
 from agent_server.domain.base import JsonObject, utcnow
-from agent_server.domain.errors import AgentServerError, BodyTooLarge, NotFound, Unavailable
-from agent_server.domain.ids import new_run_id
-from agent_server.protocols.openai import asking
+from agent_server.domain.errors import (
+    AgentServerError,
+    BodyTooLarge,
+    NotFound,
+    RunEnded,
+    Unavailable,
+)
+from agent_server.domain.ids import new_id, new_run_id
+from agent_server.execution.ports import STEER, SignalReceived
+from agent_server.protocols.openai import asking, names
 from agent_server.protocols.openai.bodies import CreateResponse
+from agent_server.protocols.openai.consents import answers
 from agent_server.protocols.openai.deps import OpenAIDeps
 from agent_server.protocols.openai.errors import error_object, refuse, unsupported
 from agent_server.protocols.openai.items import read_input
 from agent_server.protocols.openai.responses import Asked, ResponseRoutes
 from agent_server.protocols.openai.script import Script
+from agent_server.protocols.openai.steering import (
+    Live,
+    Steer,
+    SteerRefused,
+    check_form,
+    failed,
+    joined,
+    message_of,
+    required,
+)
+from agent_server.protocols.openai.stored import Stored
 
 MAX_LANES: Final = 16
 MAX_WAITING: Final = 16
 """Requests that wait in one lane."""
 MAX_REMEMBERED: Final = 32
+MAX_ENDED: Final = 256
+"""Responses of which a connection knows that they have ended."""
 LOST: Final = "previous_response_not_found"
 
 log = structlog.get_logger("agent_server.http")
@@ -78,7 +99,13 @@ class Connection:
         self._socket = socket
         self._settings = deps.settings
         self._responses = responses
+        self._control = deps.control
+        self._stored = Stored(deps)
         self._tasks = tasks
+        self._live: list[Live] = []
+        self._ended: deque[str] = deque(maxlen=MAX_ENDED)
+        self._queued: dict[str, Live] = {}
+        """Of each response that wants something of the client first, what was said meanwhile."""
         self._lanes: dict[str | None, MemoryObjectSendStream[JsonObject]] = {}
         self._remembered: OrderedDict[str, list[JsonObject]] = OrderedDict()
         self._writing = anyio.Lock()
@@ -93,6 +120,9 @@ class Connection:
             lane = None
             try:
                 event = self._event(raw)
+                if event["type"] == "response.steer":
+                    await self._steer(event)
+                    continue
                 lane = event.get("stream_id")
                 self._lane(lane).send_nowait(event)
             except anyio.WouldBlock:
@@ -100,6 +130,14 @@ class Connection:
                 await self._refuse(refusal, lane)
             except AgentServerError as error:
                 await self._refuse(error, lane)
+            except WebSocketDisconnect:
+                raise
+            except Exception:
+                await self._unexpected(lane)
+
+    async def _unexpected(self, lane: str | None) -> None:
+        log.exception("unexpected error", request_id=self._request_id)
+        await self._refuse(problems.unexpected(self._request_id), lane)
 
     async def end_with(self, streams: Streams) -> None:
         """End when the server drains, with word of it, before anything is stopped."""
@@ -141,17 +179,13 @@ class Connection:
         with self._lanes[lane], waiting:
             async for event in waiting:
                 try:
-                    if event["type"] == "response.steer":
-                        await self._cannot_steer(event, lane)
-                    else:
-                        await self._respond(event, lane)
+                    await self._respond(event, lane)
                 except AgentServerError as error:
                     await self._refuse(error, lane)
                 except WebSocketDisconnect:
                     return
                 except Exception:
-                    log.exception("unexpected error", request_id=self._request_id)
-                    await self._refuse(problems.unexpected(self._request_id), lane)
+                    await self._unexpected(lane)
 
     async def _respond(self, event: JsonObject, lane: str | None) -> None:
         body, generate = self._body(event)
@@ -159,24 +193,138 @@ class Connection:
         if not generate:
             await self._prepare(body, local, lane)
             return
+        before = self._queued.get(body.previous_response_id or "")
+        queued: Sequence[Steer] = ()
+        if before is not None and before.lane == lane:
+            queued = before.left()
+            if not answers(body.input):  # A run that a person consents to has what was said.
+                body = body.model_copy(update={"input": joined(queued, body.input)})
+                queued = ()
         try:
-            asked = await self._responses.asked(body, self._principal, local)
+            live = await self._begun(body, lane, local, queued)
         except NotFound as error:
             if body.previous_response_id and body.previous_response_id in error.detail:
                 raise _Lost(error.detail, hint="Send the whole history without it.") from error
             raise
-        tale = asked.tale
-        async with await self._responses.follow(asked, self._principal, None) as follow:
-            async for batch in follow.batches():
-                for one in batch:
-                    tale.feed(one)
-                    await self._send(tale.take(), lane)
-                if tale.ended or batch[-1].type in ENDING:
-                    break
-            if follow.lagged and tale.script is not None:
-                await self._send([tale.script.fault("The reader was too slow.")], lane)
-        if not asked.request.store and tale.ended:
-            await self._remember(asked, tale.response())
+        if before is not None and before.lane == lane:
+            del self._queued[body.previous_response_id or ""]
+        following: Live | None = live
+        while following is not None:
+            following = await self._after(following)
+
+    async def _begun(
+        self,
+        body: CreateResponse,
+        lane: str | None,
+        local: Sequence[JsonObject] | None,
+        queued: Sequence[Steer] = (),
+    ) -> Live:
+        """The response to ``body``, told to its end or as far as it can be."""
+        asked = await self._responses.asked(body, self._principal, local, steerable=True)
+        live = Live(asked, lane, list(queued))
+        tale = live.tale
+        self._live.append(live)
+        try:
+            begun = self._responses.follow(asked, self._principal, None, live.inbox)
+            async with await begun as follow:
+                async for batch in follow.batches():
+                    for one in batch:
+                        tale.feed(one)
+                        await self._send(tale.take(), live)
+                    if tale.ended or batch[-1].type in ENDING:
+                        break
+                if follow.lagged and tale.script is not None:
+                    await self._send([tale.script.fault("The reader was too slow.")], live)
+        finally:
+            self._live.remove(live)
+        return live
+
+    async def _after(self, live: Live) -> Live | None:
+        """What follows a response by itself: one that answers what was said into it too late for
+        it to hear. None where nothing does."""
+        tale = live.tale
+        if not tale.ended:
+            return None
+        response = tale.response()
+        parts = [*tale.earlier, (tale.decided, response)]
+        self._ended.extend(told["id"] for _, told in parts)
+        if not live.asked.request.store:
+            items = _items(live.asked)
+            for said, told in parts:
+                items += [*await self._read(said), *await self._read(told["output"])]
+                self._keep(told["id"], list(items))
+        left = live.left()
+        if not left:
+            return None
+        wanted = required(response)
+        why = f"The response is {response['status']}: nothing follows it."
+        if wanted and len(self._queued) >= MAX_REMEMBERED:
+            why = f"{MAX_REMEMBERED} responses wait for what they want of you already."
+        elif response["status"] == "completed" and wanted:
+            self._queued[response["id"]] = live
+            for steer in left:
+                reference = {"id": steer.id, "previous_response_id": response["id"]}
+                pending = {"reason": "waiting_for_required_input", "required_input": wanted}
+                await self._say(live, "response.steer.pending", steer=reference, **pending)
+            return None
+        elif response["status"] == "completed":
+            following = {"previous_response_id": response["id"], "input": joined(left, None)}
+            body = live.asked.body.model_copy(update=following)
+            local = self._remembered.get(response["id"])
+            try:
+                return await self._begun(body, live.lane, local)
+            except AgentServerError as error:
+                why = error.detail
+        for steer in left:
+            back = {"id": steer.id, "previous_response_id": response["id"], "input": steer.given}
+            what = failed(back, "successor_creation_failed", why)
+            await self._say(live, "response.steer.failed", **what)
+        return None
+
+    async def _steer(self, event: JsonObject) -> None:
+        """Say something into a response that is under way here; each is answered, in order."""
+        target = str(event.get("previous_response_id"))
+        live = next((one for one in self._live if target in one.ids), None)
+        try:
+            if live is None and target in self._ended:
+                raise SteerRefused("response_already_completed", "The response has ended.")
+            if live is None:
+                message = f"No response {target[:100]!r} is under way on this connection."
+                raise SteerRefused("response_not_found", message)
+            check_form(event)
+            tenant = self._principal.tenant
+            items = await self._stored.read(tenant, event["input"])
+            live.check(target)
+        except (SteerRefused, AgentServerError) as error:
+            code = error.code if isinstance(error, SteerRefused) else "invalid_input"
+            given = event.get("input")
+            back = {"previous_response_id": target, "input": given if given is not None else ""}
+            what = failed(back, code, str(error))
+            await self._say(live, "response.steer.failed", **what)
+            return
+        steer = Steer(new_id("steer"), event["input"], items)
+        live.steers.append(steer)
+        reference = {"id": steer.id, "previous_response_id": target}
+        await self._say(live, "response.steer.accepted", steer=reference)
+        if not live.asked.request.store:
+            by, at = self._principal.name, utcnow()
+            live.inbox.append(SignalReceived(items, by, at, steer.id))
+            return
+        said = {"request": {"input": items}, "steer_id": steer.id}
+        run_id = names.ref_of(target).run_id
+        try:
+            await self._control.signal(tenant, run_id, STEER, said, by=self._principal.name)
+        except (RunEnded, NotFound):
+            log.debug("steer.late", run_id=run_id)  # It is left over, see ``_after``.
+
+    async def _say(self, live: Live | None, kind: str, **values: Any) -> None:
+        if live is None:
+            await self._write(json.dumps({"type": kind, **values, "sequence_number": 0}))
+        else:
+            await self._write(_in_lane(json.dumps(live.event(kind, **values)), live.lane))
+
+    async def _read(self, items: Sequence[JsonObject]) -> list[JsonObject]:
+        return await read_input(items, _no_reference)
 
     def _body(self, event: JsonObject) -> tuple[CreateResponse, bool]:
         """What is asked for, and whether it is to be answered."""
@@ -213,39 +361,17 @@ class Connection:
         script.begin()
         script.end("completed", None, None)
         self._keep(script.response["id"], given)
-        await self._send(script.take(), lane)
-
-    async def _remember(self, asked: Asked, response: JsonObject) -> None:
-        """Keep what was said, for the responses that continue this one."""
-        said = await read_input(response["output"], _no_reference)
-        self._keep(response["id"], [*_items(asked), *said])
+        for frame in script.take():
+            await self._write(_in_lane(message_of(frame), lane))
 
     def _keep(self, response_id: str, items: list[JsonObject]) -> None:
         self._remembered[response_id] = items
         if len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
 
-    async def _cannot_steer(self, event: JsonObject, lane: str | None) -> None:
-        message = "A response of this server cannot be steered. Send what is to be said next."
-        failed = {
-            "type": "response.steer.failed",
-            "error": {
-                "code": "steering_not_supported",
-                "message": message,
-                "type": "invalid_request_error",
-            },
-            "steer": {
-                "input": event.get("input"),
-                "previous_response_id": str(event.get("previous_response_id")),
-            },
-            "sequence_number": 0,
-        }
-        await self._write(_in_lane(json.dumps(failed), lane))
-
-    async def _send(self, frames: Sequence[bytes], lane: str | None) -> None:
-        """Events as they stand in a stream, each as a message."""
+    async def _send(self, frames: Sequence[bytes], live: Live) -> None:
         for frame in frames:
-            await self._write(_in_lane(frame.partition(b"data: ")[2].strip().decode(), lane))
+            await self._write(_in_lane(live.told(frame), live.lane))
 
     async def _refuse(self, error: AgentServerError, lane: str | None) -> None:
         await self._write(_error(error, lane))

@@ -46,7 +46,8 @@ class Stored:
         return told(run, request, await self._events(tenant, ref.run_id), ref.part)
 
     async def given(self, tenant: Tenant, ref: Ref) -> list[JsonObject]:
-        """The input of a response, as a list of items: what was asked, or what was decided."""
+        """The input of a response, as a list of items: what was asked, or decided, or said into the
+        run."""
         _, request = await self.run(tenant, ref.run_id)
         if not ref.part:
             asked = request.input if request.agent else request.goal or request.variables
@@ -91,12 +92,17 @@ class Stored:
             if run.waiting_for is not None and run.waiting_for.kind == "approval":
                 hint = "Answer what it asks with an 'mcp_approval_response'."
             raise refuse("previous_response_id", f"The response {response!r} has not ended.", hint)
-        if part or (await self._deps.control.approvals(tenant, run_id=run_id, limit=1)).data:
+        options = request.options
+        if (
+            part
+            or (options is not None and options.steerable)
+            or (await self._deps.control.approvals(tenant, run_id=run_id, limit=1)).data
+        ):
             last = names.response_id(run_id, await self.parts(tenant, run_id) - 1)
             if last != response:
                 raise refuse(
                     "previous_response_id",
-                    f"The response {response!r} went on after a consent.",
+                    f"The response {response!r} went on as another.",
                     f"Give {last!r}, where it ended.",
                 )
         if request.session_id is not None:
@@ -132,6 +138,7 @@ class Stored:
             found = input_items(run_id, request.input)
             for part in range(await self.parts(tenant, run_id)):
                 found += told(run, request, events, part)["output"]
+                found += await self.given(tenant, Ref(run_id, part)) if part else []
             for item in found:
                 if item["id"] == identity:
                     return item

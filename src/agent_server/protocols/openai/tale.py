@@ -13,7 +13,7 @@ from agent_server.api.sse import EventStream, Streams
 from agent_server.domain.base import JsonObject
 from agent_server.domain.runs import Run, RunRequest, RunStatus
 from agent_server.execution.events import TERMINAL, StoredEvent
-from agent_server.protocols.openai.items import CONSENT
+from agent_server.protocols.openai.items import CONSENT, STEERED_BASE, input_items
 from agent_server.protocols.openai.names import consent_id, no_response, response_id
 from agent_server.protocols.openai.narrator import Narrator
 from agent_server.protocols.openai.script import DONE, Script
@@ -31,7 +31,9 @@ _DRAINING = "The server is going down; the response goes on if it is stored."
 class Tale:
     """One response of a run: its ``part``, counted from 0. It begins with the run's first event,
     which names the run, and ends with the last; or where the run stands still for people's
-    consent, which is asked for in the output. The next part begins with what they decide.
+    consent, which is asked for in the output: the next part begins with what they decide. Or where
+    a ``response.steer`` was heard, which the next part begins with; with ``onward`` that is told
+    at once, as what is wanted from then on, and those before are in ``earlier``.
     """
 
     def __init__(
@@ -43,7 +45,12 @@ class Tale:
         last_only: bool = False,
         after: int = -1,
         part: int = 0,
+        onward: bool = False,
     ) -> None:
+        self._onward = onward
+        self._left: list[bytes] = []
+        self._turned = False
+        self._said = STEERED_BASE
         self._echo = echo
         self._events = events
         self._live = live
@@ -60,7 +67,11 @@ class Tale:
         self.parts = 0
         """How many parts have begun."""
         self.decided: list[JsonObject] = []
-        """What people decided in this part, as items of its input."""
+        """What people decided or said in this part, as items of its input."""
+        self.earlier: list[tuple[list[JsonObject], JsonObject]] = []
+        """What was ``decided`` in each part before, and its response."""
+        self.heard: set[str] = set()
+        """The ids of what was said into the run."""
         self.ended = False
 
     @property
@@ -75,6 +86,8 @@ class Tale:
             created = json.loads(event.data)
             self._run_id = created["run_id"]
             self._begin(created)
+        elif event.type == "run.steered":
+            self._steered(json.loads(event.data))
         elif event.type.startswith("approval."):
             self._consent(json.loads(event.data))
         elif self.narrator is None:
@@ -111,6 +124,7 @@ class Tale:
 
     def _tell(self, kind: str, value: JsonObject) -> None:
         assert self._script is not None and self.narrator is not None
+        self._turned = False
         if kind in TERMINAL:
             self._script.ended_at = moment(value["at"])
         self.narrator.feed(value)
@@ -132,6 +146,7 @@ class Tale:
                         "id": consent_id(event["approval_id"]) + "_response",
                         "type": CONSENT,
                         "approval_request_id": consent_id(event["approval_id"]),
+                        "request_id": consent_id(event["approval_id"]),
                         "approve": event["decision"] == "approve",
                         "reason": None,
                     }
@@ -150,8 +165,33 @@ class Tale:
         self.ended = self._now == self._wanted
         self.narrator = None
 
+    def _steered(self, event: JsonObject) -> None:
+        """A part ends and the next one begins, once for all that is heard at the same turn."""
+        if event.get("steer_id") is None or self._script is None:
+            return
+        self.heard.add(event["steer_id"])
+        if not self._turned:
+            self._script.ended_at = moment(event["at"])
+            self._script.end("incomplete", None, "steered")
+            self._told += len(self._script.output)
+            self.ended = self._now == self._wanted and not self._onward
+            if self.ended:
+                return
+            if self._now == self._wanted:
+                self._left += self._script.take()
+                self.earlier.append((self.decided, self._script.response))
+                self.decided = []
+                self._wanted += 1
+            self._begin(event)
+            self._turned = True
+        if self._now == self._wanted:
+            items = input_items(self._run_id, event["input"], self._said)
+            self._said += len(items)
+            self.decided += items
+
     def take(self) -> list[bytes]:
-        return self.script.take() if self.script is not None else []
+        left, self._left = self._left, []
+        return [*left, *self.script.take()] if self.script is not None else left
 
     def response(self) -> JsonObject:
         """Raises ``NotFound`` for a part that has not begun."""
