@@ -90,7 +90,11 @@ MATRIX: dict[str, tuple[str, ...]] = {
     "two versions at once, migration while serving": (
         "tests/durability/test_upgrade.py::test_servers_of_the_version_before_go_on_while_the_schema_grows_under_them",
     ),
-    "a stored row that cannot be read": (
+    "10,000 idle streams": (
+        "tests/durability/test_idle_streams.py::test_idle_streams_cost_little_and_all_of_them_hear_the_end",
+    ),
+    "a corrupt event row, and other rows that cannot be read": (
+        "tests/durability/test_unreadable.py::test_what_cannot_be_read_is_set_aside_and_the_rest_is_served",
         "tests/execution/test_faults.py::test_a_stored_run_that_cannot_be_read_fails_and_the_others_go_on",
     ),
 }

@@ -217,6 +217,14 @@ def db_upgrade() -> None:
     do(upgrade_database)
 
 
+@db_app.command("check")
+def db_check() -> None:
+    """Look for stored values that cannot be read, and say where they are."""
+    from agent_server.cli.database import check_database
+
+    do(check_database)
+
+
 @db_app.command("vacuum")
 def db_vacuum(
     days: Annotated[

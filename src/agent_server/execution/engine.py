@@ -78,6 +78,7 @@ from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, PostgresDatabase
+from agent_server.storage.tables import Unreadable
 from agent_server.storage.wire import PostgresWire
 
 log = structlog.get_logger(__name__)
@@ -269,10 +270,10 @@ class Engine:
                 self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
-                if more and rows and len(rows) < free:
-                    self.roster.wake_soon()  # The rest is for others, if they take it.
-                elif more and rows:
+                if more and len(rows) == free:
                     self.roster.wake.set()
+                elif more:  # The rest is for others, if they take it.
+                    self.roster.wake_soon()
             except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
             except Exception:
@@ -336,8 +337,10 @@ class Engine:
 
     def _launch_row(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         crash_point("task.claimed")
+        if isinstance(row.payload, Unreadable):
+            raise InternalError(f"what the task {row.path!r} is to do: {row.payload}")
         local = self._local(snapshot_of(run), run)
-        doom = None if row.error is None else ErrorInfo.model_validate(row.error)
+        doom = store.error_of(row.error)
         given_up = doom is not None and doom.code == RunCancelled.code
         self._launch(
             Attempt(

@@ -76,7 +76,7 @@ async def copy(
         await target.read(lambda c: _check_empty(c, tables))
     done = []
     for table in tables:
-        raw = _raw(table)
+        raw = raw_table(table)
         sent = await _pour(source, target, raw, told)
         await target.write(lambda c: _set_sequence(c, table))  # noqa: B023  # awaited here
         arrived = await _digest(target, raw)
@@ -115,7 +115,7 @@ def _check_empty(connection: Connection, tables: Sequence[Table]) -> None:
             )
 
 
-def _raw(table: Table) -> Table:
+def raw_table(table: Table) -> Table:
     """``table`` with its columns as they are stored, without our types' conversions."""
     return Table(
         table.name,
@@ -158,7 +158,7 @@ async def _pour(
     source: Database, target: Database, table: Table, told: Callable[[str, int], None]
 ) -> _Digest:
     digest = _Digest()
-    async for rows in _batches(source, table):
+    async for rows in batches(source, table):
         await target.write(lambda c: _insert(c, table, rows))  # noqa: B023  # awaited here
         digest.add(rows)
         told(table.name, digest.rows)
@@ -167,12 +167,12 @@ async def _pour(
 
 async def _digest(database: Database, table: Table) -> _Digest:
     digest = _Digest()
-    async for rows in _batches(database, table):
+    async for rows in batches(database, table):
         digest.add(rows)
     return digest
 
 
-async def _batches(database: Database, table: Table) -> AsyncIterator[Sequence[Any]]:
+async def batches(database: Database, table: Table) -> AsyncIterator[Sequence[Any]]:
     """The rows of ``table`` along its primary key."""
     keys = list(table.primary_key.columns)
     after: tuple[Any, ...] | None = None

@@ -27,12 +27,11 @@ from sqlalchemy import (
 )
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Task
 from agent_server.execution.ports import LostLease
 from agent_server.execution.store import queue
 from agent_server.execution.store.blame import AWAITS_ONE_THAT_WAITS, Rule, put_off
-from agent_server.execution.store.columns import INSERTS, LIVE
+from agent_server.execution.store.columns import INSERTS, LIVE, error_of
 from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.limits import void_permits_of_others
 from agent_server.execution.store.waits import withdraw_approvals
@@ -98,7 +97,7 @@ def task_of(row: Row[Any], identity: str) -> Task:
         agent=row.agent,
         status=row.status,
         output=row.output,
-        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        error=error_of(row.error),
         attempts=row.attempts,
         created_at=row.created_at,
         started_at=row.started_at,
