@@ -223,8 +223,8 @@ def check_model(settings: Settings) -> Finding:
 
 
 def check_key(settings: Settings) -> Finding:
-    if settings.api_key is not None:
-        return Finding("key", "ok", "AGENT_SERVER_API_KEY closes every call but the probes")
+    if settings.has_key:
+        return Finding("key", "ok", "A key closes every call but the probes")
     if settings.env == "production":
         return Finding(
             "key",

@@ -63,7 +63,7 @@ def serve(
         require_safe(settings)
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
-    if generate_key and settings.api_key is None:
+    if generate_key and not settings.has_key:
         _export({"api_key": f"as-{secrets.token_urlsafe(32)}"})
         settings = load_settings()
         assert settings.api_key is not None
