@@ -28,7 +28,6 @@ from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import (
     AgentServerError,
     BudgetExceeded,
-    ErrorInfo,
     FieldError,
     InternalError,
     RunCancelled,
@@ -74,6 +73,7 @@ from agent_server.execution.ports import (
 from agent_server.execution.relay import Ears, Relay
 from agent_server.execution.retention import keep_collecting, keep_forgetting
 from agent_server.execution.roster import Roster, order_stop, settle
+from agent_server.execution.store.columns import error_of
 from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
 from agent_server.settings import Settings
@@ -340,7 +340,7 @@ class Engine:
         if isinstance(row.payload, Unreadable):
             raise InternalError(f"what the task {row.path!r} is to do: {row.payload}")
         local = self._local(snapshot_of(run), run)
-        doom = store.error_of(row.error)
+        doom = error_of(row.error)
         given_up = doom is not None and doom.code == RunCancelled.code
         self._launch(
             Attempt(
