@@ -17,7 +17,7 @@ from agent_server.domain.errors import (
     TaskFailed,
 )
 from agent_server.domain.workflows import BranchNode, LoopNode, MapNode, Node, ParallelNode
-from agent_server.workflow.expressions import expression, render
+from agent_server.workflow.expressions import expression, items_of
 from agent_server.workflow.failures import BrokenOff, Failed, timed_out
 from agent_server.workflow.race import Quorum
 from agent_server.workflow.sight import Frame, result_of
@@ -199,7 +199,7 @@ class Composites:
         self, node: MapNode, path: str, frame: Frame, values: JsonObject, scope: Scope
     ) -> Ended:
         over = node.over
-        items = expression(over).evaluate(scope) if isinstance(over, str) else render(over, scope)
+        items = items_of(over, scope)
         if not isinstance(items, list):
             shown = "null" if items is None else type(items).__name__
             raise ExpressionError(

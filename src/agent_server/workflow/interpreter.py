@@ -180,7 +180,7 @@ class Interpreter:
                 "vars": variables,
                 "nodes": Results(self._graph, frame, ()),
             }
-            output = render(self._definition.output, scope)
+            output = render(self._definition.output, scope, hands_on=True)
         return WorkflowResult(output, variables, self._outermost(frame))
 
     def _outermost(self, frame: Frame) -> dict[str, Any]:
