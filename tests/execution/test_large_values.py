@@ -21,14 +21,13 @@ from sqlalchemy import Connection, func, select, text
 from agent_server.domain.errors import (
     ConfigurationError,
     DatabaseUnavailable,
-    InternalError,
     StorageFull,
 )
 from agent_server.domain.history import ForkRequest
 from agent_server.domain.ids import DEFAULT_TENANT
 from agent_server.execution import retention
 from agent_server.execution.ports import StepRecord, TaskContext, TaskSpec
-from agent_server.execution.runs import Runs
+from agent_server.execution.runs import RunFilters, Runs
 from agent_server.settings import Settings
 from agent_server.storage.blobs import (
     BlobStore,
@@ -232,25 +231,33 @@ async def test_blobs_go_with_the_rows_that_retention_deletes(url: str, tmp_path:
         assert [path for path in folder.rglob("*") if path.is_file()] == []
 
 
-async def test_a_blob_that_is_lost_or_was_changed_is_an_error_that_says_so(
+async def test_a_value_whose_blob_is_lost_or_was_changed_is_a_marker_that_says_so(
     url: str, tmp_path: Path
 ) -> None:
     async def agent(ctx: TaskContext) -> Any:
-        return BIG
+        return BIG if ctx.run.request.input == "go" else "small"
 
     folder = tmp_path / "blobs"
     async with running(url, {"agent": agent}, blobs=f"file://{folder}") as runs:
+        other = await finished(runs, await submit(runs, agent="a", input="no"))
         run = await finished(runs, await submit(runs, agent="a", input="go"))
         (path,) = (path for path in folder.rglob("*") if path.is_file())
         kept = path.read_bytes()
+
+        async def told() -> Any:
+            page = await runs.list(DEFAULT_TENANT, filters=RunFilters(), limit=10, cursor=None)
+            found = {one.id: one.output for one in page.data}
+            assert found[other.id] == "small"
+            return found[run.id]
+
         path.write_bytes(kept[:-1] + b"!")
-        with pytest.raises(InternalError, match="not what was stored"):
-            await runs.get(DEFAULT_TENANT, run.id)
+        assert "is not what was stored" in (await told())["unreadable"]
         path.unlink()
-        with pytest.raises(InternalError, match="is not in the folder"):
-            await runs.get(DEFAULT_TENANT, run.id)
+        assert "is not in the folder" in (await told())["unreadable"]
+        said = await runs.events(DEFAULT_TENANT, run.id, 0, 100)
+        assert [event.type for event in said][-1] == "event.unreadable"
         path.write_bytes(kept)
-        assert (await runs.get(DEFAULT_TENANT, run.id)).output == BIG
+        assert await told() == BIG
 
 
 async def test_what_was_kept_in_the_database_is_found_after_the_place_was_changed(
@@ -313,7 +320,7 @@ def test_any_value_is_cut_and_put_together_again(value: Any, limit: int) -> None
         kept[piece.key] = piece.data
     stored = cut.stored('ten"ant')
     assert stored.text.startswith(MARK) and stored.text.isascii()
-    assert _open(stored.text, Opening(kept)) == value
+    assert _open(stored.text, Opening(kept, {})) == value
 
 
 async def _opened(url: str) -> Database:

@@ -70,7 +70,7 @@ class JsonText(TypeDecorator[Any]):
         try:
             return opened(value)
         except ValueError as error:
-            return Unreadable(unreadable=f"not a reference: {error}")
+            return Unreadable(unreadable=str(error))
 
 
 class JsonDocument(TypeDecorator[str]):
