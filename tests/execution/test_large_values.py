@@ -24,9 +24,10 @@ from agent_server.domain.errors import (
     StorageFull,
 )
 from agent_server.domain.history import ForkRequest
-from agent_server.domain.ids import DEFAULT_TENANT
-from agent_server.execution import retention
-from agent_server.execution.ports import StepRecord, TaskContext, TaskSpec
+from agent_server.domain.ids import DEFAULT_TENANT, Tenant
+from agent_server.domain.runs import RunRequest
+from agent_server.execution import retention, store
+from agent_server.execution.ports import LostLease, StepRecord, TaskContext, TaskSpec
 from agent_server.execution.runs import RunFilters, Runs
 from agent_server.settings import Settings
 from agent_server.storage.blobs import (
@@ -38,7 +39,7 @@ from agent_server.storage.blobs import (
 )
 from agent_server.storage.database import Database, database_at
 from agent_server.storage.migrate import upgrade
-from agent_server.storage.outside import GRACE, Outside
+from agent_server.storage.outside import GRACE, Outside, owned
 from agent_server.storage.references import MARK, Cut, Opening, _open
 from agent_server.storage.tables import blob_bytes, blob_uses, blobs, metadata
 from agent_server.testing.blobs import BlobStoreContract
@@ -191,6 +192,36 @@ async def test_writers_of_one_content_at_once_and_a_collector_lose_nothing(
         await collected(runs)
         assert (await counted(runs))[0] <= 1
         assert (await runs.get(DEFAULT_TENANT, last.id)).output == BIG
+
+
+async def test_two_tenants_share_no_blob(url: str, place: str) -> None:
+    async def agent(ctx: TaskContext) -> Any:
+        return BIG
+
+    async with running(url, {"agent": agent}, blobs=place) as runs:
+        made = []
+        for tenant in (Tenant("one"), Tenant("two")):
+            request = RunRequest(agent="a", input="go")
+            sent = await runs.submit(request, tenant=tenant, principal="test")
+            made.append(await runs.wait(tenant, sent.run.id, 30))
+        assert [run.output for run in made] == [BIG, BIG]
+        assert (await counted(runs))[0] == 2
+        await runs.delete(Tenant("one"), made[0].id)
+        assert (await counted(runs))[0] == 1
+        assert (await runs.get(Tenant("two"), made[1].id)).output == BIG
+
+
+async def test_a_transaction_that_is_refused_leaves_no_blob(url: str, place: str) -> None:
+    async with running(url, {}, blobs=place) as runs:
+
+        def refused(connection: Connection) -> None:
+            store.insert_events(connection, "one", "run_x", 1, [("t", json.dumps({"x": BIG}))])
+            raise LostLease("taken over")
+
+        with pytest.raises(LostLease):
+            await runs.database.write(owned(refused, "one", "run_x"))
+        assert await counted(runs) == (0, 0)
+        assert await runs.database.read(lambda c: count(c, blob_bytes)) == 0
 
 
 async def test_nothing_goes_that_a_fork_still_refers_to(url: str, place: str) -> None:
@@ -398,10 +429,10 @@ class TestOnS3(BlobStoreContract):
         async with running(sqlite_url, {"agent": fan_out}, blobs=s3) as runs:
             run = await finished(runs, await submit(runs, agent="a", input="go"))
             assert run.output["first"]["data"] == BIG
-            store = outside(runs).store
-            assert len([path async for path in store.old(timedelta(0))]) == 1
+            kept = outside(runs).store
+            assert len([path async for path in kept.old(timedelta(0))]) == 1
             await runs.delete(DEFAULT_TENANT, run.id)
-            assert [path async for path in store.old(timedelta(0))] == []
+            assert [path async for path in kept.old(timedelta(0))] == []
 
 
 @pytest.mark.parametrize("url", ["", "disk", "file://relative/x", "s3:///x", "ftp://x/y"])

@@ -10,6 +10,7 @@ blobs before looking whether they are used: so none goes that is, without a word
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -21,7 +22,12 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, upd
 from sqlalchemy.dialects import postgresql, sqlite
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.errors import InternalError, NotFound
+from agent_server.domain.errors import (
+    DatabaseUnavailable,
+    InternalError,
+    NotFound,
+    StorageFull,
+)
 from agent_server.settings import Settings
 from agent_server.storage.blobs import (
     BlobStore,
@@ -174,8 +180,8 @@ class Outside:
         self._at = at
 
     async def run(self, run: Run[T], fn: Callable[[Connection], T]) -> T:
-        """Run the transaction ``fn`` until all is there that it needs. Raises what it raises, and
-        what the store does."""
+        """Run the transaction ``fn`` until all is there that it needs. Raises what it raises (then
+        nothing is left of its blobs, unless the database was away), and what the store does."""
         mine = fn if isinstance(fn, Owned) else None
         if mine is not None:
             mine.limit = self._limit
@@ -197,6 +203,13 @@ class Outside:
                 return await run(opened)
             except Elsewhere as error:
                 needed = error
+            except (DatabaseUnavailable, StorageFull):
+                raise  # Perhaps it was stored, and perhaps it is tried again.
+            except Exception:
+                if mine is not None:
+                    with suppress(DatabaseUnavailable, StorageFull):
+                        await self.forget(mine.tenant, mine.known.pieces.values())
+                raise
         raise InternalError("The blobs that a transaction needs come and go.")
 
     # Placing -----------------------------------------------------------------------------------
@@ -282,9 +295,7 @@ class Outside:
 
     async def _collect(self, which: ColumnElement[bool]) -> int:
         gone, after = 0, ""
-        while loose := await self._database.read(
-            partial(_loose, which=which, after=after)  # awaited here
-        ):
+        while loose := await self._database.read(partial(_loose, which=which, after=after)):
             after = loose[-1]
             doomed = await self._database.write(partial(_doom, which=which, keys=loose))
             await _side_by_side([partial(self._delete, one.tenant, one.key) for one in doomed])

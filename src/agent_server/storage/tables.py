@@ -418,6 +418,7 @@ blob_bytes = Table(
     "blob_bytes",
     metadata,
     Column("key", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
     Column("data", LargeBinary, nullable=False),
     Column("made_at", Moment, nullable=False),
 )
