@@ -6,7 +6,6 @@ rooms; refuses to do any work of its own.
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +46,7 @@ from agent_server.execution.permits import Permits
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.rates import Rates
 from agent_server.execution.runs import Runs
+from agent_server.execution.threads import ToolThreads
 from agent_server.inference.agent_loop import AgentLoop
 from agent_server.inference.attachments import check_links
 from agent_server.inference.budgets import BudgetRules
@@ -367,8 +367,7 @@ def build_parts(
 @asynccontextmanager
 async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     """Open in order, and close in the reverse order whatever happened."""
-    threads = ThreadPoolExecutor(parts.settings.tool_threads, thread_name_prefix="tool")
-    asyncio.get_running_loop().set_default_executor(threads)
+    asyncio.get_running_loop().set_default_executor(ToolThreads(parts.settings.tool_threads))
     await parts.database.open()
     try:
         await parts.database.write(upgrade)
