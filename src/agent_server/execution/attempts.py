@@ -100,7 +100,7 @@ class Attempt:
 
     def interrupt(self) -> None:
         """Make it see an order; one that has not begun sees it by itself when it does."""
-        if self.undoing and not self.ordered:
+        if (self.undoing and not self.ordered) or (self.undoes and not self.local.stops):
             return
         if self.task is not None and (self.begun or not self.ordered):
             self.task.cancel()
@@ -121,14 +121,16 @@ def as_stored(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-def outcome_of(row: Row[Any]) -> TaskOutcome:
-    """How a stored task ended."""
+def outcome_of(row: Row[Any], *, found: bool = False) -> TaskOutcome:
+    """How a stored task ended; ``found`` where it had before it was asked for."""
     if isinstance(row.output, Unreadable):
         bad = InternalError(
             f"The stored output of the task {row.path!r} cannot be read: {row.output}."
         )
         return TaskOutcome("failed", error=error_info(bad), begun=True)
-    return TaskOutcome(row.status, row.output, error_of(row.error), begun=row.attempts > 0)
+    when = row.ended_at if found else None
+    error = error_of(row.error)
+    return TaskOutcome(row.status, row.output, error, begun=row.attempts > 0, found=when)
 
 
 def snapshot_of(row: Row[Any]) -> RunSnapshot:

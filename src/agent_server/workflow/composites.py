@@ -155,6 +155,8 @@ class Composites:
             raise InternalError(
                 f"The branch {failed + 1} of {node.id!r} failed before, and not now."
             )
+        lost = [number for number in range(count) if number not in winners]
+        await self._walk.abandon(*(f"{path}.{number + 1}." for number in lost))
         for number in winners:
             if number not in found:
                 await keep(number)
@@ -211,13 +213,14 @@ class Composites:
 
         async def one(number: int) -> Ended:
             names = {**frame.names, node.name: items[number], "index": number}
+            here = f"{path}.{number + 1}."
             try:
-                here = f"{path}.{number + 1}."
                 return await self._lane(node.id, 0, here, Frame(names, frame), values)
             except Failed as failed:
                 if node.on_item_error == "fail":
                     raise
                 errors[number] = failed.error
+                await self._walk.abandon(here)
                 return NOTHING
 
         found, race = await self._walk.side_by_side(len(items), node.max_parallel, one)
