@@ -52,16 +52,7 @@ from agent_server.memory.ranking import (
     rank,
     rarity,
 )
-from agent_server.memory.rows import (
-    JOINED,
-    READ,
-    Ready,
-    Scope,
-    found_by,
-    listed,
-    memory_of,
-    narrows,
-)
+from agent_server.memory.rows import Ready, Scope, found_by, memories_of, narrows
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import TextIndex
 from agent_server.memory.vector_index import VectorIndex
@@ -214,9 +205,7 @@ class Recall:
             seen.add(wording)
             kinds[row.kind] += 1
             kept.append(i)
-        whole = _whole(connection.dialect.name)
-        serials = {"serials": [rows[i].serial for i in kept]}
-        found = {row.serial: memory_of(row) for row in connection.execute(whole, serials).all()}
+        found = memories_of(connection, [rows[i].serial for i in kept])
         return [
             Found(
                 memory=found[rows[i].serial],
@@ -435,12 +424,6 @@ def _around_the_best(
 @lru_cache(maxsize=64)
 def _ready(*shape: Any) -> Ready:
     return Ready(_around_the_best(*shape))
-
-
-@lru_cache
-def _whole(dialect: str) -> Select[Any]:
-    whole = select(*READ).select_from(JOINED)
-    return whole.where(m.c.serial.in_(listed(dialect, "serials")))
 
 
 K = TypeVar("K")
