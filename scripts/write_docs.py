@@ -62,8 +62,8 @@ def metrics() -> str:
     return (
         "# Metrics\n\n"
         + GENERATED
-        + "\n`GET /metrics` answers in Prometheus' text format, behind the API key like any other "
-        "call.\nEach process counts what it did itself: sum over processes.\n\n"
+        + "\n`GET /metrics` answers in Prometheus' text format to `AGENT_SERVER_API_KEY` (or, without "
+        "keys, to this machine).\nEach process counts what it did itself: sum over processes.\n\n"
         "| name | kind | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
         "The process's own `process_*` metrics follow. Labels are bounded: of tools, models and "
         "routes the\nfirst 100 names have a series each, the rest share `other`.\n"

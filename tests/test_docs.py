@@ -108,6 +108,31 @@ def test_the_architecture_page_names_every_room_and_only_files_that_exist() -> N
     assert rooms - doors_to_come - {"testing/"} <= named
 
 
+def test_each_attack_has_its_row_and_every_test_it_names_exists() -> None:
+    rows = re.findall(r"^\| (\d+) \| .+ \| (`.+`) \|$", page("security.md"), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 18))
+    for number, tests in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", tests)
+        assert named and len(named) == tests.count("`") / 2, number
+        for file, name in named:
+            source = (ROOT / file).read_text(encoding="utf-8")
+            assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), f"{file}::{name}"
+
+
+DANGEROUS = re.compile(
+    r"^\s*(import|from) (pickle|marshal|shelve|dill|cloudpickle)\b"
+    r"|\b(eval|exec)\(|\byaml\.(load|unsafe_load|full_load)\(|\bos\.(system|popen)\(|shell=True",
+    re.MULTILINE,
+)
+
+
+def test_no_module_reads_objects_or_code_out_of_data() -> None:
+    for file in (ROOT / "src").rglob("*.py"):
+        found = DANGEROUS.search(file.read_text(encoding="utf-8"))
+        assert found is None, f"{file}: {found}"
+    assert all(DANGEROUS.search(text) for text in ("import pickle", "x = eval(y)", "yaml.load(z)"))
+
+
 def test_the_words_of_the_house_have_one_meaning_each() -> None:
     words = re.findall(r"^\| \*\*(.+?)\*\* \|", page("glossary.md"), re.MULTILINE)
     assert len(words) == len(set(words))

@@ -6,7 +6,6 @@ rooms; refuses to do any work of its own.
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,7 +46,9 @@ from agent_server.execution.permits import Permits
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.execution.rates import Rates
 from agent_server.execution.runs import Runs
+from agent_server.execution.threads import ToolThreads
 from agent_server.inference.agent_loop import AgentLoop
+from agent_server.inference.attachments import check_links
 from agent_server.inference.budgets import BudgetRules
 from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.prices import Prices
@@ -269,7 +270,9 @@ def build_parts(
         )
     )
     solver = Solver(catalog, loop, approaches)
-    checks = _Checks(registry, providers, approaches, actions, database)
+    checks = _Checks(
+        registry, providers, approaches, actions, database, settings.http_allow_private
+    )
     of_workflows = dict(
         workflow_handlers(
             agent=AgentTask(solver, experience),
@@ -318,6 +321,7 @@ def build_parts(
     )
     streams = Streams(
         limit=settings.max_streams,
+        per_key=settings.streams_per_key,
         ping_s=settings.stream_ping_s,
         on_open=metrics.stream_opened,
         on_close=lambda lagged: metrics.stream_closed(lagged=lagged),
@@ -363,8 +367,7 @@ def build_parts(
 @asynccontextmanager
 async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     """Open in order, and close in the reverse order whatever happened."""
-    threads = ThreadPoolExecutor(parts.settings.tool_threads, thread_name_prefix="tool")
-    asyncio.get_running_loop().set_default_executor(threads)
+    asyncio.get_running_loop().set_default_executor(ToolThreads(parts.settings.tool_threads))
     await parts.database.open()
     try:
         await parts.database.write(upgrade)
@@ -470,7 +473,9 @@ class _Checks:
         approaches: Approaches,
         actions: Actions,
         database: Database,
+        private_links: bool,
     ) -> None:
+        self._private_links = private_links
         self._registry = registry
         self._providers = providers
         self._approaches = approaches
@@ -494,6 +499,8 @@ class _Checks:
             self._approaches.check(request.approach)
         if request.model is not None:
             self._providers.get_model(request.model)
+        if not self._private_links:
+            check_links(request.input)
         if isinstance(request.expected_output, dict):
             fault = schema_fault(request.expected_output)
             if fault is not None:

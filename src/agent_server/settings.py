@@ -6,21 +6,48 @@ pydantic-settings; refuses to know what the knobs turn.
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from agent_server.domain.errors import ConfigurationError, FieldError
+from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.domain.runs import Budget, ModelPrice, ModelRate
 
 PREFIX = "AGENT_SERVER_"
 CLIENT_VARIABLES = frozenset({"AGENT_SERVER_URL"})
 """Read by the command line, not by the server."""
+PRINCIPALS = frozenset({"anonymous", "api_key"})
+"""Names that callers without a named key have."""
+Named = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}$")]
+
+
+class TenantKey(BaseModel):
+    """A key that opens one tenant's data alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: SecretStr = Field(min_length=8)
+    tenant: Annotated[Tenant, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = DEFAULT_TENANT
 
 
 class Settings(BaseSettings):
@@ -54,6 +81,11 @@ class Settings(BaseSettings):
     # Who may call
     api_key: SecretStr | None = Field(
         default=None, min_length=8, description="Key that every call but the probes must carry."
+    )
+    tenant_keys: dict[Named, TenantKey] = Field(
+        default_factory=dict,
+        description="Further keys, each for one tenant's data, as JSON by the name that limits and "
+        'approvers know it by: `{"ann": {"tenant": "acme", "key": "…"}}`.',
     )
 
     # Where it keeps things
@@ -326,6 +358,12 @@ class Settings(BaseSettings):
         description="List agents and goals under `/v1/models` with each approach, too.",
     )
     max_streams: int = Field(default=10_000, ge=1, description="Event streams open at once.")
+    max_streams_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="Event streams that one key has open at once; default: MAX_STREAMS, and half of "
+        "it where there are TENANT_KEYS.",
+    )
     stream_queue_size: int = Field(
         default=1_000, ge=10, description="Events held for a slow reader before it is cut off."
     )
@@ -339,6 +377,25 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least level that is logged."
     )
+
+    @field_validator("tenant_keys", mode="before")
+    @classmethod
+    def _from_a_file(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("tenant_keys")
+    @classmethod
+    def _one_holder_of_each_key(
+        cls, value: dict[str, TenantKey], info: ValidationInfo
+    ) -> dict[str, TenantKey]:
+        taken = PRINCIPALS & value.keys()
+        if taken:
+            raise ValueError(f"the name {min(taken)!r} is the server's own")
+        keys = [one.key for one in value.values()]
+        own = info.data.get("api_key") or SecretStr("")
+        if len({key.get_secret_value() for key in (*keys, own)}) <= len(keys):
+            raise ValueError("two keys are the same (AGENT_SERVER_API_KEY is one of them, too)")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -357,6 +414,17 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.data_dir / 'agent-server.db'}"
+
+    @property
+    def has_key(self) -> bool:
+        """Whether a caller needs a key."""
+        return self.api_key is not None or bool(self.tenant_keys)
+
+    @property
+    def streams_per_key(self) -> int:
+        """How many event streams one key may have open."""
+        fair = max(self.max_streams // 2, 1) if self.tenant_keys else self.max_streams
+        return self.max_streams_per_key or fair
 
     @property
     def effective_model(self) -> str:
@@ -393,6 +461,12 @@ def load_settings(
             f"The configuration is not valid. {lines}",
             hint="`agent-server config` lists every setting with its unit and default.",
             errors=problems,
+        ) from error
+    except SettingsError as error:
+        field = next(iter(re.findall(r'field "(\w+)"', str(error))), "")
+        raise ConfigurationError(
+            f"The configuration is not valid. {PREFIX}{field.upper()} does not hold JSON.",
+            hint="`agent-server config` lists every setting with its unit and default.",
         ) from error
 
 

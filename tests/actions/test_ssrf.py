@@ -13,8 +13,8 @@ from agent_server.actions.ssrf import (
     Gate,
     GuardedHttp,
     PinnedTransport,
-    is_public,
 )
+from agent_server.domain.addresses import is_public
 from agent_server.domain.errors import ToolError
 from tests.actions.conftest import LocalServer
 

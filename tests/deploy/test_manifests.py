@@ -22,6 +22,7 @@ KUBERNETES: list[Any] = yaml.safe_load(
 )["items"]
 NGINX = (ROOT / "deploy" / "nginx" / "agent-server.conf").read_text()
 KNOWN = {variable(name) for name in Settings.model_fields}
+HAPROXY = (ROOT / "deploy" / "haproxy" / "agent-server.cfg").read_text()
 HAND_OVER_S = 10
 
 
@@ -133,6 +134,20 @@ def test_the_load_balancer_s_servers_are_services_that_listen_there() -> None:
     assert listens and COMPOSE["services"]["lb"]["ports"] == [f"8080:{listens[1]}"]
     read_s = re.search(r"proxy_read_timeout (\d+)s;", NGINX)
     assert read_s and int(read_s[1]) > 2 * Settings.model_fields["stream_ping_s"].default
+
+
+def test_haproxy_s_servers_are_those_of_nginx_and_its_times_fit() -> None:
+    assert re.findall(r"server ([\w-]+ [\w-]+:\d+)\n", HAPROXY) == [
+        f"{name} {name}:{port}" for name, port in re.findall(r"server ([\w-]+):(\d+) ", NGINX)
+    ]
+    ping_s = Settings.model_fields["stream_ping_s"].default
+    for side in ("client", "server"):
+        found = re.search(rf"timeout {side} (\d+)s", HAPROXY)
+        assert found and int(found[1]) > 2 * ping_s
+    # The server's own answer to slow headers is the one that says what to do.
+    headers = re.search(r"timeout http-request (\d+)s", HAPROXY)
+    assert headers and int(headers[1]) > Settings.model_fields["header_timeout_s"].default
+    assert "GET /readyz" in HAPROXY
 
 
 def test_every_service_starts_after_what_it_needs() -> None:

@@ -37,6 +37,8 @@ MATRIX: dict[str, tuple[str, ...]] = {
         "tests/durability/test_two_servers.py::test_a_frozen_server_that_wakes_after_the_takeover_writes_nothing_and_lives_on",
     ),
     "a run that kills its worker again and again, others beside it": (
+        "tests/execution/test_queue.py::test_a_root_that_kills_its_worker_late_beside_a_task_that_waits_is_set_aside",
+        "tests/execution/test_queue.py::test_a_root_above_a_task_that_waits_outlives_any_number_of_deaths",
         "tests/durability/test_blame.py::test_a_run_that_kills_its_only_worker_is_set_aside_and_those_beside_it_go_on",
         "tests/execution/test_engine.py::test_a_task_taken_up_too_often_fails_its_run_with_the_reason",
     ),
@@ -68,7 +70,9 @@ MATRIX: dict[str, tuple[str, ...]] = {
         "tests/e2e/test_streams.py::test_a_stream_cut_anywhere_resumes_exactly",
         "tests/e2e/test_streams.py::test_the_client_comes_through_a_proxy_that_cuts",
     ),
-    "clocks an hour apart": (
+    "clocks an hour apart, a clock that jumps, summer time; two nodes that both begin what is due": (
+        "tests/execution/test_later.py::test_two_nodes_begin_what_is_due_once_whatever_their_clock_does",
+        "tests/execution/test_later.py::test_the_moment_is_read_from_the_clock_of_whoever_begins_the_run",
         "tests/durability/test_machines.py::test_clocks_an_hour_apart_hand_runs_over_once_and_take_nothing_from_the_living",
         "tests/execution/test_heartbeat.py::test_a_clock_that_is_an_hour_off_kills_nobody",
     ),
@@ -86,11 +90,16 @@ MATRIX: dict[str, tuple[str, ...]] = {
     "SIGTERM under load": (
         "tests/durability/test_two_servers.py::test_a_server_that_is_stopped_under_load_hands_its_runs_over_at_once",
         "tests/durability/test_drain.py::test_sigterm_drains_in_order_and_another_server_finishes_without_repeating",
+        "tests/durability/test_drain.py::test_a_tool_that_blocks_its_thread_does_not_hold_up_the_end",
     ),
     "two versions at once, migration while serving": (
         "tests/durability/test_upgrade.py::test_servers_of_the_version_before_go_on_while_the_schema_grows_under_them",
     ),
-    "a stored row that cannot be read": (
+    "10,000 idle streams": (
+        "tests/durability/test_idle_streams.py::test_idle_streams_cost_little_and_all_of_them_hear_the_end",
+    ),
+    "a corrupt event row, and other rows that cannot be read": (
+        "tests/durability/test_unreadable.py::test_what_cannot_be_read_is_set_aside_and_the_rest_is_served",
         "tests/execution/test_faults.py::test_a_stored_run_that_cannot_be_read_fails_and_the_others_go_on",
     ),
 }

@@ -67,6 +67,8 @@ async def test_a_copied_database_has_every_row_and_an_unfinished_run_goes_on_wit
     turn = {"agent": "worker", "input": "hello", "session_id": "talk"}
     first = await post(server, turn, key="one")
     assert first.json()["status"] == "succeeded", first.text
+    large = await post(server, {"agent": "worker", "input": "hello " + "☃" * 40_000})
+    assert large.json()["status"] == "succeeded", large.text
     ended = await submit(server, "e")
     assert small.check("e", ended, await settled(server, ended)) == "succeeded"
     held = await submit(server, "c")
@@ -78,7 +80,8 @@ async def test_a_copied_database_has_every_row_and_an_unfinished_run_goes_on_wit
             if steps == [(7,)]:
                 break
             await client.get(f"{server.url}/api/v1/runs/{held}?wait=0.1")
-    before = await everything(server, [first.json()["id"], ended])
+    seen = [first.json()["id"], large.json()["id"], ended]
+    before = await everything(server, seen)
     refused, said = copy(small, at, shared.url)
     assert refused == 1 and "Another Agent Server" in said  # It is in use.
     small.note_death("c", held)
@@ -93,7 +96,12 @@ async def test_a_copied_database_has_every_row_and_an_unfinished_run_goes_on_wit
             if row[0] in said
         ]
         counts = {n: connection.execute(f'SELECT count(*) FROM "{n}"').fetchone()[0] for n in names}
-    assert counts["runs"] == 3 and counts["steps"] > 20 and counts["idempotency_keys"] == 1
+    assert (
+        counts["runs"] == 4
+        and counts["blob_bytes"] >= 1
+        and counts["steps"] > 20
+        and counts["idempotency_keys"] == 1
+    )
     for name, count in counts.items():
         assert await shared.look(f'SELECT count(*) FROM "{name}"') == [(count,)]
 
@@ -101,7 +109,7 @@ async def test_a_copied_database_has_every_row_and_an_unfinished_run_goes_on_wit
     shared.deaths = small.deaths
     moved = shared.join()
     await ready(moved)
-    assert await everything(moved, [first.json()["id"], ended]) == before
+    assert await everything(moved, seen) == before
     assert shared.check("c", held, await settled(moved, held)) == "succeeded"
     again = await post(moved, turn, key="one")
     assert again.headers["idempotency-replayed"] == "true"
@@ -122,7 +130,7 @@ async def test_a_copied_database_has_every_row_and_an_unfinished_run_goes_on_wit
     code, said = copy(small, shared.url, f"sqlite:///{small.folder}/back.db", "--resume")
     assert code == 0, said
     with sqlite3.connect(small.folder / "back.db") as connection:
-        assert connection.execute("SELECT count(*) FROM runs").fetchone()[0] == 4
+        assert connection.execute("SELECT count(*) FROM runs").fetchone()[0] == 5
         connection.execute("UPDATE runs SET name = 'forged' WHERE id = ?", (held,))
     refused, said = copy(small, shared.url, f"sqlite:///{small.folder}/back.db", "--resume")
-    assert refused == 1 and "runs: 4 rows arrived of 4, or some differ" in said
+    assert refused == 1 and "runs: 5 rows arrived of 5, or some differ" in said

@@ -1,8 +1,11 @@
 """A server told to stop: not ready, streams end with word of it, work is handed over, it exits."""
 
 import asyncio
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +17,7 @@ from tests.support.model_server import ModelServer
 from tests.support.server_process import Command, Nursery
 
 from .shared import SharedWorld, at_the_last_call, held_back, submit_to
-from .world import ready_at, script, settled
+from .world import World, ready_at, script, settled
 
 EXIT_S = 10.0
 
@@ -117,3 +120,63 @@ async def test_gunicorn_refuses_to_load_the_application_before_the_fork(
     process = world.nursery.run(*argv, env=world.environment(), folder=world.folder)
     assert await asyncio.to_thread(process.exit_code, 30) != 0
     assert "leave out --preload" in process.output
+
+
+BLOCKS = """
+import os
+import time
+from pathlib import Path
+
+from agents import Agent, function_tool
+
+
+@function_tool
+def blocks() -> str:
+    \"\"\"Nothing stops this.\"\"\"
+    Path(os.environ["COUNT_FILE"]).write_text("begun")
+    time.sleep(300)
+    return "never"
+
+
+worker = Agent(name="worker", tools=[blocks])
+"""
+BLOCKED = {"name": "b", "nodes": [{"id": "b", "type": "tool", "tool": "blocks"}]}
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("program", ["serve", pytest.param("gunicorn", marks=pytest.mark.slow)])
+async def test_a_tool_that_blocks_its_thread_does_not_hold_up_the_end(
+    tmp_path: Path, nursery: Nursery, program: str
+) -> None:
+    """A process of its own: one that was forked for a test would end in its own way."""
+    async with ModelServer() as models:
+        world = World(tmp_path, models, nursery)
+        (tmp_path / "agents.py").write_text(BLOCKS)
+        port = free_port()
+        argv = ["-m", "agent_server", "serve"]
+        if program == "gunicorn":
+            argv = ["-m", "gunicorn", "-k", "agent_server.cli.gunicorn.Worker"]
+            argv += ["-b", f"127.0.0.1:{port}", "agent_server.cli.serve:application()"]
+        env = world.environment(port=str(port), shutdown_grace_s="0.5")
+        with (tmp_path / "serve.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, *argv], cwd=tmp_path, env=os.environ | env, stdout=log, stderr=log
+            )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            await ready_at(url)
+            async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+                made = await client.post("/api/v1/runs", json={"workflow": BLOCKED})
+                while not world.count_file.read_text():
+                    await client.get("/livez")
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, EXIT_S) == 0
+        finally:
+            process.kill()
+        assert "left behind" in (tmp_path / "serve.log").read_text()
+        # It may have happened: that is for a person to say.
+        server = world.start()
+        await ready_at(server.url)
+        run = await settled(server, made.json()["id"])
+        assert run["waiting_for"]["kind"] == "reconciliation", run
+        await server.kill()

@@ -1,5 +1,6 @@
 """A server killed with SIGKILL: nothing is lost, nothing that had finished runs again."""
 
+import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from agent_server.execution.crash import POINTS
+from agent_server.execution.crash import BLOB_POINTS, POINTS
 from tests.support.model_server import ModelServer
 from tests.support.server_process import Nursery, Server
 
@@ -115,3 +116,50 @@ async def test_kill_at_thirty_random_moments_loses_and_repeats_nothing(world: Wo
         statuses.append(await _finish(world, server, run))
         await server.kill()
     assert statuses.count("succeeded") >= RANDOM_KILLS // 3, statuses
+
+
+@pytest.mark.parametrize("place", BLOB_POINTS)
+async def test_kill_between_a_large_value_and_its_row_leaves_what_housekeeping_finds(
+    world: World, place: str
+) -> None:
+    folder = world.folder / "blobs"
+    env = world.environment(blobs=f"file://{folder}", retention_days="1")
+    world.models.script({"rules": [{"match": "^hello", "steps": [{"text": "good day"}]}]})
+    body = {"agent": "worker", "input": "hello " + "x" * 100_000}
+
+    async def post(server: Server) -> httpx2.Response:
+        async with httpx2.AsyncClient(timeout=30) as client:
+            headers = {"Idempotency-Key": "one"}
+            return await client.post(
+                f"{server.url}/api/v1/runs?wait=30", json=body, headers=headers
+            )
+
+    def files() -> list[Path]:
+        return [path for path in folder.rglob("*") if path.is_file()]
+
+    server = world.nursery.start(env, folder=world.folder, crash_at=place)
+    await ready(server)
+    with pytest.raises(httpx2.TransportError):
+        await post(server)
+    assert await server.ended(20)
+    assert world.rows("SELECT count(*) FROM runs") == [(0,)]
+    (lost,) = files()
+    server = world.nursery.start(env, folder=world.folder)
+    await ready(server)
+    answer = await post(server)
+    assert answer.json()["status"] == "succeeded", answer.text
+    assert answer.json()["input"] == body["input"]
+    await server.kill()
+    strays = len(files()) - 1
+    assert strays == (place == "blob.after_put")
+
+    def vacuum() -> str:
+        process = world.nursery.run("db", "vacuum", env=env, folder=world.folder, log="vacuum.log")
+        assert process.exit_code(60) == 0, process.output
+        return process.output
+
+    assert "0 deleted: large values" in vacuum()
+    os.utime(lost, (1, 1))
+    assert f"{strays} deleted: large values" in vacuum()
+    (kept,) = files()
+    assert kept.read_bytes() == f'"{body["input"]}"'.encode()

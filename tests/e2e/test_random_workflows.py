@@ -124,7 +124,8 @@ class Trial:
         run = self.settle(api, run_id)
         events = api.events(run_id)
         in_order(events, draft)
-        undone(events, api.listed(f"{RUNS}/{run_id}/tasks"), run["status"], draft)
+        tasks = api.listed(f"{RUNS}/{run_id}/tasks")
+        undone(events, tasks, run["status"], run["output"], draft)
         error = None if run["error"] is None else run["error"]["message"]
         result = {"status": run["status"], "output": timeless(run["output"]), "error": error}
         return result, branches_of(events)

@@ -105,3 +105,48 @@ async def test_the_moment_is_read_from_the_clock_of_whoever_begins_the_run(sqlit
             ended = await finished(runs, later)
             assert ended.started_at is not None and ended.started_at >= due
             assert (await event_types(runs, later)).count("run.started") == 1
+
+
+async def test_two_nodes_begin_what_is_due_once_whatever_their_clock_does(
+    postgres_url: str,
+) -> None:
+    """Through the night in which 02:30 comes twice; the clock is put back after the first."""
+    begun: list[str] = []
+
+    async def agent(ctx: TaskContext) -> Any:
+        begun.append(str(ctx.run.request.input))
+        return "done"
+
+    evening = datetime.fromisoformat("2026-10-25T02:20:00+02:00")
+    with time_machine.travel(evening, tick=True) as clock:
+        async with (
+            running(postgres_url, {"agent": agent}) as runs,
+            running(postgres_url, {"agent": agent}) as beside,
+        ):
+            due = {
+                name: [
+                    await submit(
+                        (runs, beside)[n % 2],
+                        **{"agent": "a", "input": f"{name} {n}"},
+                        start_after=datetime.fromisoformat(moment),
+                    )
+                    for n in range(10)
+                ]
+                for name, moment in {
+                    "summer": "2026-10-25T02:30:00+02:00",
+                    "winter": "2026-10-25T02:30:00+01:00",
+                }.items()
+            }
+            clock.shift(15 * 60)
+            for run in due["summer"]:
+                assert (await finished(beside, run)).output == "done"
+            for hours in (-1, 1, 1):
+                clock.shift(hours * 3_600)
+                await finished(runs, await submit(runs, agent="a", input="between"))
+            for run in due["winter"]:
+                assert (await finished(runs, run)).output == "done"
+            expected = [f"{name} {n}" for name in due for n in range(10)]
+            assert sorted(said for said in begun if said != "between") == sorted(expected)
+            assert len(begun) == len(expected) + 3
+            for run in (*due["summer"], *due["winter"]):
+                assert (await event_types(runs, run)).count("run.started") == 1

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-from sqlalchemy import Connection, insert, select
+import pytest
+from sqlalchemy import Connection, event, insert, select, text
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
@@ -284,3 +285,77 @@ async def test_a_root_above_a_task_that_waits_outlives_any_number_of_deaths(url:
     async with running(url, handlers, **settings) as runs:
         await control(runs).signal(DEFAULT_TENANT, run.id, "go", "there", by="ann")
         assert (await finished(runs, run)).output == "there"
+
+
+@pytest.mark.slow
+async def test_a_root_that_kills_its_worker_late_beside_a_task_that_waits_is_set_aside(
+    url: str,
+) -> None:
+    """Later than it is excused at first: what it has to outlive grows beyond that."""
+    lives: list[bool] = []
+
+    async def agent(ctx: TaskContext) -> Any:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ctx.child, TaskSpec(path="1", node="n", kind="wait", payload={}))
+            await asyncio.Event().wait()
+
+    async def wait(ctx: TaskContext) -> Any:
+        return await ctx.wait_signal("go", key="w")
+
+    def excused(connection: Connection) -> bool | None:
+        query = select(tasks.c.excused).where(tasks.c.path == "", tasks.c.status == "running")
+        return connection.execute(query).scalar()
+
+    handlers = {"agent": agent, "wait": wait}
+    settings = {"max_attempts": 1, "lease_s": 2.0}
+    run = None
+    while not (lives and lives[-1]):
+        async with running(url, handlers, dies=True, **settings) as runs:
+            run = run or await ask(runs, "x")
+            while not runs.engine.roster.carries_out(run.id, ""):  # Or until it has ended.
+                ended = await runs.wait(DEFAULT_TENANT, run.id, 0.1)
+                if ended.status.ended:
+                    break
+            ended = await runs.wait(DEFAULT_TENANT, run.id, 2.5)
+            lives.append(ended.status.ended)
+            late = await runs.database.read(excused)
+        assert len(lives) < 12
+    assert ended.error is not None and ended.error.code == "too_many_attempts"
+    assert len(lives) > 2 and not late, "it was excused at first, and not for ever"
+
+
+async def test_a_claim_goes_by_the_index_of_the_queue_alone(postgres_url: str) -> None:
+    """However much waits or has ended: neither a sequence of all tasks nor a sort of the queue."""
+
+    def plans(connection: Connection) -> str:
+        kinds = {"queued": 2_000, "waiting": 1_000, "succeeded": 5_000}
+        base = {"path": "", "node": "", "kind": "run.agent", "payload": {}, "hidden": True}
+        rows = [
+            {
+                **base,
+                **{"run_id": f"{status}{n}", "tenant": f"t{n % 100}", "status": status},
+                **{"epoch": 0, "attempts": 0, "created_at": utcnow()},
+            }
+            for status, count in kinds.items()
+            for n in range(count)
+        ]
+        connection.execute(insert(tasks), rows)
+        connection.execute(text("ANALYZE tasks"))
+        told: list[str] = []
+
+        def explain(
+            raw: Connection, cursor: Any, statement: str, values: Any, context: Any, many: bool
+        ) -> None:
+            if "FROM tasks" in statement and not statement.startswith("EXPLAIN"):
+                told.extend(row[0] for row in raw.exec_driver_sql(f"EXPLAIN {statement}", values))
+
+        event.listen(connection, "before_cursor_execute", explain)
+        taken, more = store.claim(connection, "node", 16, utcnow(), store.Turns(), RULE)
+        event.remove(connection, "before_cursor_execute", explain)
+        assert len(taken) == 16 and more
+        return "\n".join(told)
+
+    async with running(postgres_url, {}, role="api") as runs:
+        plan = await runs.database.write(plans)
+    assert "ix_tasks_queue" in plan and "ix_tasks_moments" in plan
+    assert "Seq Scan" not in plan and "Sort" not in plan, plan

@@ -75,6 +75,29 @@ async def test_nothing_of_a_person_is_left_in_any_table_index_or_page_of_the_fil
         assert (await server.call("DELETE", "/subjects/ada"))["erased"] == {}
 
 
+@pytest.mark.parametrize("kept", ["database", "folder"])
+async def test_nothing_of_a_person_is_left_where_large_values_are_kept(
+    url: str, tmp_path: Path, kept: str
+) -> None:
+    place = "database" if kept == "database" else f"file://{tmp_path}/data/blobs"
+    essay = f"Ada wrote: {SECRET} " * 8_000
+
+    async with home(url, tmp_path, blobs=place, max_body_bytes=4_000_000) as server:
+        theirs = await server.run(essay, subject="ada")
+        shared = await server.run("y" * 200_000, subject="ada")
+        same = await server.run("y" * 200_000, subject="bob")
+        assert "blob_bytes.data" in await told(server) or files_with(tmp_path / "data", SECRET)
+        receipt = await server.call("DELETE", "/subjects/ada")
+        assert receipt["erased"]["blobs"] >= 1
+        assert await told(server) == set()
+        if url.startswith("sqlite"):
+            assert files_with(tmp_path / "data", SECRET) == []
+        for gone in (theirs, shared):
+            await server.call("GET", f"/runs/{gone['id']}", status=404)
+        other = await server.call("GET", f"/runs/{same['id']}")
+        assert other["input"] == "y" * 200_000
+
+
 async def test_a_run_about_a_person_who_is_erased_stops_and_stores_nothing_more(
     url: str, tmp_path: Path
 ) -> None:

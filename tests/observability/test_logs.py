@@ -12,8 +12,9 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_server.domain.secrets import MASK
 from agent_server.observability import Redaction, configure_logs, secrets_of
-from agent_server.observability.redaction import MASK, hides
+from agent_server.observability.redaction import hides
 from agent_server.settings import Settings
 
 CANARY = "canary-4f1c9e"

@@ -159,3 +159,55 @@ def test_an_answer_and_a_refusal_come_back_whole(
     assert again.choices[0].message.content == "Yes."
     told = [item["content"] for item in models.calls[-1]["input"]]
     assert told == ["hi", "hello", "I cannot.", "sure?"]
+
+
+def test_the_requests_of_open_webui(api: Api, models: ModelThread) -> None:
+    """A chat with a tool of its own, and a title: as its server sends them on."""
+    models.script(
+        rule("weather", calling(("get_weather", {"city": "Oslo"})), {"text": "Sunny."}),
+        rule("title", {"text": '{"title": "Weather"}'}),
+    )
+    listed = api.http.get("/v1/models").json()
+    assert "agent/clerk" in [model["id"] for model in listed["data"]]
+    said: list[Json] = [
+        {"role": "system", "content": "The date is known."},
+        {"role": "user", "content": [{"type": "text", "text": "weather"}]},
+    ]
+    body = {
+        "stream": True,
+        "model": "agent/clerk",
+        "stream_options": {"include_usage": True},
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 1_000,
+        "tools": [FUNCTION],
+    }
+
+    def told() -> tuple[str, list[Json]]:
+        """The text and the calls of a stream, put together as its reader does."""
+        text, calls = "", []
+        answer = api.http.post("/v1/chat/completions", json={**body, "messages": said})
+        assert answer.status_code == 200, answer.text
+        lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert lines[-1] == "[DONE]"
+        for chunk in map(json.loads, lines[:-1]):
+            for choice in chunk["choices"]:
+                text += choice["delta"].get("content") or ""
+                calls += choice["delta"].get("tool_calls") or []
+        return text, calls
+
+    text, calls = told()
+    assert text == "" and calls[0]["index"] == 0
+    said += [
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": calls[0]["id"], "content": "sun"},
+    ]
+    assert told() == ("Sunny.", [])
+    title = {
+        "model": "agent/clerk",
+        "messages": [{"role": "user", "content": "Give it a title"}],
+        "stream": False,
+        "max_completion_tokens": 1_000,
+    }
+    answer = api.http.post("/v1/chat/completions", json=title).json()
+    assert answer["choices"][0]["message"]["content"] == '{"title": "Weather"}'

@@ -28,7 +28,7 @@ from openai.types.responses import (
 from tests.e2e.kit import Api, House
 from tests.openai_api.schemas import check
 from tests.openai_api.test_socket import ask, connected, events_of
-from tests.support.model_thread import ModelThread, rule
+from tests.support.model_thread import ModelThread, calling, rule
 
 DOCS = (Path(__file__).parents[2] / "docs" / "openai.md").read_text()
 ASKED: dict[str, dict[str, Any]] = {
@@ -185,3 +185,21 @@ def test_what_is_not_stored_leaves_no_row_in_any_table(
         ask(socket, input="hi", store=False)
         assert json.dumps(events_of(socket)[-1]).count("hi")
     assert rows(house) == before
+
+
+def test_the_examples_of_the_page_work(api: Api, models: ModelThread) -> None:
+    task = {"id": "a", "description": "compare", "agent": "clerk", "depends_on": []}
+    plan = json.dumps({"tasks": [task], "actions": []})
+    models.script(
+        rule("Weather in", calling(("get_weather", {"city": "Oslo"})), {"text": "Sunny."}),
+        rule("databases", {"text": plan}),
+        rule("Count", {"tokens": 3}),
+        rule("Who", {"text": "Ada."}),
+    )
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.+?)```", DOCS, re.S):
+        example = example.replace("http://localhost:8000", api.url)
+        example = example.replace("the server's key", "key-of-the-tests")
+        exec(example.replace("agent/assistant", "agent/clerk"), names)
+    assert names["told"].output_text == "Sunny." and names["again"].output_text == "Ada."
+    assert api.ended("run_" + names["long"].id.removeprefix("resp_"))["ended_at"]

@@ -11,6 +11,7 @@ import uvicorn
 from gunicorn.app.wsgiapp import run as run_gunicorn
 
 from agent_server.cli import main
+from agent_server.cli.serve import server_options
 from agent_server.execution import crash
 from agent_server.observability import configure_logs
 from agent_server.server import create_app
@@ -24,7 +25,8 @@ def serve_on(listener: socket.socket, crash_at: str) -> int:
         time_machine.travel(time.time() + float(shift_s), tick=True).start()
     settings = load_settings(env_file=None)
     configure_logs(settings)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+    http = server_options(settings)["http"]
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, http=http))
     server.run(sockets=[listener])
     return 0 if server.started else 1
 

@@ -76,9 +76,32 @@ def in_order(events: list[JsonObject], draft: Draft) -> None:
                         assert ended[before] < begun[path], f"{path} began before {before} ended"
 
 
-def undone(events: list[JsonObject], tasks: list[JsonObject], status: str, draft: Draft) -> None:
+def scopes_of(nodes: list[JsonObject], path: str, before: str = "") -> set[str]:
+    """What the paths of all nodes begin with that are undone with the one at ``path`` while its
+    workflow goes on: where a failure is handled or repeated, or a branch can lose."""
+    part, _, rest = path.removeprefix(before).partition(".")
+    node = nodes[int(_ATTEMPT.sub("", part)) - 1]
+    here = f"{before}{part}."
+    if not rest:
+        return set()
+    if node["type"] == "workflow":  # It undoes its own.
+        return scopes_of(node["workflow"]["nodes"], path, here)
+    inside = f"{here}{rest.partition('.')[0]}."
+    found = {here} if node["on_error"] != "fail" or "retry" in node else set()
+    if node.get("on_item_error", "fail") != "fail" or {"join", "first"} & node.keys():
+        found.add(inside)
+    ways = [case["nodes"] for case in node.get("cases", ())] + [node.get("else", [])]
+    lists = {"parallel": node.get("branches"), "branch": ways}.get(node["type"])
+    inner = node["nodes"] if lists is None else lists[int(rest.partition(".")[0]) - 1]
+    return found | scopes_of(inner, path, inside)
+
+
+def undone(
+    events: list[JsonObject], tasks: list[JsonObject], status: str, output: Any, draft: Draft
+) -> None:
     """In each workflow that failed or was cancelled, what had succeeded and can be undone was, the
-    last first; in one that succeeded nothing was."""
+    last first; in one that succeeded, only what stood in something that failed or lost."""
+    nodes = draft.definition["nodes"]
     states = {task["path"]: task["status"] for task in tasks}
     scopes = {t["path"]: t["status"] for t in tasks if t["kind"] == "workflow"} | {"": status}
     ended = {e["path"]: e["seq"] for e in events if e["type"] in ENDS}
@@ -94,12 +117,16 @@ def undone(events: list[JsonObject], tasks: list[JsonObject], status: str, draft
         scope = max((s for s in scopes if not s or path.startswith(f"{s}.")), key=len)
         undo = f"{_ATTEMPT.sub('', path)}!.1"
         if scopes[scope] == "succeeded":
-            assert undo not in states, f"{path} was undone in a workflow that succeeded"
-        else:
-            assert states.get(undo) in ("succeeded", "failed"), f"{path} was not undone"
-            done.setdefault(scope, []).append((path, undo))
+            outermost = nodes[int(path.partition(".")[0].partition("@")[0]) - 1]["id"]
+            if undo not in states:
+                lost = not scope and output[outermost]["status"] == "failed"
+                assert not lost, f"{path} was not undone"
+                continue
+            assert scopes_of(nodes, path), f"{path} was undone in a workflow that succeeded"
+        assert states.get(undo) in ("succeeded", "failed"), f"{path} was not undone"
+        done.setdefault(scope, []).append((path, undo))
     for pairs in done.values():
         for path, undo in pairs:
             for later, its_undo in pairs:
-                if begun[later] > ended[path]:
+                if begun[later] > ended[path] and scopes_of(nodes, path) <= scopes_of(nodes, later):
                     assert ended[its_undo] < begun[undo], f"{path} was undone before {later}"

@@ -67,11 +67,13 @@ class Draft:
     """By id, for the nodes of lists that are graphs."""
     undone_by: dict[str, str] = field(default_factory=dict)
     """By id, the one node that undoes it."""
+    definition: JsonObject = field(default_factory=dict)
     _ids: int = 0
 
     def workflow(self, depth: int = 2) -> JsonObject:
         """The definition; its output tells how each of its outermost nodes ended."""
-        return self._definition("w", depth, {"x": "0"})
+        self.definition = self._definition("w", depth, {"x": "0"})
+        return self.definition
 
     def _definition(self, name: str, depth: int, variables: JsonObject) -> JsonObject:
         nodes = self.nodes(depth, [])

@@ -178,6 +178,9 @@ class FakeContext:
                     await WORKFLOWS.undo(within)
             raise
 
+    async def give_up(self, scopes: tuple[str, ...]) -> None:
+        """What is broken off has ended in this world."""
+
     async def skip(self, spec: TaskSpec, reason: str) -> None:
         if spec.hidden:
             self.world.ended.setdefault(spec.path, TaskOutcome("skipped"))

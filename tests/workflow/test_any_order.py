@@ -58,7 +58,8 @@ async def carried_out(
             facts = [json.loads(event.data) for event in events]
             tasks = await made.runs.tasks(DEFAULT_TENANT, run.id)
             in_order(facts, draft)
-            undone(facts, [task.model_dump() for task in tasks], ended.status, draft)
+            stored = [task.model_dump() for task in tasks]
+            undone(facts, stored, ended.status, ended.output, draft)
             found.append((result_of(ended), facts))
     assert set(tools.made.values()) <= {1}
     return found

@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, Text, cast, func, select
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.ids import DEFAULT_TENANT
 from agent_server.domain.runs import Run, RunStatus
+from agent_server.storage.tables import blobs, events, tasks
 
 from .workbench import Bench, bench, note
 
@@ -27,9 +29,9 @@ def over(id: str, items: int, *nodes: JsonObject) -> JsonObject:
 SET = {"id": "s", "type": "set", "variables": {"x": 1}}
 
 
-async def ends(made: Bench, *nodes: JsonObject) -> Run:
+async def ends(made: Bench, *nodes: JsonObject, **fields: Any) -> Run:
     """The run, of which nothing goes on."""
-    run = await made.run(*nodes)
+    run = await made.run(*nodes, **fields)
     assert not set((await made.tasks(run)).values()) & {"running", "queued", "waiting"}
     return run
 
@@ -114,6 +116,45 @@ async def test_a_variable_of_ten_megabytes_fails_its_node_and_its_policy_is_appl
         after = {"id": "z", "type": "set", "variables": {"how": "{{ nodes.n.status }}"}}
         run = await ends(made, {**node, "on_error": "continue"}, after)
         assert run.output == {"how": "failed"}
+
+
+@pytest.mark.parametrize("made", ["x" * 2_000_000, ["y" * 100] * 15_000, ["z" * 300_000] * 5])
+async def test_a_large_result_is_handed_on_by_its_name_and_stored_once(
+    sqlite_url: str, made: Any
+) -> None:
+    class Large(Bench):
+        async def call_tool(self, ctx: Any, name: str, arguments: JsonObject, *, key: str) -> Any:
+            return (
+                made if name == "large" else [arguments["value"] == made, arguments.get("number")]
+            )
+
+    large = {"id": "n", "type": "tool", "tool": "large"}
+    passed = {"value": "{{ nodes.n.output }}", "number": "{{ item }}"}
+    inner = {"id": "i", "type": "tool", "tool": "note", "arguments": passed}
+    async with bench(sqlite_url, Large()) as bed:
+        run = await ends(bed, large, over("m", 3, inner))
+        assert run.output == [[True, number] for number in range(3)], run.error
+
+        def sizes(connection: Connection) -> tuple[int, int, int]:
+            texts = select(func.sum(func.length(cast(tasks.c.payload, Text))))
+            events_size = select(func.sum(func.length(cast(events.c.data, Text))))
+            kept = select(func.count()).select_from(blobs)
+            found = (connection.execute(query).scalar() for query in (texts, events_size, kept))
+            return tuple(int(size or 0) for size in found)  # type: ignore[return-value]
+
+        payloads, said, kept = await bed.runs.database.read(sizes)
+        assert payloads < 5_000 and said < 30_000 and kept <= 1
+        again = await ends(
+            bed, large, note("z", "{{ nodes.n.output }}"), output="{{ nodes.z.status }}"
+        )
+        assert again.output == "succeeded"
+        each = {"id": "i", "type": "tool", "tool": "large"}
+        if isinstance(made, list) and len(made) == 5:
+            run = await ends(bed, large, {**over("m", 0, each), "over": "nodes.n.output"})
+            assert run.output == [made] * 5, run.error
+        made = "x" * 20_000_000
+        run = await ends(bed, large, note("z", "{{ nodes.n.output }}"))
+        assert run.error is not None and "16000000 characters" in run.error.message
 
 
 EXPLOSIONS = ["'x' * 1000000000", "[0] * 1000000000", "9 ** 9 ** 9"]

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -71,6 +71,14 @@ class Bench:
         (asked,) = page.data
         decide = Decide(decision=decision, reason=reason)
         await door.decide(DEFAULT_TENANT, asked.id, decide, by="test")
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Return when it holds, soon."""
+        for _ in range(2_000):
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(self.calls)
 
     async def codes(self, run: Run) -> list[str]:
         """The codes of the errors with which the run's tasks and the run itself failed."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent_server.actions.handler import ActionServices
-from agent_server.actions.ssrf import AddressUnreachable, AnswerTimeout, HttpAnswer
+from agent_server.actions.ssrf import AddressUnreachable, AnswerTimeout, HttpAnswer, shown
 from agent_server.domain.agents import ToolEffect
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo, RunError, ToolError
@@ -89,7 +89,7 @@ class HttpRequest:
             info = earlier.error or ErrorInfo(code=ToolError.code, message="The request failed.")
             raise ToolError(info.message, hint=info.hint)
         if earlier is not None and not repeatable:
-            detail = f"{method} {parameters['url']} was under way when the process died."
+            detail = f"{method} {shown(parameters['url'])} was under way when the process died."
             await ctx.journal.in_doubt(earlier, detail)
             raise Suspend(WaitingFor(kind="reconciliation", detail=detail, step=key))
         await ctx.journal.begin(step, commit=not repeatable)
@@ -98,7 +98,7 @@ class HttpRequest:
             output = _output(answer, method)
             if not 200 <= answer.status < 300:
                 raise ToolError(
-                    f"{method} {parameters['url']} answered {answer.status}.",
+                    f"{method} {shown(parameters['url'])} answered {answer.status}.",
                     hint=_excerpt(answer),
                 )
         except RunError as error:

@@ -12,7 +12,6 @@ goes through the same gate.
 """
 
 import ipaddress
-import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from dataclasses import dataclass
 import anyio
 import httpx2
 
+from agent_server.domain.addresses import IPAddress, is_public, literal
 from agent_server.domain.errors import ToolError
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """A host name and a port to the addresses that it has now."""
 
@@ -31,41 +30,6 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_ADDRESSES = 4
 """Addresses of one host that are tried before the connection counts as failed."""
 
-# IANA's special-purpose registries, spelled out: the standard library's answers differ
-# between the Python versions that we support.
-_CLOSED_V4 = tuple(
-    ipaddress.IPv4Network(n)
-    for n in (
-        "0.0.0.0/8",  # this network
-        "10.0.0.0/8",  # private
-        "100.64.0.0/10",  # carrier-grade NAT
-        "127.0.0.0/8",  # loopback
-        "169.254.0.0/16",  # link-local, cloud metadata
-        "172.16.0.0/12",  # private
-        "192.0.0.0/24",  # protocol assignments
-        "192.0.2.0/24",  # documentation
-        "192.88.99.0/24",  # 6to4 relays
-        "192.168.0.0/16",  # private
-        "198.18.0.0/15",  # benchmarking
-        "198.51.100.0/24",  # documentation
-        "203.0.113.0/24",  # documentation
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, broadcast
-    )
-)
-_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
-_CLOSED_V6 = tuple(
-    ipaddress.IPv6Network(n)
-    for n in (
-        "2001::/23",  # protocol assignments, Teredo, ORCHID
-        "2001:db8::/32",  # documentation
-        "3fff::/20",  # documentation
-    )
-)
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_6TO4 = ipaddress.IPv6Network("2002::/16")
-_ISATAP = frozenset({0x00005EFE, 0x02005EFE})
-_NUMERIC_HOST = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}\.?")
 _KEPT_ACROSS_ORIGINS = frozenset({"accept", "accept-language", "user-agent"})
 
 
@@ -90,32 +54,6 @@ class HttpAnswer:
     headers: Mapping[str, str]
     body: bytes
     truncated: bool
-
-
-def embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that packets to ``address`` end up at, where it wraps one."""
-    number = int(address)
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address in _NAT64 or number < 1 << 32:
-        return ipaddress.IPv4Address(number & 0xFFFFFFFF)
-    if address in _6TO4:
-        return ipaddress.IPv4Address((number >> 80) & 0xFFFFFFFF)
-    if (number >> 32) & 0xFFFFFFFF in _ISATAP:
-        return ipaddress.IPv4Address(number & 0xFFFFFFFF)
-    return None
-
-
-def is_public(address: IPAddress) -> bool:
-    """Whether ``address``, and the one that it wraps, is on the public internet."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return not any(address in network for network in _CLOSED_V4)
-    inner = embedded_ipv4(address)
-    if inner is not None and not is_public(inner):
-        return False
-    if address.ipv4_mapped is not None or address in _NAT64:
-        return True
-    return address in _GLOBAL_V6 and not any(address in network for network in _CLOSED_V6)
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -158,9 +96,12 @@ class Gate:
         return found
 
     async def _lookup(self, host: str, port: int) -> list[IPAddress]:
-        literal = _literal(host)
-        if literal is not None:
-            return [literal]
+        try:
+            spelled = literal(host)
+        except ValueError as error:
+            raise AddressRefused(f"The host {host!r} is neither a name nor an address.") from error
+        if spelled is not None:
+            return [spelled]
         try:
             answers = await self.resolver(host, port)
         except (OSError, UnicodeError) as error:
@@ -174,20 +115,6 @@ class Gate:
         if not found:
             raise AddressUnreachable(f"The host {host!r} has no address.")
         return found
-
-
-def _literal(host: str) -> IPAddress | None:
-    """``host`` as an address if it is one, in any spelling that a C library would take."""
-    try:
-        return ipaddress.ip_address(host.rstrip("."))
-    except ValueError:
-        pass
-    if not _NUMERIC_HOST.fullmatch(host):
-        return None
-    try:
-        return ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))
-    except OSError as error:
-        raise AddressRefused(f"The host {host!r} is neither a name nor an address.") from error
 
 
 class PinnedTransport(httpx2.AsyncBaseTransport):
@@ -266,13 +193,13 @@ class GuardedHttp:
                 return await self._follow(method.upper(), url, dict(headers or {}), content)
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise AnswerTimeout(
-                f"{method.upper()} {_shown(url)} gave no whole answer within {limit:g} s."
+                f"{method.upper()} {shown(url)} gave no whole answer within {limit:g} s."
             ) from error
         except httpx2.InvalidURL as error:
             raise AddressRefused(f"{url!r} is not an address: {error}.") from error
         except httpx2.HTTPError as error:
             raise ToolError(
-                f"{method.upper()} {_shown(url)} broke off: {type(error).__name__}: {error}"
+                f"{method.upper()} {shown(url)} broke off: {type(error).__name__}: {error}"
             ) from error
 
     async def _follow(
@@ -299,7 +226,7 @@ class GuardedHttp:
                     headers["Accept-Encoding"] = "identity"
                 target = following
         raise ToolError(
-            f"{_shown(url)} redirects more than {MAX_REDIRECTS} times.",
+            f"{shown(url)} redirects more than {MAX_REDIRECTS} times.",
             hint="Request the final address.",
         )
 
@@ -324,7 +251,7 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int]:
     return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """``url`` for an error message, without what may be secret in its query or its user."""
     try:
         parsed = httpx2.URL(url)

@@ -34,7 +34,7 @@ def build_app(
     manners: Mapping[str, Manners] | None = None,
     sockets: Mapping[str, Socket] | None = None,
 ) -> FastAPI:
-    """The application over ``deps``. ``routes`` are those of other doors, mounted behind ours;
+    """The application over ``deps``. ``routes`` are those of other doors;
     ``manners`` is how they render errors, by the first part of a path; ``sockets`` are their
     WebSockets by path.
     """
@@ -60,10 +60,10 @@ def build_app(
         app,
         [
             *RunRoutes(deps).routes(),
+            *routes,  # Routes are tried one after another: what is asked most comes first.
             *WorkflowRoutes(deps).routes(),
             *CatalogueRoutes(deps).routes(),
             *OperationRoutes(deps, app).routes(),
-            *routes,
         ],
     )
     for path, socket in (sockets or {}).items():

@@ -24,6 +24,7 @@ from agent_server.domain.errors import (
     AgentServerError,
     BodyTooLarge,
     MethodNotAllowed,
+    NotFound,
     RequestTimeout,
     UnsupportedMediaType,
 )
@@ -169,6 +170,9 @@ class Door:
             else:
                 principal = self._admit(scope, scope["method"], headers)
                 scope[CALL] = Call(principal, request_id)
+            if "\0" in scope["path"]:
+                # No name that is stored has one, and not every database takes the question.
+                raise NotFound("A path with a NUL character leads nowhere.")
             if scope["method"] not in READING:
                 receive = self._limited(headers, receive, scope["path"])
             await self._app(scope, receive, answer)

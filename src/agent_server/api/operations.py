@@ -19,11 +19,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from agent_server.api import inputs
 from agent_server.api.answers import Json, dump
 from agent_server.api.deps import ApiDeps
+from agent_server.api.door import CALL, Call
 from agent_server.api.openapi import Route
 from agent_server.api.ports import Check
 from agent_server.api.problems import errors_page
 from agent_server.domain.base import Frozen, JsonObject
-from agent_server.domain.errors import FieldError, Unavailable
+from agent_server.domain.errors import FieldError, Forbidden, Unavailable
 
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -90,6 +91,7 @@ class OperationRoutes:
                 "/metrics",
                 self.metrics,
                 summary="Metrics for Prometheus",
+                description="Of all tenants together: not for their keys.",
                 tag="operations",
                 name="metrics",
                 answers={200: "text/plain"},
@@ -171,6 +173,12 @@ class OperationRoutes:
 
     async def metrics(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)
+        call: Call = request.scope[CALL]
+        if not call.principal.operates:
+            raise Forbidden(
+                "The metrics count the work of all tenants together.",
+                hint="Read them with AGENT_SERVER_API_KEY.",
+            )
         body, media_type = self._deps.metrics()
         return Response(body, headers={"Content-Type": media_type})
 

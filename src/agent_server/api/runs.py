@@ -208,7 +208,7 @@ class RunRoutes:
                 )
             return await self._ephemeral(asked, call, wanted.wait)
         if asked.stream:
-            self._streams.check_room()
+            self._streams.check_room(principal)
         run, replayed, steered = await self._runs.submit(
             asked, tenant=tenant, principal=principal, idempotency=idempotency
         )
@@ -219,7 +219,7 @@ class RunRoutes:
             headers["Run-Steered"] = "true"
         if asked.stream:
             follow = self._runs.follow(tenant, RunId(run.id), steered or 0)
-            return EventStream(self._streams, follow, headers=headers)
+            return EventStream(self._streams, principal, follow, headers=headers)
         if wanted.wait and not run.status.ended:
             run = await self._wait(Target(tenant, RunId(run.id)), wanted.wait)
         ended = wanted.wait is not None and run.status.ended
@@ -235,7 +235,7 @@ class RunRoutes:
             )
         if asked.stream:
             follow = EphemeralFollow(self._runs, asked, tenant, principal)
-            return EventStream(self._streams, follow)
+            return EventStream(self._streams, principal, follow)
         if not wait:
             raise InvalidRequest(
                 "A run with 'store': false needs 'stream': true or '?wait=': there is nothing "
@@ -288,7 +288,8 @@ class RunRoutes:
             run = await self._runs.get(*target)
             if run.status.ended and not await self._runs.events(*target, after, 1):
                 return Response(status_code=204)
-        return EventStream(self._streams, self._runs.follow(*target, after))
+        call: Call = request.scope[CALL]
+        return EventStream(self._streams, call.principal.name, self._runs.follow(*target, after))
 
     async def plan(self, request: Request) -> Response:
         inputs.query(request, inputs.NoQuery)

@@ -8,6 +8,7 @@ reader that goes away takes nothing with it.
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, get_args
@@ -78,10 +79,13 @@ class Streams:
         *,
         limit: int,
         ping_s: float,
+        per_key: int | None = None,
         on_open: Callable[[], None] = _nothing,
         on_close: Callable[[bool], None] = _nothing,
     ) -> None:
         self.limit = limit
+        self.per_key = per_key or limit
+        self._of_key: Counter[str] = Counter()
         self._on_open = on_open
         self._on_close = on_close
         self.draining = False
@@ -107,23 +111,29 @@ class Streams:
         """Around a wait: it ends early, without an error, after ``timeout_s`` or on a drain."""
         return Poll(self._polls, self.draining, timeout_s)
 
-    def check_room(self) -> None:
-        """Raise ``RateLimited`` when no further stream may open."""
-        if len(self._open) >= self.limit:
-            raise RateLimited(
-                f"{self.limit} event streams are open, which is the limit.",
-                hint="Close one, or raise AGENT_SERVER_MAX_STREAMS.",
-                headers={"Retry-After": "5"},
-            )
+    def check_room(self, key: str) -> None:
+        """Raise ``RateLimited`` when no further stream may open for the principal ``key``."""
+        for open_now, limit, whose, knob in (
+            (self._of_key[key], self.per_key, f" of the key {key!r}", "MAX_STREAMS_PER_KEY"),
+            (len(self._open), self.limit, "", "MAX_STREAMS"),
+        ):
+            if open_now >= limit:
+                raise RateLimited(
+                    f"{limit} event streams{whose} are open, which is the limit.",
+                    hint=f"Close one, or raise AGENT_SERVER_{knob}.",
+                    headers={"Retry-After": "5"},
+                )
 
     def add(self, stream: "EventStream") -> None:
         self._open.add(stream)
+        self._of_key[stream.key] += 1
         self._on_open()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._on_tick)
 
     def discard(self, stream: "EventStream") -> None:
         self._open.discard(stream)
+        self._of_key[stream.key] -= 1
         self._on_close(stream.lagged)
         if not self._open and self._timer is not None:
             self._timer.cancel()
@@ -163,10 +173,13 @@ class EventStream(Response):
     def __init__(
         self,
         streams: Streams,
+        key: str,
         follow: AbstractAsyncContextManager[Follow],
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        streams.check_room()
+        """``key`` is the name of the principal that reads."""
+        streams.check_room(key)
+        self.key = key
         self.status_code = 200
         self.background = None
         self.body = b""

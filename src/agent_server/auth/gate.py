@@ -1,14 +1,13 @@
-"""Who is let in: the holder of the key, or in development a caller on this machine.
+"""Who is let in: whoever holds a key, or in development a caller on this machine.
 
 Leans on the settings and on ``hosts``. Refuses to know routes and HTTP answers: it raises
 ``Unauthorized`` or ``Forbidden``, and whoever stands at the door renders them.
 """
 
 import hashlib
-import hmac
 
 from agent_server.auth.hosts import Headers, Hosts, is_loopback
-from agent_server.auth.principal import ANONYMOUS, KEY_HOLDER, Principal
+from agent_server.auth.principal import ANONYMOUS, KEY_HOLDER, TENANT_SCOPES, Principal
 from agent_server.domain.errors import ConfigurationError, Unauthorized
 from agent_server.settings import Settings
 
@@ -30,7 +29,7 @@ FORWARDING = frozenset(
 """Headers that a proxy leaves: behind one, the peer's address says nothing about the caller."""
 
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="agent-server"'}
-KEY_HINT = "Send the server's key as `Authorization: Bearer <key>` or as `X-API-Key: <key>`."
+KEY_HINT = "Send a key of this server as `Authorization: Bearer <key>` or as `X-API-Key: <key>`."
 SET_KEY_HINT = (
     "Set AGENT_SERVER_API_KEY and send it as `Authorization: Bearer <key>`; without a key the "
     "server answers only callers on its own machine, in development."
@@ -39,7 +38,7 @@ SET_KEY_HINT = (
 
 def require_safe(settings: Settings) -> None:
     """Raise ``ConfigurationError`` when this configuration would let strangers in."""
-    if settings.env == "production" and settings.api_key is None:
+    if settings.env == "production" and not settings.has_key:
         raise ConfigurationError(
             "Production needs a key: AGENT_SERVER_ENV is 'production' and AGENT_SERVER_API_KEY "
             "is not set.",
@@ -50,29 +49,35 @@ def require_safe(settings: Settings) -> None:
 
 
 class Gate:
-    """Decides for each request who calls. Holds the key's hash, never the key."""
+    """Decides for each request who calls. Holds the keys' hashes, never a key."""
 
     def __init__(self, settings: Settings) -> None:
         self.hosts = Hosts(settings)
-        key = settings.api_key
-        self._digest = None if key is None else _digest(key.get_secret_value().encode())
+        # Looked up by digest: how long that takes tells of digests, which nobody can choose.
+        self._holders: dict[bytes, Principal] = {}
+        if settings.api_key is not None:
+            self._holders[_digest(settings.api_key.get_secret_value().encode())] = KEY_HOLDER
+        for name, held in settings.tenant_keys.items():
+            holder = Principal(tenant=held.tenant, name=name, scopes=TENANT_SCOPES)
+            self._holders[_digest(held.key.get_secret_value().encode())] = holder
         self._development = settings.env == "development"
 
     def authenticate(self, headers: Headers, peer: str | None) -> Principal:
         """The caller behind ``headers`` and the peer's address.
 
-        Raises ``Unauthorized`` unless the key fits, or, where no key is set, all of this holds:
+        Raises ``Unauthorized`` unless a key fits, or, where no key is set, all of this holds:
         development, a loopback peer, a Host of this machine, no trace of a proxy.
         """
-        if self._digest is not None:
+        if self._holders:
             given = _presented(headers)
             if given is None:
-                raise Unauthorized("This call needs the key.", hint=KEY_HINT, headers=CHALLENGE)
-            if not hmac.compare_digest(_digest(given), self._digest):
+                raise Unauthorized("This call needs a key.", hint=KEY_HINT, headers=CHALLENGE)
+            holder = self._holders.get(_digest(given))
+            if holder is None:
                 raise Unauthorized(
                     "The key does not fit this server.", hint=KEY_HINT, headers=CHALLENGE
                 )
-            return KEY_HOLDER
+            return holder
         refused = self._why_not_anonymous(headers, peer)
         if refused is None:
             return ANONYMOUS

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 
 ALL_SCOPES: tuple[str, ...] = ("*",)
+TENANT_SCOPES: tuple[str, ...] = ("tenant",)
+"""Everything, but only with one tenant's data."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,14 @@ class Principal:
     name: str
     scopes: tuple[str, ...] = ALL_SCOPES
 
+    @property
+    def operates(self) -> bool:
+        """Whether they may see what is about all tenants together."""
+        return self.scopes == ALL_SCOPES
+
 
 ANONYMOUS = Principal(tenant=DEFAULT_TENANT, name="anonymous")
 """A caller on this machine, in development, without a key."""
 
 KEY_HOLDER = Principal(tenant=DEFAULT_TENANT, name="api_key")
-"""A caller who holds the server's one key."""
+"""A caller who holds the server's own key, ``AGENT_SERVER_API_KEY``."""

@@ -92,6 +92,12 @@ def run(
     ] = None,
     model: Annotated[Text, typer.Option(help="Model of every agent that names none.")] = None,
     session: Annotated[Text, typer.Option(help="Session that the run belongs to.")] = None,
+    on_busy: Annotated[
+        Text,
+        typer.Option(
+            help="While another run is on that session: `queue`, `reject`, `interrupt` or `steer`."
+        ),
+    ] = None,
     subject: Annotated[Text, typer.Option(help="The person whose data the run handles.")] = None,
     approach: Annotated[Text, typer.Option(help="How tasks are reasoned about.")] = None,
     review: Annotated[
@@ -122,6 +128,7 @@ def run(
         variables=variables,
         model=model,
         session_id=session,
+        on_busy=on_busy,
         subject=subject,
         approach=approach,
         review="plan" if review else None,
@@ -215,6 +222,14 @@ def db_upgrade() -> None:
     from agent_server.cli.database import upgrade_database
 
     do(upgrade_database)
+
+
+@db_app.command("check")
+def db_check() -> None:
+    """Look for stored values that cannot be read, and say where they are."""
+    from agent_server.cli.database import check_database
+
+    do(check_database)
 
 
 @db_app.command("vacuum")

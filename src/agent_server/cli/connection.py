@@ -26,6 +26,9 @@ class Connection(HttpToolsProtocol):
     Between two requests uvicorn's own limit of a kept connection holds until the next one begins.
     """
 
+    # There are thousands of them, and with more attributes a dictionary of each would cost 2 KB.
+    __slots__ = ("_due", "_header_timeout_s", "_reads_headers", "_taken")
+
     def __init__(self, *args: Any, header_timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._header_timeout_s = header_timeout_s

@@ -5,18 +5,24 @@ Leans on the storage floor. Refuses to know what is in the rows.
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 
-from agent_server.domain.errors import ConfigurationError
+from agent_server.domain.errors import ConfigurationError, InternalError
 from agent_server.execution import retention
+from agent_server.execution.store.events import event_fault
 from agent_server.memory.rows import sizes
 from agent_server.memory.text_index import rebuild
 from agent_server.memory.vector_index import let_go, way_of
 from agent_server.settings import Settings, load_settings
+from agent_server.storage.blobs import blob_store, check
+from agent_server.storage.check import unreadable
 from agent_server.storage.copy import Derive, copy
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
+from agent_server.storage.outside import keep_outside
+from agent_server.storage.references import rest_of
 
 DERIVED: tuple[Derive, ...] = (rebuild, let_go)
 """What packages keep beside their rows, made anew in the target."""
@@ -68,6 +74,13 @@ async def memory_sizes(settings: Settings, timeout_s: float) -> MemorySizes:
             await database.close()
 
 
+async def try_blobs(settings: Settings) -> str:
+    """Where large values are kept, after one was put there, read and deleted again."""
+    store = blob_store(settings.blobs, database_at(settings.database), settings.blob_timeout_s)
+    await check(store)
+    return store.name
+
+
 async def vacuum_database(
     days: int | None, failed_days: int | None, detail_days: int | None, dry_run: bool
 ) -> None:
@@ -85,6 +98,7 @@ async def vacuum_database(
             hint="Give --days, --failed-days or --detail-days, or set AGENT_SERVER_RETENTION_DAYS.",
         )
     database = database_at(settings.database)
+    outside = keep_outside(database, settings)
     await database.open()
     try:
         for rule in found:
@@ -92,8 +106,38 @@ async def vacuum_database(
             verb = "would be deleted" if dry_run else "deleted"
             of = f"{rule.what}, older than {rule.age.days} days"
             sys.stdout.write(f"{number:,} {verb}: {of}.\n")
+        if not dry_run:
+            gone = await outside.collect()
+            sys.stdout.write(f"{gone:,} deleted: large values that no run refers to.\n")
     finally:
         await database.close()
+
+
+async def check_database() -> None:
+    """Name every stored value that cannot be read. Raises ``InternalError`` if there is one."""
+    database = database_at(load_settings().database)
+    await database.open()
+    number = 0
+    try:
+        async for bad in unreadable(database, {("events", "data"): _event_fault}):
+            number += 1
+            key = "/".join(str(part) for part in bad.key)
+            sys.stdout.write(f"{bad.table} {key}: {bad.column}: {bad.reason}\n")
+    finally:
+        await database.close()
+    if number:
+        raise InternalError(
+            f"{number:,} stored values cannot be read.",
+            hint="Readers are shown markers in their place; a backup has what they were.",
+        )
+    sys.stdout.write("Every stored value can be read.\n")
+
+
+def _event_fault(row: Any) -> str | None:
+    try:
+        return event_fault(row.type, rest_of(row.data))
+    except ValueError as error:
+        return f"not a reference: {error}"
 
 
 async def copy_database(source_url: str, target_url: str, resume: bool) -> None:

@@ -50,6 +50,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         check_settings,
         check_database,
         check_memory,
+        check_blobs,
         check_disk,
         check_agents,
         check_model,
@@ -157,6 +158,17 @@ def check_memory(settings: Settings) -> Finding:
     return Finding("memory", "ok", said)
 
 
+def check_blobs(settings: Settings) -> Finding:
+    from agent_server.cli.database import try_blobs
+
+    if settings.blobs == "database":
+        return Finding("large values", "ok", "in the database")
+    try:
+        return Finding("large values", "ok", f"{anyio.run(try_blobs, settings)}: writes and reads")
+    except AgentServerError as error:
+        return Finding("large values", "failed", error.detail, error.hint)
+
+
 def check_disk(settings: Settings) -> Finding:
     folder = next(p for p in (settings.data_dir.absolute() / "x").parents if p.exists())
     free = shutil.disk_usage(folder).free
@@ -211,8 +223,8 @@ def check_model(settings: Settings) -> Finding:
 
 
 def check_key(settings: Settings) -> Finding:
-    if settings.api_key is not None:
-        return Finding("key", "ok", "AGENT_SERVER_API_KEY closes every call but the probes")
+    if settings.has_key:
+        return Finding("key", "ok", "A key closes every call but the probes")
     if settings.env == "production":
         return Finding(
             "key",

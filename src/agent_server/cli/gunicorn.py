@@ -11,6 +11,7 @@ from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # ships no
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # ships no types
 
 from agent_server.cli.serve import Server, server_options
+from agent_server.execution.threads import leave_working
 from agent_server.settings import load_settings
 
 
@@ -26,6 +27,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # for the same reason
             self.log.error("Agent Server cannot be loaded before the fork: leave out --preload.")
             sys.exit(Arbiter.APP_LOAD_ERROR)
         super().init_process()
+
+    def run(self) -> None:
+        super().run()
+        leave_working()
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi

@@ -6,7 +6,7 @@ answer follows at the end.
 
 from agent_server.cli.errors import printable
 from agent_server.cli.tree import arguments, seconds, short, standing
-from agent_server.cli.view import StepEvent
+from agent_server.cli.view import StepEvent, said
 from agent_server.domain import events as e
 from agent_server.domain.ids import task_path
 from agent_server.domain.runs import RunStatus
@@ -76,6 +76,8 @@ def _text(event: e.EventBase) -> str | None:
         return f"run {standing(RunStatus.WAITING, event.waiting_for)}: {event.waiting_for.detail}"
     if isinstance(event, e.RunResumed):
         return f"run goes on: {event.reason}"
+    if isinstance(event, e.RunSteered):
+        return f"{event.by} said into the run: {said(event.input)}"
     if isinstance(event, e.ActionCompleted):
         return f"action {event.action} done, on {event.trigger}"
     if isinstance(event, e.ActionFailed):

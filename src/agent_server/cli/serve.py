@@ -30,6 +30,7 @@ from agent_server.cli.connect import warn_of_unknown_variables
 from agent_server.cli.connection import Connection
 from agent_server.cli.loading import loading
 from agent_server.domain.errors import AgentServerError, ConfigurationError
+from agent_server.execution.threads import leave_working
 from agent_server.observability import configure_logs
 from agent_server.settings import PREFIX, Settings, load_settings
 
@@ -63,7 +64,7 @@ def serve(
         require_safe(settings)
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
-    if generate_key and settings.api_key is None:
+    if generate_key and not settings.has_key:
         _export({"api_key": f"as-{secrets.token_urlsafe(32)}"})
         settings = load_settings()
         assert settings.api_key is not None
@@ -218,6 +219,11 @@ class Server(uvicorn.Server):
 
     _loop: asyncio.AbstractEventLoop | None = None
     _told = False
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run(sockets)
+        if self.failure is None:
+            leave_working()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()

@@ -104,6 +104,8 @@ class RunView:
             self.status, self.waiting_for = RunStatus.WAITING, event.waiting_for
         elif isinstance(event, e.RunResumed):
             self.status, self.waiting_for = RunStatus.RUNNING, None
+        elif isinstance(event, e.RunSteered):
+            self.notes.append(f"{event.by} said: {said(event.input)}")
         elif isinstance(event, e.MemoryRecalled):
             self.notes.append(f"Recalled {len(event.memories)} memories for {event.query!r}.")
         elif isinstance(event, e.ApprovalRequested):
@@ -253,3 +255,10 @@ def total(usages: Iterable[Usage]) -> Usage:
         output_tokens=output_tokens,
         cost_usd=cost,
     )
+
+
+def said(given: Any) -> str:
+    """The text of what was said into a run: a text, or a list of input items."""
+    if isinstance(given, list):
+        return " ".join(said(item.get("content") or item.get("text") or "") for item in given)
+    return str(given)

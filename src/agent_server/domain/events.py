@@ -231,6 +231,16 @@ class RunResumed(EventBase):
     reason: str
 
 
+class EventUnreadable(EventBase):
+    """In place of a stored event that cannot be read any more: its number stays, what it said is
+    lost, and so is its moment (``at`` is 1970-01-01)."""
+
+    type: Literal["event.unreadable"] = "event.unreadable"
+    was: str
+    """The type of the event."""
+    reason: str
+
+
 class RunSteered(EventBase):
     type: Literal["run.steered"] = "run.steered"
     input: Any
@@ -302,6 +312,7 @@ Event = Annotated[
     | RunWaiting
     | RunResumed
     | RunSteered
+    | EventUnreadable
     | RunSucceeded
     | RunFailed
     | RunCancelled

@@ -76,9 +76,10 @@ class NodeFields(Frozen):
     null; or the id of a later node of the same list: what depends on this node and is not behind
     that one is skipped. A node that some ``on_error`` names runs only when it is gone to."""
     compensate: tuple[Node, ...] = ()
-    """What undoes the node, one after another: carried out when the run fails or is cancelled, if
-    the node has succeeded, or may have (its time was up, or it was broken off: its ``.status`` is
-    ``unknown`` then), the last node's first. It sees what the node saw, and its own result."""
+    """What undoes the node, one after another: carried out when the run, or the part of it that the
+    node stands in, fails, is cancelled or loses, if the node has succeeded, or may have (its time was
+    up, or it was broken off: its ``.status`` is ``unknown`` then), the last node's first. It sees
+    what the node saw, and its own result."""
 
 
 class AgentNode(NodeFields):

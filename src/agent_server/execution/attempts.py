@@ -11,12 +11,14 @@ from typing import Any
 from sqlalchemy import Row
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.errors import ErrorInfo, InternalError, error_info
 from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.budget import Meter
 from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import UNDO_MARK, RunSnapshot, TaskOutcome
+from agent_server.execution.store.columns import error_of
+from agent_server.storage.tables import Unreadable
 
 
 @dataclass
@@ -98,7 +100,7 @@ class Attempt:
 
     def interrupt(self) -> None:
         """Make it see an order; one that has not begun sees it by itself when it does."""
-        if self.undoing and not self.ordered:
+        if (self.undoing and not self.ordered) or (self.undoes and not self.local.stops):
             return
         if self.task is not None and (self.begun or not self.ordered):
             self.task.cancel()
@@ -119,10 +121,16 @@ def as_stored(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-def outcome_of(row: Row[Any]) -> TaskOutcome:
-    """How a stored task ended."""
-    error = ErrorInfo.model_validate(row.error) if row.error else None
-    return TaskOutcome(row.status, row.output, error, begun=row.attempts > 0)
+def outcome_of(row: Row[Any], *, found: bool = False) -> TaskOutcome:
+    """How a stored task ended; ``found`` where it had before it was asked for."""
+    if isinstance(row.output, Unreadable):
+        bad = InternalError(
+            f"The stored output of the task {row.path!r} cannot be read: {row.output}."
+        )
+        return TaskOutcome("failed", error=error_info(bad), begun=True)
+    when = row.ended_at if found else None
+    error = error_of(row.error)
+    return TaskOutcome(row.status, row.output, error, begun=row.attempts > 0, found=when)
 
 
 def snapshot_of(row: Row[Any]) -> RunSnapshot:

@@ -19,20 +19,29 @@ from agent_server.execution import store
 from agent_server.execution.attempts import Attempt, LocalRun, outcome_of
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import Told
+from agent_server.execution.giving_up import GivenUp
 from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import UNDO_MARK, TaskOutcome, TaskSpec
-from agent_server.execution.roster import Roster, settle
+from agent_server.execution.roster import Roster
 from agent_server.storage.outside import owned
 
 
 class Children:
     """The children of every task that is carried out here."""
 
-    def __init__(self, roster: Roster, launch: Callable[[Attempt], None], most: int) -> None:
-        """``most``: how many tasks one run may begin."""
+    def __init__(
+        self,
+        roster: Roster,
+        launch: Callable[[Attempt], None],
+        most: int,
+        undoes: Callable[[str], bool],
+    ) -> None:
+        """``most``: how many tasks one run may begin. ``undoes``: whether a task of that kind may
+        have something to undo."""
         self._roster = roster
         self._launch = launch
         self._most = most
+        self._given_up = GivenUp(roster, undoes)
 
     async def run(self, parent: Attempt, journal: DurableJournal, spec: TaskSpec) -> TaskOutcome:
         """See ``TaskContext.child``. Cancelled, it cancels the child, unless the parent is only let
@@ -52,8 +61,8 @@ class Children:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([begun])
                 let_go = parent.lost or parent.held or self._roster.draining
-                if not (let_go or journal.let_go or parent.local.stops):
-                    await self._cancel(parent.local, spec.path)
+                if not (let_go or journal.let_go or parent.local.stops or _goes_on(parent, spec)):
+                    await self._given_up.one(parent, spec.path)
             raise
         except Exception as error:
             journal.break_off(error)
@@ -108,7 +117,7 @@ class Children:
             self._roster.busy -= here
             parent.local.reserved -= here
         if row is not None and row.status not in store.LIVE:
-            future.set_result(outcome_of(row))
+            future.set_result(outcome_of(row, found=True))
             return future
         self._roster.waiters.setdefault((run.id, spec.path), []).append(future)
         if fresh and here and not self._roster.draining:
@@ -196,17 +205,17 @@ class Children:
             raise
         self._roster.tell(run.id, published)
 
-    async def _cancel(self, local: LocalRun, path: str) -> None:
-        child = local.attempts.get(path)
-        if child is not None and child.task is not None:
-            child.cancelled = True
-            child.interrupt()
-            await settle([child])
-            if child.outcome is not None:
-                return
-        # Carried out by nobody here: queued, elsewhere, or just now put aside to wait.
-        run_id = local.snapshot.id
-        await self._roster.database.write(lambda c: store.cancel_task(c, run_id, path, utcnow()))
+    async def left_behind(self, parent: Attempt, scopes: tuple[str, ...]) -> None:
+        """See ``TaskContext.give_up``."""
+        if parent.epoch > 1:
+            await self._given_up.below(parent, scopes)
+
+
+def _goes_on(parent: Attempt, spec: TaskSpec) -> bool:
+    """Whether the child undoes what a parent has done that is told to stop: it is awaited again by
+    the undoing that follows."""
+    undoes = spec.path.count(UNDO_MARK) > parent.path.count(UNDO_MARK)
+    return undoes and parent.ordered and not parent.undoes
 
 
 def _task_values(parent: Attempt, spec: TaskSpec) -> dict[str, Any]:

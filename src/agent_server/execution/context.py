@@ -59,6 +59,9 @@ class EngineContext:
     async def child(self, spec: TaskSpec) -> TaskOutcome:
         return await self._children.run(self._attempt, self._journal, spec)
 
+    async def give_up(self, scopes: tuple[str, ...]) -> None:
+        await self._children.left_behind(self._attempt, scopes)
+
     async def skip(self, spec: TaskSpec, reason: str) -> None:
         await self._children.skip(self._attempt, self._journal, spec, reason)
 

@@ -72,11 +72,11 @@ def succeeded(
 
 def partial_result(connection: Connection, run: RunSnapshot, limit: str | None) -> JsonObject:
     """How far a run came that its budget stopped: what its tasks gave, and the last words."""
-    said = store.last_event(connection, run.tenant, run.id, ("message.completed",))
+    said = store.events_of(connection, run.tenant, run.id, ("message.completed",))
     return {
         "partial": True,
         "stopped_by": limit,
-        "text": None if said is None else said["text"],
+        "text": said[-1]["text"] if said else None,
         "tasks": [
             {"path": row.path, "node": row.node, "output": row.output}
             for row in store.task_rows(connection, run.tenant, run.id)

@@ -30,6 +30,7 @@ from agent_server.domain.errors import (
     BudgetExceeded,
     FieldError,
     InternalError,
+    RunCancelled,
     RunError,
     TooManyAttempts,
     error_info,
@@ -66,15 +67,18 @@ from agent_server.execution.ports import (
     RunSnapshot,
     StepRecord,
     Suspend,
+    TaskContext,
     TaskOutcome,
 )
 from agent_server.execution.relay import Ears, Relay
 from agent_server.execution.retention import keep_collecting, keep_forgetting
 from agent_server.execution.roster import Roster, order_stop, settle
+from agent_server.execution.store.columns import error_of
 from agent_server.execution.waits import Waits
 from agent_server.execution.watch import POLL_S, Watch
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, PostgresDatabase
+from agent_server.storage.tables import Unreadable
 from agent_server.storage.wire import PostgresWire
 
 log = structlog.get_logger(__name__)
@@ -118,7 +122,12 @@ class Engine:
             observe=self._observe,
             tool_grace_s=settings.tool_grace_s,
         )
-        self._children = Children(self.roster, self._launch, settings.max_run_nodes)
+        self._children = Children(
+            self.roster,
+            self._launch,
+            settings.max_run_nodes,
+            lambda kind: self._undo_of(kind) is not None,
+        )
         self._watch = Watch(self.roster, self._blame)
         self._waits = Waits(self.roster)
         self.database = database
@@ -261,10 +270,10 @@ class Engine:
                 self.roster.contended = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
-                if more and rows and len(rows) < free:
-                    self.roster.wake_soon()  # The rest is for others, if they take it.
-                elif more and rows:
+                if more and len(rows) == free:
                     self.roster.wake.set()
+                elif more:  # The rest is for others, if they take it.
+                    self.roster.wake_soon()
             except PASSING as error:
                 log.error("cannot take tasks", error=error.detail)
             except Exception:
@@ -328,9 +337,15 @@ class Engine:
 
     def _launch_row(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         crash_point("task.claimed")
+        if isinstance(row.payload, Unreadable):
+            raise InternalError(f"what the task {row.path!r} is to do: {row.payload}")
         local = self._local(snapshot_of(run), run)
+        doom = error_of(row.error)
+        given_up = doom is not None and doom.code == RunCancelled.code
         self._launch(
             Attempt(
+                cancelled=given_up,
+                dismissed=None if given_up else doom,
                 local=local,
                 path=row.path,
                 node=row.node,
@@ -609,6 +624,10 @@ class Engine:
                     lambda c: endings.partial_result(c, run, error.limit)
                 )
         info = error_info(error)
+        if attempt.path and self._undo_of(attempt.kind) is not None:
+            # Whoever takes it up after a crash ends it, and begins nothing.
+            run_id = attempt.local.snapshot.id
+            await self.database.write(lambda c: store.doom(c, run_id, attempt.path, info))
         faults = [f for f in await self._undo(attempt, journal) if f not in info.errors]
         if faults:
             info = info.model_copy(update={"errors": (*info.errors, *faults)})
@@ -650,7 +669,7 @@ class Engine:
 
     async def _undo(self, attempt: Attempt, journal: DurableJournal) -> list[FieldError]:
         """Let the handler undo what the task has done; see ``ports.Handler``."""
-        undo = getattr(self.handlers.get(attempt.kind), "undo", None)
+        undo = self._undo_of(attempt.kind)
         if undo is None:
             return []
         others = [a.task for p, a in attempt.local.attempts.items() if p and a.undoes and a.task]
@@ -658,10 +677,9 @@ class Engine:
             await asyncio.wait(others)
         attempt.undoes = True
         try:
-            faults: list[FieldError] = await undo(
+            return await undo(
                 EngineContext(self.roster, self._children, self._waits, attempt, journal)
             )
-            return faults
         except (LostLease, *PASSING):
             raise
         except Exception as error:
@@ -669,6 +687,12 @@ class Engine:
             return [FieldError(path=attempt.path, message=f"it was not undone: {error}")]
         finally:
             attempt.undoes = False
+
+    def _undo_of(self, kind: str) -> Callable[[TaskContext], Awaitable[list[FieldError]]] | None:
+        found: Callable[[TaskContext], Awaitable[list[FieldError]]] | None = getattr(
+            self.handlers.get(kind), "undo", None
+        )
+        return found
 
     async def _wait_undone(self, root: Attempt) -> None:
         """Return when the tasks of a cancelled run have ended that are to undo something: they are

@@ -306,6 +306,9 @@ class EphemeralContext:
             return TaskOutcome("failed", error=error_info(error))
         return TaskOutcome("succeeded", output=output)
 
+    async def give_up(self, scopes: tuple[str, ...]) -> None:
+        """There was no earlier attempt."""
+
     async def skip(self, spec: TaskSpec, reason: str) -> None:
         if spec.path not in self._children:
             self._children[spec.path] = TaskOutcome("skipped")

@@ -16,6 +16,7 @@ from agent_server.domain.events import EventBase
 log = structlog.get_logger(__name__)
 
 DELTA = "message.delta"
+UNREADABLE = "event.unreadable"
 TERMINAL = frozenset({"run.succeeded", "run.failed", "run.cancelled", "run.budget_exceeded"})
 
 Observe = Callable[[list[EventBase]], None]

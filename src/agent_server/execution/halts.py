@@ -178,7 +178,7 @@ class Halts:
             if row is None or row.status not in store.LIVE:
                 found = "gone" if row is None else row.status
                 raise Conflict(f"The task {task!r} has already ended: {found}.")
-            if not store.dismiss_task(connection, row, error.model_dump(), now) or row.hidden:
+            if not store.dismiss_task(connection, row, error, now) or row.hidden:
                 return []
             event: EventBase = TaskFailed(task_id=task, path=path, node=row.node, error=error)
             return store.tell(connection, tenant, run_id, [event])

@@ -207,6 +207,8 @@ class TaskOutcome:
     error: ErrorInfo | None = None
     begun: bool = True
     """False for one that ended before anybody took it up."""
+    found: datetime | None = None
+    """When it had ended, of one that had when this attempt of its parent asked for it."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,13 @@ class TaskContext(Protocol):
         finished one answers at once. Never raises for a failed child: the outcome says so.
         Any number may be awaited side by side. While only children are awaited, the parent
         takes no worker slot.
+        """
+
+    async def give_up(self, scopes: tuple[str, ...]) -> None:
+        """Cancel the tasks whose paths begin with one of ``scopes`` and that an earlier attempt of
+        this task left behind; returns when each has undone what it had done. Not what undoes.
+
+        For what a replay does not come to again: what this attempt awaits is cancelled with it.
         """
 
     async def skip(self, spec: TaskSpec, reason: str) -> None:

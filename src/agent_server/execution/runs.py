@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import structlog
 from sqlalchemy import Connection
 
 from agent_server.domain.base import JsonObject, utcnow
@@ -30,6 +31,7 @@ from agent_server.execution.crash import crash_point
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import (
     TERMINAL,
+    UNREADABLE,
     EventHub,
     StoredEvent,
     Told,
@@ -50,6 +52,8 @@ from agent_server.storage.outside import owned
 Events = list[StoredEvent]
 Tasks = list[Task]
 Items = list[JsonObject]
+log = structlog.get_logger(__name__)
+
 PAGE = 500
 CANCEL_ANSWER_S = 5.0
 
@@ -447,7 +451,15 @@ class Runs:
 
     async def events(self, tenant: Tenant, run_id: str, after: int, limit: int) -> Events:
         """Stored events with numbers above ``after``, in order. Does not check that the run is."""
-        return await self.database.read(lambda c: store.event_rows(c, tenant, run_id, after, limit))
+        found = await self.database.read(
+            lambda c: store.event_rows(c, tenant, run_id, after, limit)
+        )
+        for event in found:
+            if event.type == UNREADABLE:
+                log.error(
+                    "a stored event cannot be read", run_id=run_id, stands_in=event.data.decode()
+                )
+        return found
 
     @asynccontextmanager
     async def follow(

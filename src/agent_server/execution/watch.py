@@ -12,7 +12,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.errors import ErrorInfo, RunCancelled
 from agent_server.domain.runs import RunStatus
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt, outcome_of
@@ -114,6 +114,10 @@ class Watch:
             if row.halt == store.PAUSE:
                 attempt.held = True
                 held.append(attempt)
+            elif row.error["code"] == RunCancelled.code:
+                if not attempt.cancelled:
+                    attempt.cancelled = True
+                    attempt.interrupt()
             elif attempt.dismissed is None:
                 attempt.dismissed = ErrorInfo.model_validate(row.error)
                 group.start_soon(self._roster.dismiss, attempt, attempt.dismissed)

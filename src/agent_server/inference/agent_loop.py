@@ -313,6 +313,7 @@ class AgentLoop:
             tracing_disabled=not self._tracing,
             services=self._services,
             fetch=self._fetch,
+            private_links=self._settings.http_allow_private,
             permits=self._permits,
             throttle=self._throttle,
         )

@@ -1,4 +1,5 @@
-"""Files that a conversation names by id, put in their place just before a model is asked.
+"""Files that a conversation names by id, put in their place just before a model is asked; and links
+that its provider would follow, looked at first.
 
 Leans on whoever keeps files, through one function. Refuses to let their bytes into the ledger: what
 is recorded of a call, and what its digest is made of, names the file.
@@ -9,12 +10,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from agent_server.domain.addresses import link_fault
 from agent_server.domain.errors import InvalidRequest, NotFound
 from agent_server.domain.files import StoredFile
 from agent_server.domain.ids import Tenant
 from agent_server.inference.models import ModelRequest
 
 _KINDS: Final = ("input_image", "input_file")
+_LINKS: Final = ("image_url", "file_url")
 
 
 Fetch = Callable[[Tenant, str], Awaitable[tuple[StoredFile, bytes]]]
@@ -28,6 +31,24 @@ async def attach(request: ModelRequest, tenant: Tenant, fetch: Fetch | None) -> 
         return request
     filled: list[Any] = [await _filled(item, tenant, fetch) for item in items]
     return replace(request, input=filled)
+
+
+def check_links(items: Any) -> None:
+    """Raise ``InvalidRequest`` for an image or a file in ``items`` by a link into a network that is
+    not public: the model's provider would fetch it from where it stands, which may be beside us."""
+    for item in items if isinstance(items, list) else ():
+        for part in _parts(item):
+            for name in _LINKS if isinstance(part, dict) else ():
+                link = part.get(name)
+                link = link.get("url") if isinstance(link, dict) else link
+                fault = link_fault(link) if isinstance(link, str) else None
+                if fault is not None:
+                    raise InvalidRequest(
+                        f"The conversation links to {str(link)[:100]!r}, which no model is asked to fetch: "
+                        f"{fault}.",
+                        hint="Send the content itself, as a data: address or an uploaded file. "
+                        "AGENT_SERVER_HTTP_ALLOW_PRIVATE=true allows links to private addresses.",
+                    )
 
 
 def _parts(item: Any) -> Sequence[Any]:

@@ -100,6 +100,8 @@ class DurableRun:
     """What the server lends to its own tools, by what it is."""
     fetch: Fetch | None = None
     """Whoever keeps the files that a conversation names."""
+    private_links: bool = False
+    """Whether a conversation may link to what is not on the public internet."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     stopped: BaseException | None = None
     seen: dict[int, Any] = field(default_factory=dict)

@@ -24,7 +24,6 @@ from agents import (
 )
 from agents.agent import Agent as SdkAgent
 from agents.items import TResponseInputItem, TResponseOutputItem, TResponseStreamEvent
-from agents.models.default_models import get_default_model_settings
 from agents.models.interface import ModelProvider
 from agents.retry import ModelRetryAdvice, ModelRetryAdviceRequest
 from openai._models import construct_type
@@ -50,7 +49,7 @@ from agent_server.domain.runs import Usage
 from agent_server.execution.ephemeral import add_usage
 from agent_server.execution.ports import NO_USAGE, StepRecord, Suspend
 from agent_server.inference.approvals import foresee
-from agent_server.inference.attachments import attach
+from agent_server.inference.attachments import attach, check_links
 from agent_server.inference.audit import AUDIT
 from agent_server.inference.counting import InputCounted, input_tokens
 from agent_server.inference.durable_run import Place
@@ -58,7 +57,7 @@ from agent_server.inference.estimate import estimate
 from agent_server.inference.ledgered_tool import instrument
 from agent_server.inference.models import ModelRequest, make_usage, respond, retrying
 from agent_server.inference.steered import Steered
-from agent_server.inference.tailored import OverDefaults, sets_nothing
+from agent_server.inference.tailored import OverDefaults, model_defaults, sets_nothing
 
 Items = list[TResponseInputItem]
 
@@ -208,7 +207,7 @@ class LedgeredModel(Model):
             return given
         if not isinstance(agent.model_settings, OverDefaults) and not sets_nothing(agent):
             return given
-        return get_default_model_settings(name).resolve(given)
+        return model_defaults(name).resolve(given)
 
     async def _answer(self, request: ModelRequest) -> ModelResponse:
         run = self._place.run
@@ -272,6 +271,8 @@ class LedgeredModel(Model):
     async def _ask(self, model: Model, request: ModelRequest, step: StepRecord) -> ModelResponse:
         run, agent = self._place.run, step.agent
         journal = run.journal
+        if not run.private_links:
+            check_links(request.input)
         request = await attach(request, run.ctx.run.tenant, run.fetch)
         options = run.ctx.run.request.options
         expected = None

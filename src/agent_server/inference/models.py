@@ -31,6 +31,7 @@ from agent_server.domain.errors import (
     ModelTimeout,
     ModelUnauthorized,
 )
+from agent_server.domain.secrets import masked
 
 OnText = Callable[[str], None]
 """Takes a piece of the answer's text. Must not block and must not raise."""
@@ -284,19 +285,20 @@ def status_error(status: int, body: Any, headers: Mapping[str, str]) -> ModelErr
 
 
 def _server_message(body: Any) -> tuple[str, str | None]:
-    """What the server says, from the shapes in use, and its code."""
+    """What the server says, from the shapes in use, and its code. It may repeat what it was sent: what
+    looks like a key is taken out."""
     if isinstance(body, str):
-        return body.strip()[:500], None
+        return masked(body.strip()[:500]), None
     if not isinstance(body, dict):
         return "", None
     error = body.get("error", body)
     if isinstance(error, str):
-        return error[:2000], None
+        return masked(error[:2000]), None
     if not isinstance(error, dict):
         return "", None
     text = error.get("message") or error.get("detail") or error.get("msg") or ""
     code = error.get("code") or error.get("type")
-    return str(text)[:2000], None if code is None else str(code)
+    return masked(str(text)[:2000]), None if code is None else str(code)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -147,6 +147,9 @@ class ReplayContext(EphemeralContext):
         self._audit.output("the task", outcome.output, recorded.output, where)
         return outcome
 
+    async def give_up(self, scopes: tuple[str, ...]) -> None:
+        """Nothing of the run lives."""
+
     async def skip(self, spec: TaskSpec, reason: str) -> None:
         task = self._record.tasks.get(spec.path)
         if self._audit.strict and (task is None or task["status"] != "skipped"):

@@ -7,6 +7,7 @@ tool of the caller's: a call of one stops the SDK's loop, as a call that needs c
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from agents import (
@@ -91,8 +92,15 @@ class OverDefaults(ModelSettings):
 
 def sets_nothing(agent: Agent[Any]) -> bool:
     """Whether the agent's settings are those that the SDK gives it by its model's name."""
-    named = (agent.model,) if isinstance(agent.model, str) else ()
-    return agent.model_settings == get_default_model_settings(*named)
+    name = agent.model if isinstance(agent.model, str) else None
+    return agent.model_settings == model_defaults(name)
+
+
+@cache
+def model_defaults(name: str | None) -> ModelSettings:
+    """The SDK's settings for the model ``name``, or for its own; not to be changed. It copies them
+    deeply for each who asks, which costs as much as a row in a database."""
+    return get_default_model_settings() if name is None else get_default_model_settings(name)
 
 
 def _instructions(own: Any, more: str) -> Any:

@@ -25,6 +25,7 @@ from agent_server.domain.errors import (
     ModelTimeout,
     ModelUnauthorized,
 )
+from agent_server.domain.secrets import MASK
 from agent_server.inference.http1 import (
     Broken,
     DirectServer,
@@ -106,7 +107,7 @@ class Wire:
         reply = Reply(exchange, silence_s)
         if exchange.status != 200:
             try:
-                raise await reply.refusal()
+                raise await reply.refusal(headers.get("authorization", ""))
             finally:
                 await exchange.aclose()
         return reply
@@ -117,6 +118,8 @@ class Wire:
 
 
 _JSON = "application/json"
+LEAST_KEY = 4
+"""Characters of a key worth hiding: a shorter one would take words apart."""
 
 
 @dataclass
@@ -178,9 +181,12 @@ class Reply:
         if batch:
             yield batch
 
-    async def refusal(self) -> Exception:
-        """What an answer with an error status means."""
+    async def refusal(self, authorization: str = "") -> Exception:
+        """What an answer with an error status means, without the key of ``authorization``."""
         text = (await self._body(MAX_ERROR_BYTES)).decode("utf-8", "replace")
+        key = authorization.rpartition(" ")[2]
+        if len(key) >= LEAST_KEY:
+            text = text.replace(key, MASK)
         body: Any = text
         try:
             body = decode(text.encode())

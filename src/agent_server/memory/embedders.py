@@ -13,6 +13,7 @@ from typing import Protocol
 import httpx2
 
 from agent_server.domain.errors import ConfigurationError, Unavailable
+from agent_server.domain.secrets import masked
 from agent_server.settings import Settings
 
 MINILM_MODEL = "all-MiniLM-L6-v2"
@@ -84,6 +85,7 @@ class OpenAIEmbedder:
     ) -> None:
         self.model = model
         self._dimension = dimension
+        self._secrets = [api_key] if api_key else []
         self._url = base_url.rstrip("/") + "/embeddings"
         self._client = client or httpx2.AsyncClient(
             timeout=timeout_s,
@@ -105,7 +107,7 @@ class OpenAIEmbedder:
         if answer.status_code in _REFUSED:
             raise ConfigurationError(
                 f"The embedder at {self._url} refused model {self.model!r} with "
-                f"{answer.status_code}: {answer.text[:200]}",
+                f"{answer.status_code}: {masked(answer.text, self._secrets)[:200]}",
                 hint="Check AGENT_SERVER_EMBEDDER_MODEL, _EMBEDDER_BASE_URL and _EMBEDDER_API_KEY.",
             )
         try:

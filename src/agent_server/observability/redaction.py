@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
+from agent_server.domain.secrets import MASK, masked
 from agent_server.settings import Settings
 
-MASK = "[redacted]"
 MAX_DEPTH = 8
 """Levels of nested lists and objects that are looked into; what is below is dropped."""
 
@@ -22,12 +22,6 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"(^|[_\-. ])(tokens|(idempotency|step|dedup|sort)[_\-]key)$", re.IGNORECASE)
-_LOOKS = re.compile(
-    r"\bsk-[A-Za-z0-9_\-]{8,}"
-    r"|(?i:\b(?:bearer|basic)\s+[A-Za-z0-9._~+/\-]{8,}=*)"
-    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
-    r"|\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+\.[A-Za-z0-9_\-]*"
-)
 
 
 def secrets_of(settings: Settings) -> frozenset[str]:
@@ -37,6 +31,7 @@ def secrets_of(settings: Settings) -> frozenset[str]:
         value = getattr(settings, name)
         if isinstance(value, SecretStr) and name != "database_url":
             found.add(value.get_secret_value())
+    found |= {held.key.get_secret_value() for held in settings.tenant_keys.values()}
     password = urlsplit(settings.database).password
     if password:
         found |= {password, unquote(password)}
@@ -58,10 +53,7 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """``text`` without secrets."""
-        for secret in self._secrets:
-            if secret in text:
-                text = text.replace(secret, MASK)
-        return _LOOKS.sub(MASK, text)
+        return masked(text, self._secrets)
 
     def value(self, value: Any, depth: int = 0) -> Any:
         """``value`` without secrets, looked through to its leaves."""

@@ -224,7 +224,7 @@ def folder_of(tenant: str) -> str:
     """A name for a tenant's part of a store, whatever the tenant is called."""
     if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", tenant):
         return tenant
-    return f"~{hashlib.sha256(tenant.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+    return f"hash.{hashlib.sha256(tenant.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
 def _make_folder(folder: Path) -> None:

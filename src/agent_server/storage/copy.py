@@ -31,9 +31,11 @@ from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ConfigurationError, InternalError
 from agent_server.storage.database import Database
 from agent_server.storage.migrate import current_revision, head_revision, upgrade
-from agent_server.storage.tables import metadata, nodes
+from agent_server.storage.tables import blob_bytes, file_parts, metadata, nodes
 
 BATCH = 500
+BULKY = {blob_bytes.name: 8, file_parts.name: 100}
+"""Rows at once of tables whose rows may be megabytes each."""
 ALIVE = timedelta(seconds=60)
 """A node that beat within so long counts as alive."""
 NOT_COPIED = frozenset({nodes.name})
@@ -74,7 +76,7 @@ async def copy(
         await target.read(lambda c: _check_empty(c, tables))
     done = []
     for table in tables:
-        raw = _raw(table)
+        raw = raw_table(table)
         sent = await _pour(source, target, raw, told)
         await target.write(lambda c: _set_sequence(c, table))  # noqa: B023  # awaited here
         arrived = await _digest(target, raw)
@@ -113,7 +115,7 @@ def _check_empty(connection: Connection, tables: Sequence[Table]) -> None:
             )
 
 
-def _raw(table: Table) -> Table:
+def raw_table(table: Table) -> Table:
     """``table`` with its columns as they are stored, without our types' conversions."""
     return Table(
         table.name,
@@ -156,7 +158,7 @@ async def _pour(
     source: Database, target: Database, table: Table, told: Callable[[str, int], None]
 ) -> _Digest:
     digest = _Digest()
-    async for rows in _batches(source, table):
+    async for rows in batches(source, table):
         await target.write(lambda c: _insert(c, table, rows))  # noqa: B023  # awaited here
         digest.add(rows)
         told(table.name, digest.rows)
@@ -165,23 +167,24 @@ async def _pour(
 
 async def _digest(database: Database, table: Table) -> _Digest:
     digest = _Digest()
-    async for rows in _batches(database, table):
+    async for rows in batches(database, table):
         digest.add(rows)
     return digest
 
 
-async def _batches(database: Database, table: Table) -> AsyncIterator[Sequence[Any]]:
+async def batches(database: Database, table: Table) -> AsyncIterator[Sequence[Any]]:
     """The rows of ``table`` along its primary key."""
     keys = list(table.primary_key.columns)
     after: tuple[Any, ...] | None = None
+    most = BULKY.get(table.name, BATCH)
     while True:
-        query = select(table).order_by(*keys).limit(BATCH)
+        query = select(table).order_by(*keys).limit(most)
         if after is not None:
             query = query.where(tuple_(*keys) > after)
         rows = await database.read(lambda c: c.execute(query).all())  # noqa: B023
         if rows:
             yield rows
-        if len(rows) < BATCH:
+        if len(rows) < most:
             return
         after = tuple(getattr(rows[-1], key.name) for key in keys)
 

@@ -153,6 +153,11 @@ def opened(text: str) -> Any:
     return _open(text, opening)
 
 
+def rest_of(text: str) -> str:
+    """The JSON that stands in the row itself. Raises ``ValueError`` for no text of ours."""
+    return text[_decoder.raw_decode(text, len(MARK))[1] :] if text[:1] == MARK else text
+
+
 def _open(text: str, opening: Opening) -> Any:
     (tenant, name), end = _decoder.raw_decode(text, len(MARK))
 

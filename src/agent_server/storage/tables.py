@@ -34,8 +34,16 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
 
 
+class Unreadable(dict[str, Any]):
+    """Stands in place of a stored JSON value that is none any more, and says why.
+
+    Readers are shown it; the engine sets aside what would have to work with it.
+    """
+
+
 class JsonText(TypeDecorator[Any]):
-    """A JSON value as text; SQL NULL is Python's None."""
+    """A JSON value as text; SQL NULL is Python's None. What cannot be read is ``Unreadable``, so
+    that one such value does not take along the rows around it."""
 
     impl = Text
     cache_ok = True
@@ -56,10 +64,13 @@ class JsonText(TypeDecorator[Any]):
             return None
         try:
             return json.loads(value)
-        except json.JSONDecodeError:
+        except ValueError as error:
             if value[:1] != MARK:
-                raise
-        return opened(value)
+                return Unreadable(unreadable=f"not JSON: {error}")
+        try:
+            return opened(value)
+        except ValueError as error:
+            return Unreadable(unreadable=f"not a reference: {error}")
 
 
 class JsonDocument(TypeDecorator[str]):
@@ -77,7 +88,10 @@ class JsonDocument(TypeDecorator[str]):
         return value if value is None or len(value) <= LEAST else spilled(value, self.spills)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
-        return value if value is None or value[:1] != MARK else encode(opened(value))
+        try:
+            return value if value is None or value[:1] != MARK else encode(opened(value))
+        except ValueError:
+            return value  # No reference either: whoever reads it finds that it is not JSON.
 
 
 class Moment(TypeDecorator[datetime]):

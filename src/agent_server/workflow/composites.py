@@ -17,7 +17,7 @@ from agent_server.domain.errors import (
     TaskFailed,
 )
 from agent_server.domain.workflows import BranchNode, LoopNode, MapNode, Node, ParallelNode
-from agent_server.workflow.expressions import expression, render
+from agent_server.workflow.expressions import expression, items_of
 from agent_server.workflow.failures import BrokenOff, Failed, timed_out
 from agent_server.workflow.race import Quorum
 from agent_server.workflow.sight import Frame, result_of
@@ -155,6 +155,8 @@ class Composites:
             raise InternalError(
                 f"The branch {failed + 1} of {node.id!r} failed before, and not now."
             )
+        lost = [number for number in range(count) if number not in winners]
+        await self._walk.abandon(*(f"{path}.{number + 1}." for number in lost))
         for number in winners:
             if number not in found:
                 await keep(number)
@@ -199,7 +201,7 @@ class Composites:
         self, node: MapNode, path: str, frame: Frame, values: JsonObject, scope: Scope
     ) -> Ended:
         over = node.over
-        items = expression(over).evaluate(scope) if isinstance(over, str) else render(over, scope)
+        items = items_of(over, scope)
         if not isinstance(items, list):
             shown = "null" if items is None else type(items).__name__
             raise ExpressionError(
@@ -211,13 +213,14 @@ class Composites:
 
         async def one(number: int) -> Ended:
             names = {**frame.names, node.name: items[number], "index": number}
+            here = f"{path}.{number + 1}."
             try:
-                here = f"{path}.{number + 1}."
                 return await self._lane(node.id, 0, here, Frame(names, frame), values)
             except Failed as failed:
                 if node.on_item_error == "fail":
                     raise
                 errors[number] = failed.error
+                await self._walk.abandon(here)
                 return NOTHING
 
         found, race = await self._walk.side_by_side(len(items), node.max_parallel, one)

@@ -152,6 +152,9 @@ class _DryContext:
         except (RunError, InvalidRequest) as error:
             return TaskOutcome("failed", error=error.info())
 
+    async def give_up(self, scopes: tuple[str, ...]) -> None:
+        """Nothing is left behind."""
+
     async def skip(self, spec: TaskSpec, reason: str) -> None:
         """The observer is told."""
 

@@ -11,11 +11,12 @@ from functools import lru_cache
 from typing import Any
 
 from agent_server.domain.errors import ExpressionError
-from agent_server.workflow.language import Compiler, parse
+from agent_server.workflow.language import Compiler, is_name, parse
 from agent_server.workflow.values import (
     MAX_CHARS,
     MAX_LENGTH,
     MAX_NESTING,
+    MAX_REFERRED,
     MAX_RENDERED,
     Lookup,
     Scope,
@@ -32,7 +33,7 @@ _SIMPLE = re.compile(r"[^{}'\"]{0,2000}\}\}")
 class Expr:
     """One expression, parsed. Immutable, so that it can be shared; make it with ``expression``."""
 
-    __slots__ = ("_run", "references", "source")
+    __slots__ = ("_run", "is_name", "references", "source")
 
     def __init__(self, source: str) -> None:
         """Raises ``ExpressionError`` that says what is not understood or not allowed."""
@@ -44,16 +45,25 @@ class Expr:
         except Wrong as wrong:
             raise self._error(wrong) from None
         self.references = tuple(compiler.references)
+        self.is_name = is_name(tree)
+        """Whether it only names a value, and makes none."""
 
-    def evaluate(self, scope: Scope) -> Any:
-        """Its JSON value. Raises ``ExpressionError``; never anything else, never for long."""
-        work = Work()
+    def evaluate(self, scope: Scope, work: Work | None = None) -> Any:
+        """Its JSON value. Raises ``ExpressionError``; never anything else, never for long: ``work`` is
+        what it may do, and counts what it did."""
+        return self._value(scope, work or Work(), MAX_CHARS)[0]
+
+    def refer(self, scope: Scope) -> tuple[Any, int]:
+        """The value that it names, which is handed on as it is and may be large, and its characters,
+        roughly. Raises ``ExpressionError``."""
+        return self._value(scope, Work(MAX_REFERRED), MAX_REFERRED)
+
+    def _value(self, scope: Scope, work: Work, most: int) -> tuple[Any, int]:
         try:
             value = self._run(scope, work)
             if isinstance(value, Lookup):
                 raise Wrong("it gives a whole scope", "Name one thing in it.")
-            measure(value, work)
-            return value
+            return value, measure(value, work, most)
         except Wrong as wrong:
             raise self._error(wrong) from None
         except RecursionError:
@@ -88,6 +98,12 @@ class Template:
         self.parts: tuple[str | Expr, ...] = tuple(_split(source))
 
     @property
+    def named(self) -> Expr | None:
+        """The expression that it wholly is, if that only names a value."""
+        only = self.parts[0] if len(self.parts) == 1 else None
+        return only if isinstance(only, Expr) and only.is_name else None
+
+    @property
     def expressions(self) -> tuple[Expr, ...]:
         return tuple(part for part in self.parts if isinstance(part, Expr))
 
@@ -117,28 +133,45 @@ def template(source: str) -> Template:
     return Template(source)
 
 
-def render(value: Any, scope: Scope) -> Any:
+def render(value: Any, scope: Scope, *, hands_on: bool = False) -> Any:
     """``value`` with every text in it rendered, at any depth. Keys stay as they are.
 
-    Raises ``ExpressionError``, also for what all of it would give together being too large.
+    ``hands_on``: what a text only names is handed on as it is, up to ``MAX_REFERRED``; it is stored
+    once, however often. Raises ``ExpressionError``, also for what all of it would give together
+    being too large.
     """
-    return _render(value, scope, [MAX_RENDERED])
+    return _render(value, scope, [MAX_RENDERED], [MAX_REFERRED if hands_on else 0])
 
 
-def _render(value: Any, scope: Scope, left: list[int]) -> Any:
+def _render(value: Any, scope: Scope, left: list[int], referred: list[int]) -> Any:
     if isinstance(value, str):
         if "{{" not in value:
             return value
+        named = template(value).named if referred[0] else None
+        if named is not None:
+            found, size = named.refer(scope)
+            referred[0] -= size
+            if referred[0] <= 0:
+                raise ExpressionError(f"The templates name more than {MAX_REFERRED} characters.")
+            return found
         made = template(value).render(scope)
         left[0] -= bounded(made, "what a template gives")
         if left[0] < 0:
             raise ExpressionError(f"The templates give more than {MAX_RENDERED} characters.")
         return made
     if isinstance(value, dict):
-        return {key: _render(item, scope, left) for key, item in value.items()}
+        return {key: _render(item, scope, left, referred) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_render(item, scope, left) for item in value]
+        return [_render(item, scope, left, referred) for item in value]
     return value
+
+
+def items_of(over: Any, scope: Scope) -> Any:
+    """What a map goes over: an expression, or a list with templates. Raises ``ExpressionError``."""
+    if not isinstance(over, str):
+        return render(over, scope)
+    found = expression(over)
+    return found.refer(scope)[0] if found.is_name else found.evaluate(scope)
 
 
 def bounded(value: Any, what: str) -> int:

@@ -18,6 +18,9 @@ How it stays exact:
   revised).
 - A node that is skipped, or that failed with ``on_error: continue``, counts as ended: what depends
   on it runs, and may look at its ``.status``.
+- What happened below a node that fails or loses while the workflow goes on is undone before anything
+  else happens there: a composite that is repeated or whose failure somebody handles, an item of a
+  map that may fail, a branch that did not win.
 - Who was first (``join: any``, ``first``) and whether the time of a node with others inside was up
   is decided once and kept in the ledger. A replay takes only the ways that won.
 """
@@ -38,6 +41,7 @@ from agent_server.domain.workflows import (
     SetNode,
     WorkflowDefinition,
     WorkflowNode,
+    lists_of,
 )
 from agent_server.execution.ports import TaskContext, TaskSpec
 from agent_server.workflow.composites import Composites
@@ -58,7 +62,7 @@ from agent_server.workflow.sight import Frame, Results, Variables, merged, resul
 from agent_server.workflow.steps import Steps
 from agent_server.workflow.undo_records import UndoRecords
 from agent_server.workflow.values import Scope
-from agent_server.workflow.walk import NOTHING, WENT, Ended, Observer, Walk
+from agent_server.workflow.walk import NOTHING, WENT, Ended, Observer, Undo, Walk
 
 BREATH: Final = 20
 """Nodes without an effect after which other work of the process gets its turn."""
@@ -86,6 +90,7 @@ async def run_workflow(
     observer: Observer | None = None,
     steps: Steps | None = None,
     chain: tuple[str, ...] = (),
+    undo: Undo | None = None,
 ) -> Any:
     """Carry ``definition`` out, which must be valid, and return its output.
 
@@ -94,7 +99,7 @@ async def run_workflow(
     they may be referred to even if the definition has no such node any more. ``path_prefix``
     (``r2`` gives ``r2.1``) keeps a revised plan's tasks apart from the ones before. ``steps`` bounds
     how many nodes are carried out. ``chain`` names the workflows that this one stands in, itself
-    included.
+    included. ``undo`` is asked to undo a part of it that has failed or lost while the rest goes on.
     """
     interpreter = Interpreter(
         ctx,
@@ -107,6 +112,7 @@ async def run_workflow(
         observer=observer,
         steps=steps,
         chain=chain,
+        undo=undo,
     )
     return (await interpreter.run()).output
 
@@ -138,6 +144,7 @@ class Interpreter:
         observer: Observer | None = None,
         steps: Steps | None = None,
         chain: tuple[str, ...] = (),
+        undo: Undo | None = None,
         start: Start | None = None,
     ) -> None:
         self._definition = definition
@@ -150,7 +157,7 @@ class Interpreter:
         width = max(1, min(max_parallel, definition.max_parallel or max_parallel))
         self._slots = anyio.Semaphore(width, fast_acquire=True)
         self._graph = analyse(definition, self._done)
-        self._walk = Walk(ctx, self._graph, inputs, drain, observer, steps or Steps(), width)
+        self._walk = Walk(ctx, self._graph, inputs, drain, observer, steps or Steps(), width, undo)
         self._composites = Composites(self._walk, self._lane)
         self._records = UndoRecords(self._walk)
 
@@ -180,7 +187,7 @@ class Interpreter:
                 "vars": variables,
                 "nodes": Results(self._graph, frame, ()),
             }
-            output = render(self._definition.output, scope)
+            output = render(self._definition.output, scope, hands_on=True)
         return WorkflowResult(output, variables, self._outermost(frame))
 
     def _outermost(self, frame: Frame) -> dict[str, Any]:
@@ -277,6 +284,7 @@ class Interpreter:
         if node.id in self._done and path.rpartition(".")[0] == self._prefix.rpartition(".")[0]:
             return Ended(self._done[node.id])
         scope = self._walk.scope(node, frame, values)
+        undoable = node.compensate and self._walk.undo is not None
         attempt = 1
         doubtful = False
         while True:
@@ -286,7 +294,7 @@ class Interpreter:
                 if attempt == 1 and node.when is not None:
                     if not expression(node.when).evaluate(scope):
                         return await self._walk.skipped(node, path, frame, f"{node.when} is false")
-                if node.compensate:
+                if undoable:
                     # Once begun it is not broken off: it must be known whether it has happened.
                     with anyio.CancelScope(shield=True):
                         if attempt == 1:
@@ -310,8 +318,11 @@ class Interpreter:
                 raise fatal(info.message, hint=info.hint, errors=info.errors)
             attempt += 1
             doubtful = doubtful or in_doubt(node.type, failed.error.code)
-            if not worth_retrying(node, failed.error, attempt):
-                if node.compensate:
+            again = worth_retrying(node, failed.error, attempt)
+            if (again or node.on_error != "fail") and any(lists_of(node)):
+                await self._walk.abandon(f"{here}.")
+            if not again:
+                if undoable:
                     await self._records.ended(node, path, UNKNOWN if doubtful else "failed")
                 return await self._given_up(node, path, frame, failed)
             await self._pause(node, path, attempt)
@@ -371,7 +382,7 @@ class Interpreter:
             async with self._slots:
                 outcome = await self._walk.ctx.child(spec)
         if outcome.status == "succeeded":
-            return Ended(outcome.output)
+            return Ended(outcome.output, found=outcome.found)
         if outcome.status == "skipped":
             return None
         if outcome.status == "cancelled":

@@ -269,6 +269,15 @@ def _is_chain(node: ast.expr) -> bool:
     return isinstance(node, ast.Name)
 
 
+def is_name(node: ast.expr) -> bool:
+    """Whether it names a value by a name and keys that are written out."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Constant):
+            return False
+        node = node.value
+    return isinstance(node, ast.Name)
+
+
 def _read_name(name: str) -> Evaluate:
     def read(scope: Scope, work: Work) -> Any:
         work.spend(1)

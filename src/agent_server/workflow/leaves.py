@@ -47,18 +47,18 @@ def payload_of(node: Node, scope: Scope) -> JsonObject:
     if isinstance(node, (AgentNode, ApproachNode)):
         payload = {
             "agent": node.agent,
-            "input": render(node.input, scope),
+            "input": render(node.input, scope, hands_on=True),
             "approach": node.approach,
             "model": node.model,
             "output_schema": node.output_schema,
             "tools": None if node.tools is None else list(node.tools),
-            "context": render(node.context, scope) or None,
+            "context": render(node.context, scope, hands_on=True) or None,
         }
     elif isinstance(node, PlanNode):
         payload = {
             "goal": render(node.goal, scope),
             "role": node.role,
-            "input": render(node.input, scope),
+            "input": render(node.input, scope, hands_on=True),
             "output_schema": node.output_schema,
             "agents": None if node.agents is None else list(node.agents),
             "tools": None if node.tools is None else list(node.tools),
@@ -69,7 +69,7 @@ def payload_of(node: Node, scope: Scope) -> JsonObject:
         payload = {
             "workflow": node.workflow,
             "version": node.version,
-            "input": render(node.input, scope),
+            "input": render(node.input, scope, hands_on=True),
         }
     elif isinstance(node, WaitNode):
         seconds = node.duration_s
@@ -83,15 +83,18 @@ def payload_of(node: Node, scope: Scope) -> JsonObject:
     elif isinstance(node, ApprovalNode):
         payload = {
             "subject": render(node.subject, scope),
-            "input": render(node.input, scope),
+            "input": render(node.input, scope, hands_on=True),
             "expires_s": node.expires_s,
             "on_expiry": node.on_expiry,
             "on_reject": node.on_reject,
             "approvers": None if node.approvers is None else list(node.approvers),
         }
     elif isinstance(node, ToolNode):
-        payload = {"tool": node.tool, "arguments": render(node.arguments, scope)}
+        payload = {"tool": node.tool, "arguments": render(node.arguments, scope, hands_on=True)}
     elif isinstance(node, ActionNode):
-        payload = {"action": node.action, "parameters": render(node.parameters, scope)}
+        payload = {
+            "action": node.action,
+            "parameters": render(node.parameters, scope, hands_on=True),
+        }
     payload["timeout_s"] = node.timeout_s
     return {name: value for name, value in payload.items() if value is not None}

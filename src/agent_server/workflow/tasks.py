@@ -30,7 +30,7 @@ from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
 from agent_server.workflow.ports import MAX_CHAIN, NoStoredWorkflows, StoredWorkflows
 from agent_server.workflow.standing import approval, pause, wait
 from agent_server.workflow.steps import MAX_NODES, Trees
-from agent_server.workflow.undo import told, undo
+from agent_server.workflow.undo import undo, undo_all, undoing_for
 from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
 
 
@@ -89,6 +89,9 @@ class WorkflowRun:
         firing.arm(definition.actions)
         async with firing:
             try:
+                before = undoing_for(ctx)
+                if before is not None:
+                    raise before
                 with self._trees.steps(ctx.run.id, ctx.path) as steps:
                     output = await run_workflow(
                         ctx,
@@ -99,9 +102,10 @@ class WorkflowRun:
                         observer=firing,
                         steps=steps,
                         chain=chain,
+                        undo=partial(undo, ctx, max_parallel=self._max_parallel),
                     )
             except RunError as error:
-                told(error, await undo(ctx, max_parallel=self._max_parallel))
+                await undo_all(ctx, error, max_parallel=self._max_parallel)
                 if isinstance(error, (BudgetExceeded, RunCancelled)):
                     raise
                 firing.fire("run.failed", error=error.info().model_dump(mode="json"))

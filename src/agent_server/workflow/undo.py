@@ -8,32 +8,76 @@ so that neither a crash nor a cancelled run forgets it. Refuses to decide when t
 import math
 from typing import Any, Final
 
+import anyio
+
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import FieldError, RunError
+from agent_server.domain.errors import FieldError, RunError, error_codes
 from agent_server.domain.workflows import LEAF_TYPES, NODE_MODELS, WorkflowDefinition
 from agent_server.execution.ports import TaskContext, TaskSpec
-from agent_server.workflow.failures import UNKNOWN, in_doubt
+from agent_server.workflow.failures import UNKNOWN, NodeFailed, in_doubt
 from agent_server.workflow.interpreter import Interpreter, Start
 from agent_server.workflow.sight import result_of
 from agent_server.workflow.undo_records import ENDED_KEY, UNDO_KEY
 
 _UNDONE: Final = "undone"
+_FAILED: Final = "failed"
+"""The key under which the ledger holds why all is undone, where a replay might not find it again."""
 
 
-async def undo(ctx: TaskContext, *, max_parallel: int) -> list[FieldError]:
-    """Undo what this task's nodes have done, the last first, and answer what could not be undone.
+async def undo(
+    ctx: TaskContext, scopes: tuple[str, ...] | None = None, *, max_parallel: int
+) -> list[FieldError]:
+    """Undo what this task's nodes have done whose paths begin with one of ``scopes`` (by default
+    all), the last first, and answer what could not be undone.
 
     Each is undone once, a crash in between included; one that fails keeps none of the others from
-    being undone.
+    being undone. What still lives there of an earlier attempt is given up first.
     """
+    if scopes is None:
+        scopes = (f"{ctx.path}." if ctx.path else "",)
+    faults: list[FieldError] = []
+    with anyio.CancelScope(shield=True):  # No race and no timeout breaks an undoing off.
+        await ctx.give_up(scopes)
+        faults = await _undo(ctx, scopes, max_parallel)
+    return faults
+
+
+async def undo_all(ctx: TaskContext, error: RunError, *, max_parallel: int) -> None:
+    """Undo all because of ``error``, which tells what could not be undone."""
+
+    async def why() -> JsonObject:
+        return error.info().model_dump(mode="json")
+
+    if not isinstance(error, NodeFailed):  # A node that failed fails again.
+        await ctx.value(_FAILED, why)
+    told(error, await undo(ctx, max_parallel=max_parallel))
+
+
+def undoing_for(ctx: TaskContext) -> RunError | None:
+    """Why an earlier attempt has begun to undo all: nothing else may happen any more."""
+    for step in ctx.journal.recorded().values():
+        if step.name == _FAILED:
+            why = dict(step.output)
+            errors = [FieldError.model_validate(each) for each in why["errors"]]
+            error = error_codes()[why["code"]](why["message"], hint=why["hint"], errors=errors)
+            assert isinstance(error, RunError)
+            return error
+    return None
+
+
+async def _undo(ctx: TaskContext, scopes: tuple[str, ...], max_parallel: int) -> list[FieldError]:
     kept = {step.name: step.output for step in ctx.journal.recorded().values()}
-    records = [output for name, output in kept.items() if name.endswith(f"/{UNDO_KEY}")]
+    records = [
+        output
+        for name, output in kept.items()
+        if name.endswith(f"/{UNDO_KEY}") and name.startswith(scopes)
+    ]
     faults: list[FieldError] = []
 
-    def place(record: JsonObject) -> tuple[float, int]:
+    def place(record: JsonObject) -> tuple[list[Any], int]:
         """By when it ended, which is not as it was begun: it may have waited for a slot."""
         ended = kept.get(f"{record['path']}/{ENDED_KEY}")
-        return (math.inf if ended is None else ended["number"], record["number"])
+        return ([math.inf] if ended is None else ended["order"], record["number"])
 
     for record in sorted(records, key=place, reverse=True):
         path = str(record["path"])

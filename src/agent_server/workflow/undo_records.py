@@ -3,7 +3,8 @@
 Leans on the graph, which knows what an undoing looks at. Refuses to undo anything.
 """
 
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.workflows import Node
@@ -22,6 +23,7 @@ class UndoRecords:
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
         self._made: dict[str, int] = {}
+        self._era: int | None = None
 
     async def begun(self, node: Node, path: str, frame: Frame, values: JsonObject) -> None:
         """Write down, before the node begins, how it is undone and what its undoing will look at."""
@@ -67,9 +69,18 @@ class UndoRecords:
         }
 
         async def make() -> JsonObject:
-            return record | {"number": self._next_of(ENDED_KEY)}
+            return record | {"order": self._order(path, ended.found)}
 
         await self._walk.ctx.value(f"{path}/{ENDED_KEY}", make)
+
+    def _order(self, path: str, found: datetime | None) -> list[Any]:
+        """The node's place among those that ended. ``found``: when it had ended that ended before
+        this attempt asked for it; such come before all that this attempt saw end, since none of
+        those can have waited for another."""
+        number = self._next_of(ENDED_KEY)
+        if self._era is None:
+            self._era = number
+        return [self._era, 1, number] if found is None else [self._era, 0, found.isoformat(), path]
 
     def _next_of(self, key: str) -> int:
         """How many records of that kind were made before, in earlier attempts too."""

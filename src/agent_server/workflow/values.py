@@ -17,6 +17,8 @@ MAX_CHARS: Final = 1_000_000
 """Characters of a text, and of a value written as JSON (roughly)."""
 MAX_RENDERED: Final = 4_000_000
 """Characters that all templates of one node may give together."""
+MAX_REFERRED: Final = 16_000_000
+"""Characters that all values may have together which one node is handed as they are, by name."""
 MAX_WORK: Final = 100_000
 """Elements that one evaluation may touch."""
 MAX_INT_BITS: Final = 1_024
@@ -47,15 +49,15 @@ Scope = Mapping[str, Any]
 class Work:
     """What one evaluation may still do."""
 
-    __slots__ = ("left",)
+    __slots__ = ("left", "most")
 
-    def __init__(self) -> None:
-        self.left = MAX_WORK
+    def __init__(self, most: int = MAX_WORK) -> None:
+        self.most = self.left = most
 
     def spend(self, amount: int) -> None:
         self.left -= amount
         if self.left < 0:
-            raise Wrong(f"it takes more than {MAX_WORK} steps")
+            raise Wrong(f"it takes more than {self.most} steps")
 
 
 class Wrong(Exception):
@@ -86,12 +88,12 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
-def measure(value: Any, work: Work) -> int:
+def measure(value: Any, work: Work, most: int = MAX_CHARS) -> int:
     """Spend one step for each element of ``value`` and answer its characters, roughly; raises when
     it is too large or not JSON."""
     if type(value) is str:
-        if len(value) > MAX_CHARS:
-            raise Wrong(f"a text is over {MAX_CHARS} characters")
+        if len(value) > most:
+            raise Wrong(f"a text is over {most} characters")
         return len(value)
     if type(value) not in (list, dict):
         return 8
@@ -111,8 +113,8 @@ def measure(value: Any, work: Work) -> int:
             todo.extend(item)
         elif isinstance(item, Lookup):
             raise Wrong("it gives a whole scope", "Name one thing in it.")
-        if chars > MAX_CHARS:
-            raise Wrong(f"a value is over {MAX_CHARS} characters of JSON")
+        if chars > most:
+            raise Wrong(f"a value is over {most} characters of JSON")
     return chars
 
 

@@ -6,6 +6,7 @@ which order they come.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 import anyio
@@ -43,10 +44,16 @@ class Ended:
     """What failed of a map that goes on nevertheless: ``{index, error}``."""
     went: bool = False
     """It failed and went to another node."""
+    found: datetime | None = None
+    """When its task had ended, where that was before this attempt asked for it."""
 
 
 NOTHING: Final = Ended()
 WENT: Final = Ended(went=True)
+
+
+Undo = Callable[[tuple[str, ...]], Awaitable[object]]
+"""Undoes what the nodes have done whose paths begin with one of these."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Walk:
     steps: Steps
     width: int
     """Tasks at the same time."""
+    undo: Undo | None
+    """None: nothing is undone, and nothing remembered for it."""
 
     def scope(self, node: Node, frame: Frame, values: JsonObject) -> Scope:
         earlier = self.graph.earlier.get(node.id, ())
@@ -78,6 +87,11 @@ class Walk:
         if self.observer is not None:
             await self.observer.node_skipped(node, path, reason)
         return NOTHING
+
+    async def abandon(self, *scopes: str) -> None:
+        """What happened below these paths does not count, and the workflow goes on: undo it."""
+        if scopes and self.undo is not None:
+            await self.undo(scopes)
 
     def forget(self, frame: Frame, node: Node) -> None:
         """Nobody may see how far this node came: it depends on who was faster."""

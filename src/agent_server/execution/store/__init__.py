@@ -18,11 +18,11 @@ from agent_server.execution.store.events import (
     stamped,
     tell,
 )
+from agent_server.execution.store.giving_up import dismiss_task, doom, give_up, live_paths
 from agent_server.execution.store.halts import (
     CANCEL,
     PAUSE,
     awaits,
-    dismiss_task,
     forget_halts,
     halted_here,
     locked_task,
@@ -122,6 +122,9 @@ from agent_server.execution.store.waits import (
 from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
 
 __all__ = [
+    "doom",
+    "give_up",
+    "live_paths",
     "give_permit_back",
     "rate",
     "store_rate",

@@ -1,6 +1,6 @@
 """What the statements of several tables share: usage as columns, and upserts of both dialects.
 
-Leans on the domain and SQLAlchemy's dialects. Refuses to know a table.
+Leans on the domain, the columns' types and SQLAlchemy's dialects. Refuses to know a table.
 """
 
 from decimal import Decimal
@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.dialects import postgresql, sqlite
 
+from agent_server.domain.errors import ErrorInfo, InternalError, error_info
 from agent_server.domain.runs import RunStatus, Usage
+from agent_server.storage.tables import Unreadable
 
 PICO = Decimal(10) ** 12
 LIVE = ("queued", "running", "waiting")
@@ -33,6 +35,13 @@ def usage_columns(usage: Usage) -> dict[str, int]:
         "cost_pico": pico(usage.cost_usd),
         "unpriced_calls": usage.model_calls if usage.cost_usd is None else 0,
     }
+
+
+def error_of(value: Any) -> ErrorInfo | None:
+    """The stored error of a run, a task or a step."""
+    if isinstance(value, Unreadable):
+        return error_info(InternalError(f"The stored error cannot be read: {value}."))
+    return ErrorInfo.model_validate(value) if value else None
 
 
 def usage_of(row: Row[Any]) -> Usage:

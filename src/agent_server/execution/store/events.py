@@ -7,15 +7,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Integer, bindparam, insert, literal, select
 
 from agent_server.domain.base import json_text
-from agent_server.domain.events import EventBase
+from agent_server.domain.errors import InternalError
+from agent_server.domain.events import EventBase, EventUnreadable
 from agent_server.execution.events import StoredEvent, Told, splice_seq
 from agent_server.execution.store.columns import NO_USAGE
 from agent_server.execution.store.reservations import forget_reservations
 from agent_server.execution.store.runs import RunEnd, advance
-from agent_server.storage.tables import events
+from agent_server.storage.tables import EPOCH, events
 
 _INSERT_EVENTS = insert(events)
 
@@ -87,7 +89,45 @@ def event_rows(
     rows = connection.execute(
         _EVENTS, {"run": run_id, "tenant": tenant, "after": after, "most": limit}
     )
-    return [StoredEvent(row.seq, row.type, splice_seq(row.seq, row.data)) for row in rows]
+    return [_as_stored(run_id, row) for row in rows]
+
+
+def _as_stored(run_id: str, row: Any) -> StoredEvent:
+    fault = event_fault(row.type, row.data)
+    if fault is None:
+        return StoredEvent(row.seq, row.type, splice_seq(row.seq, row.data))
+    lost = EventUnreadable(run_id=run_id, at=EPOCH, was=row.type, reason=fault)
+    kind, data = encode_event(lost)
+    return StoredEvent(row.seq, kind, splice_seq(row.seq, data))
+
+
+def event_fault(kind: str, data: str) -> str | None:
+    """Why the stored ``data`` of an event of type ``kind`` cannot be read; None when it can."""
+    try:
+        found = from_json(data)
+    except ValueError as error:
+        return f"not JSON: {error}"
+    if not isinstance(found, dict) or found.get("type") != kind:
+        return f"not an event of type {kind!r}"
+    return None
+
+
+def _read(run_id: str, row: Any) -> dict[str, Any]:
+    """What the event says. Raises ``InternalError`` where that cannot be read."""
+    fault = event_fault(row.type, row.data)
+    if fault is not None:
+        raise InternalError(
+            f"The stored event {row.seq} ({row.type}) of the run {run_id!r} cannot be read: {fault}.",
+            hint="`agent-server db check` lists whatever cannot be read.",
+        )
+    return dict(json.loads(row.data))
+
+
+def all_events(connection: Connection, run_id: str) -> list[dict[str, Any]]:
+    """Everything the run said, its numbers included."""
+    query = select(events.c.seq, events.c.type, events.c.data).where(events.c.run_id == run_id)
+    rows = connection.execute(query.order_by(events.c.seq))
+    return [json.loads(_as_stored(run_id, row).data) for row in rows]
 
 
 def event_stored(connection: Connection, run_id: str, data: str) -> bool:
@@ -99,22 +139,23 @@ def event_stored(connection: Connection, run_id: str, data: str) -> bool:
 def last_event(
     connection: Connection, tenant: str, run_id: str, types: Sequence[str]
 ) -> dict[str, Any] | None:
-    data = connection.execute(
-        select(events.c.data)
+    """The run's last event of these types. Raises ``InternalError`` where it cannot be read."""
+    row = connection.execute(
+        select(events.c.seq, events.c.type, events.c.data)
         .where(events.c.run_id == run_id, events.c.tenant == tenant, events.c.type.in_(types))
         .order_by(events.c.seq.desc())
         .limit(1)
-    ).scalar()
-    return None if data is None else dict(json.loads(data))
+    ).one_or_none()
+    return None if row is None else _read(run_id, row)
 
 
 def events_of(
     connection: Connection, tenant: str, run_id: str, types: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The run's events of these types, in order."""
+    """The run's events of these types, in order, as far as they can be read."""
     rows = connection.execute(
-        select(events.c.data)
+        select(events.c.type, events.c.data)
         .where(events.c.run_id == run_id, events.c.tenant == tenant, events.c.type.in_(types))
         .order_by(events.c.seq)
-    ).scalars()
-    return [json.loads(data) for data in rows]
+    )
+    return [json.loads(row.data) for row in rows if event_fault(row.type, row.data) is None]

@@ -5,7 +5,6 @@ is a mark on the task's row: nobody takes a task that has one, and whoever carri
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, or_, select, update
@@ -17,7 +16,7 @@ PAUSE = "pause"
 CANCEL = "cancel"
 
 
-def _subtree(run_id: str, path: str) -> ColumnElement[bool]:
+def subtree(run_id: str, path: str) -> ColumnElement[bool]:
     """The task and all that it began; every task of the run for its root, ``""``."""
     inside = tasks.c.run_id == run_id
     if not path:
@@ -30,7 +29,7 @@ def pause_tasks(connection: Connection, run_id: str, path: str) -> None:
     """Mark the live tasks of the subtree; one that is to be cancelled stays so."""
     connection.execute(
         update(tasks)
-        .where(_subtree(run_id, path), tasks.c.status.in_(LIVE), tasks.c.halt.is_(None))
+        .where(subtree(run_id, path), tasks.c.status.in_(LIVE), tasks.c.halt.is_(None))
         .values(halt=PAUSE)
     )
 
@@ -39,7 +38,7 @@ def unpause_tasks(connection: Connection, run_id: str, path: str) -> int:
     """Take the marks off; answers of how many tasks."""
     return connection.execute(
         update(tasks)
-        .where(_subtree(run_id, path), tasks.c.status.in_(LIVE), tasks.c.halt == PAUSE)
+        .where(subtree(run_id, path), tasks.c.status.in_(LIVE), tasks.c.halt == PAUSE)
         .values(halt=None)
     ).rowcount
 
@@ -49,23 +48,6 @@ def forget_halts(connection: Connection, run_id: str) -> None:
     connection.execute(
         update(tasks).where(tasks.c.run_id == run_id, tasks.c.halt.is_not(None)).values(halt=None)
     )
-
-
-def dismiss_task(connection: Connection, row: Row[Any], error: Any, now: datetime) -> bool:
-    """End the task as failed with ``error``, and what lies idle below it as cancelled; True when
-    that is done, False when whoever carries it out is to do it."""
-    mine = (tasks.c.run_id == row.run_id, tasks.c.path == row.path)
-    if row.status == "running":
-        connection.execute(update(tasks).where(*mine).values(halt=CANCEL, error=error))
-        return False
-    ended = {"owner": None, "ended_at": now, "halt": None, "waiting_for": None}
-    connection.execute(
-        update(tasks)
-        .where(_subtree(row.run_id, row.path), tasks.c.status.in_(LIVE))
-        .values(status="cancelled", **ended)
-    )
-    connection.execute(update(tasks).where(*mine).values(status="failed", error=error, **ended))
-    return True
 
 
 def locked_task(connection: Connection, run_id: str, path: str) -> Row[Any] | None:

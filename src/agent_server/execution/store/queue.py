@@ -130,23 +130,26 @@ def pick(
     if connection.dialect.name == "postgresql":
         # One node at a time: two would reach for the same heads of the same queues.
         connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": CLAIMING})
-    keys: list[Key] = []
+    chosen: list[Any] = []
     more = False
     for number, tenant in enumerate(tenants):
-        if len(keys) == limit:
-            return Picked(keys, True)
-        share = -(-(limit - len(keys)) // (len(tenants) - number))
+        if len(chosen) == limit:
+            more = True
+            break
+        share = -(-(limit - len(chosen)) // (len(tenants) - number))
         most = tenant_slots.get(tenant, tenant_slots.get("*"))
+        turn = turns.rounds.get(tenant, Round())
         if most is not None and (room := most - _at_work(connection, tenant)) <= share:
             if room > 0:
-                keys += _of_tenant(connection, tenant, room, turns.rounds.get(tenant, Round()))[0]
+                chosen += _of_tenant(connection, tenant, room, turn)[0]
             continue  # What it has left is not for now.
-        found, left, turn = _of_tenant(connection, tenant, share, turns.rounds.get(tenant, Round()))
-        keys += found
+        found, left, turn = _of_tenant(connection, tenant, share, turn)
+        chosen += found
         more = more or left
         turns.tenant = tenant
         turns.remember(tenant, turn)
-    return Picked(keys, more)
+    keys = _lock(connection, chosen)
+    return Picked(keys, more or len(keys) < len(chosen))
 
 
 def _at_work(connection: Connection, tenant: str) -> int:
@@ -212,23 +215,23 @@ _WALK_RUNS = text(f"""
 
 def _of_tenant(
     connection: Connection, tenant: str, want: int, turn: Round
-) -> tuple[list[Key], bool, Round]:
+) -> tuple[list[Any], bool, Round]:
     """Up to ``want`` tasks of the tenant, whether it has more, and its turn from now on."""
-    keys: list[Key] = []
+    chosen: list[Any] = []
     lower: tuple[ColumnElement[bool], ...] = ()
-    while len(keys) < want:
-        missing = want - len(keys)
+    while len(chosen) < want:
+        missing = want - len(chosen)
         rows = _first(connection, tenant, missing + 1, *lower)
         if len(rows) <= missing:
-            return keys + _lock(connection, rows), False, turn
+            return [*chosen, *rows], False, turn
         rank = rows[0].rank
         of_band = [row for row in rows if row.rank == rank]
         if len(of_band) > missing:
             shared, turn = _in_turn(connection, tenant, rank, missing, turn)
-            return keys + _lock(connection, shared), True, turn
-        keys += _lock(connection, of_band)
+            return chosen + shared, True, turn
+        chosen += of_band
         lower = (tasks.c.rank > rank,)
-    return keys, True, turn
+    return chosen, True, turn
 
 
 def _first(

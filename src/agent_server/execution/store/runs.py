@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, tuple_, update
 
-from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Run, RunRequest, RunStatus, WaitingFor
 from agent_server.execution.ports import LostLease
-from agent_server.execution.store.columns import ENDED, usage_of
+from agent_server.execution.store.columns import ENDED, error_of, usage_of
 from agent_server.execution.store.lanes import free_lane, lane_of
-from agent_server.storage.tables import runs
+from agent_server.storage.tables import Unreadable, runs
 
 _INSERT_RUN = insert(runs)
 
@@ -75,8 +75,22 @@ def list_run_rows(
     return connection.execute(query).all()
 
 
+def _request_of(row: Row[Any]) -> RunRequest:
+    """What was asked for, or as much of it as the other columns know where it cannot be read."""
+    try:
+        return RunRequest.model_validate(row.request)
+    except ValidationError as error:
+        why = row.request if isinstance(row.request, Unreadable) else error.errors()[0]["msg"]
+        said = {"goal": row.name, "agent": row.agent, "workflow": row.workflow}
+        return RunRequest.model_construct(
+            **{row.kind: said[row.kind] or row.name},
+            session_id=row.session_id,
+            metadata={"unreadable": f"The stored request cannot be read: {why}"},
+        )
+
+
 def run_of(row: Row[Any]) -> Run:
-    request = RunRequest.model_validate(row.request)
+    request = _request_of(row)
     return Run(
         id=row.id,
         kind=row.kind,
@@ -87,7 +101,7 @@ def run_of(row: Row[Any]) -> Run:
         workflow_version=request.workflow_version,
         input=request.input if request.agent is not None else request.variables,
         output=row.output,
-        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        error=error_of(row.error),
         usage=usage_of(row),
         budget=request.budget,
         session_id=row.session_id,
@@ -99,9 +113,15 @@ def run_of(row: Row[Any]) -> Run:
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
-        waiting_for=WaitingFor.model_validate(row.waiting_for) if row.waiting_for else None,
+        waiting_for=_waiting_for(row.waiting_for),
         metadata=request.metadata,
     )
+
+
+def _waiting_for(value: Any) -> WaitingFor | None:
+    if not value or isinstance(value, Unreadable):
+        return None
+    return WaitingFor.model_validate(value)
 
 
 _GROWTH: dict[str, Any] = {

@@ -9,11 +9,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select, tuple_
 
-from agent_server.domain.errors import ErrorInfo
+from agent_server.domain.errors import InternalError
 from agent_server.domain.runs import Step
 from agent_server.execution.ports import StepRecord
-from agent_server.execution.store.columns import INSERTS, NO_USAGE, usage_columns, usage_of
-from agent_server.storage.tables import steps
+from agent_server.execution.store.columns import (
+    INSERTS,
+    NO_USAGE,
+    error_of,
+    usage_columns,
+    usage_of,
+)
+from agent_server.storage.tables import Unreadable, steps
 
 
 def _upsert_steps(make: Any) -> Any:
@@ -77,6 +83,11 @@ def step_in(
 
 
 def _record(row: Row[Any]) -> StepRecord:
+    """Raises ``InternalError`` for one that cannot be read: nothing may be built upon it."""
+    if isinstance(row.output, Unreadable) or isinstance(row.error, Unreadable):
+        raise InternalError(
+            f"The stored step {row.key!r} cannot be read: {row.output or row.error}."
+        )
     return StepRecord(
         key=row.key,
         kind=row.kind,
@@ -86,7 +97,7 @@ def _record(row: Row[Any]) -> StepRecord:
         input=row.input,
         input_hash=row.input_hash,
         output=row.output,
-        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        error=error_of(row.error),
         usage=usage_of(row),
         attempts=row.attempts,
         started_at=row.started_at,
@@ -120,7 +131,7 @@ def step_of(row: Row[Any], task: str | None) -> Step:
         status=row.status,
         input=row.input,
         output=row.output,
-        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        error=error_of(row.error),
         attempts=row.attempts,
         usage=usage_of(row),
         started_at=row.started_at,

@@ -27,12 +27,11 @@ from sqlalchemy import (
 )
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.runs import Task
 from agent_server.execution.ports import LostLease
 from agent_server.execution.store import queue
 from agent_server.execution.store.blame import AWAITS_ONE_THAT_WAITS, Rule, put_off
-from agent_server.execution.store.columns import INSERTS, LIVE
+from agent_server.execution.store.columns import INSERTS, LIVE, error_of
 from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.limits import void_permits_of_others
 from agent_server.execution.store.waits import withdraw_approvals
@@ -98,7 +97,7 @@ def task_of(row: Row[Any], identity: str) -> Task:
         agent=row.agent,
         status=row.status,
         output=row.output,
-        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        error=error_of(row.error),
         attempts=row.attempts,
         created_at=row.created_at,
         started_at=row.started_at,
@@ -333,7 +332,7 @@ def has_ended(connection: Connection, run_id: str, path: str, epoch: int, status
     return connection.execute(query).scalar() is not None
 
 
-_UNDOES = exists(
+UNDOES = exists(
     select(literal(1))
     .where(
         steps.c.run_id == tasks.c.run_id,
@@ -353,7 +352,7 @@ def cancel_tasks(
     which = ("queued", "waiting") if only_idle else LIVE
     query = update(tasks).where(tasks.c.run_id == run_id, tasks.c.status.in_(which))
     if spare:
-        query = query.where(~_UNDOES)
+        query = query.where(~UNDOES)
     connection.execute(query.values(status="cancelled", owner=None, ended_at=now, behind=False))
     withdraw_approvals(connection, run_id, now)
 
@@ -361,9 +360,13 @@ def cancel_tasks(
 def undoing_tasks(connection: Connection, run_id: str) -> bool:
     """Whether a task below the run's root lives that has done something that it can undo."""
     query = select(literal(1)).where(
-        tasks.c.run_id == run_id, tasks.c.path != "", tasks.c.status.in_(LIVE), _UNDOES
+        tasks.c.run_id == run_id, tasks.c.path != "", tasks.c.status.in_(LIVE), UNDOES
     )
     return connection.execute(query.limit(1)).scalar() is not None
+
+
+TAKE_UP = {"owner": None, "ended_at": None, "wake_at": None, "waiting_for": None, "halt": None}
+"""What is set where a task that nobody carries out is queued."""
 
 
 def can_undo(connection: Connection, run_id: str) -> bool:
@@ -377,7 +380,7 @@ def take_up_root(connection: Connection, run_id: str) -> None:
     connection.execute(
         update(tasks)
         .where(tasks.c.run_id == run_id, tasks.c.path == "")
-        .values(status="queued", owner=None, ended_at=None, wake_at=None, waiting_for=None)
+        .values(status="queued", **TAKE_UP)
     )
 
 
@@ -462,17 +465,16 @@ def release_task(
 
 def _release(connection: Connection, condition: ColumnElement[bool], *, lost: bool) -> int:
     """Queue tasks again; a run whose root is among them is shown as queued."""
+    # Cancelled by itself while nobody could be told: its error is on the row.
+    ends = and_(tasks.c.halt == CANCEL, ~UNDOES)
     released = connection.execute(
         update(tasks)
         .where(tasks.c.status == "running", condition)
         .values(
-            # Cancelled by itself while nobody could be told: its error is on the row.
-            status=case((tasks.c.halt == CANCEL, "failed"), else_="queued"),
+            status=case((ends, "failed"), else_="queued"),
+            halt=case((tasks.c.halt == CANCEL, None), else_=tasks.c.halt),
             losses=tasks.c.losses + case((tasks.c.excused, 0), else_=int(lost)),
-            ended_at=case(
-                (tasks.c.halt == CANCEL, bindparam("now", utcnow(), tasks.c.ended_at.type)),
-                else_=None,
-            ),
+            ended_at=case((ends, bindparam("now", utcnow(), tasks.c.ended_at.type)), else_=None),
             owner=None,
         )
         .returning(tasks.c.run_id, tasks.c.path)

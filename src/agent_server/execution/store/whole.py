@@ -3,7 +3,6 @@
 Leans on storage. Each function runs inside the caller's transaction and refuses to commit.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from sqlalchemy import Connection, Row, insert, select
 
 from agent_server.domain.base import JsonObject
 from agent_server.execution.store.columns import NO_USAGE
-from agent_server.storage.tables import events, steps, tasks
+from agent_server.execution.store.events import all_events
+from agent_server.storage.tables import steps, tasks
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,7 @@ def whole(connection: Connection, run: Row[Any]) -> Whole:
     of_steps = connection.execute(
         select(steps).where(steps.c.run_id == run.id).order_by(steps.c.started_at, steps.c.key)
     ).all()
-    said = connection.execute(
-        select(events.c.seq, events.c.data).where(events.c.run_id == run.id).order_by(events.c.seq)
-    )
-    return Whole(
-        run, of_tasks, of_steps, [{"seq": row.seq, **json.loads(row.data)} for row in said]
-    )
+    return Whole(run, of_tasks, of_steps, all_events(connection, run.id))
 
 
 def copy_tasks(connection: Connection, run_id: str, rows: Iterable[Row[Any]]) -> None:

@@ -84,9 +84,9 @@ class ChatRoutes:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         tale = ChatTale(body.model, stream=bool(body.stream), usage=usage, form=in_form(wanted))
         if body.stream:
-            self._deps.streams.check_room()
+            self._deps.streams.check_room(principal.name)
             follow = await self._follow(wanted, principal, bool(body.stream))
-            return ChatStream(self._deps.streams, follow, tale)
+            return ChatStream(self._deps.streams, principal.name, follow, tale)
         with self._deps.streams.poll():
             if wanted.store:
                 async with await self._follow(wanted, principal, bool(body.stream)) as follow:
@@ -413,8 +413,8 @@ class ChatStream(EventStream):
 
     closing = DONE
 
-    def __init__(self, streams: Streams, follow: Any, tale: ChatTale) -> None:
-        super().__init__(streams, follow)
+    def __init__(self, streams: Streams, key: str, follow: Any, tale: ChatTale) -> None:
+        super().__init__(streams, key, follow)
         self._tale = tale
 
     def frames(self, event: StoredEvent) -> Sequence[bytes]:

@@ -141,14 +141,13 @@ class ResponseRoutes:
         if key is not None and body.store is False:
             raise refuse("store", "An Idempotency-Key needs a response that is stored.")
         if body.stream:
-            self._deps.streams.check_room()
+            self._deps.streams.check_room(principal.name)
         asked = await self.asked(body, principal)
         if key is not None and asked.going is not None:
             raise refuse("input", "A consent counts once: leave out the Idempotency-Key.")
         if body.stream:
-            return TaleStream(
-                self._deps.streams, await self.follow(asked, principal, key), asked.tale
-            )
+            follow = await self.follow(asked, principal, key)
+            return TaleStream(self._deps.streams, principal.name, follow, asked.tale)
         return answer(await self.answer(asked, principal, key))
 
     async def asked(
@@ -282,7 +281,7 @@ class ResponseRoutes:
             raise names.no_response(names.response_id(run_id, part))
         tale = Tale(echo_of(asked), events=True, live=False, after=after, part=part)
         follow = self._runs.follow(tenant, run_id, 0)
-        return TaleStream(self._deps.streams, follow, tale)
+        return TaleStream(self._deps.streams, caller(request).name, follow, tale)
 
     async def delete(self, request: Request) -> Response:
         query(request, inputs.NoQuery)

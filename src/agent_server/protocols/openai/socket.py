@@ -5,7 +5,7 @@ remembers, the conversations of its unstored responses, any longer than the conn
 """
 
 import json
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -65,14 +65,20 @@ class ResponseSocket:
     def __init__(self, deps: OpenAIDeps) -> None:
         self._deps = deps
         self._responses = ResponseRoutes(deps)
-        self._open = 0
+        self._open: Counter[str] = Counter()
+        """By the principal's name."""
 
     async def serve(self, socket: WebSocket) -> None:
         """One connection, until its client goes or the server does."""
-        if self._open >= self._deps.settings.max_streams:
+        call: Call = socket.scope[CALL]
+        key, settings = call.principal.name, self._deps.settings
+        if (
+            self._open[key] >= settings.streams_per_key
+            or self._open.total() >= settings.max_streams
+        ):
             await socket.close(1013)
             return
-        self._open += 1
+        self._open[key] += 1
         try:
             await socket.accept()
             async with anyio.create_task_group() as tasks:
@@ -83,7 +89,7 @@ class ResponseSocket:
         except WebSocketDisconnect:
             return
         finally:
-            self._open -= 1
+            self._open[key] -= 1
 
 
 class Connection:

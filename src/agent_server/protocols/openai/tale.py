@@ -231,9 +231,13 @@ class TaleStream(EventStream):
     closing = DONE
 
     def __init__(
-        self, streams: Streams, follow: AbstractAsyncContextManager[Follow], tale: Tale
+        self,
+        streams: Streams,
+        key: str,
+        follow: AbstractAsyncContextManager[Follow],
+        tale: Tale,
     ) -> None:
-        super().__init__(streams, follow)
+        super().__init__(streams, key, follow)
         self._tale = tale
 
     def frames(self, event: StoredEvent) -> Sequence[bytes]:
