@@ -35,7 +35,7 @@ from agent_server.storage.outside import owned
 
 LINGER_S: Final = 0.02
 """How long what nobody waits for may wait for company."""
-MOST: Final = 32
+MOST: Final = 50
 """Entries, and children, of one transaction. A hundred items that end together come apart by it, so
 that some are carried out while others are stored."""
 GATHER: Final = 5
