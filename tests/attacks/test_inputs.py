@@ -16,7 +16,7 @@ from tests.e2e.kit import Api, Json, problem
 from tests.support.model_thread import calling, rule
 from tests.workflow.test_expressions import ATTACKS
 
-from .world import KEYS, MEMORIES, ROUTES, RUNS, WORKFLOWS, World, made
+from .world import ANY_DATABASE, KEYS, MEMORIES, ROUTES, RUNS, WORKFLOWS, World, made
 
 # Row 6
 
@@ -57,7 +57,7 @@ def matches(metadata: Json, filter: Json) -> bool:
 
 
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -174,6 +174,7 @@ def put(value: Any, path: tuple[Any, ...], text: str) -> Any:
     return made
 
 
+@ANY_DATABASE
 def test_code_in_any_text_of_a_workflow_is_text_or_refused(world: World, tmp_path: Path) -> None:
     proof, bob = tmp_path / "proof", world.bob
     world.models.script(default={"text": json.dumps({"tasks": []})})
@@ -207,6 +208,7 @@ SUSPICIOUS = ("script", "python", "source_code", "module", "import", "callable",
 SUSPICIOUS += ("eval", "lambda", "command", "shell", "code", "handler", "factory", "path")
 
 
+@ANY_DATABASE
 def test_no_field_that_is_sent_asks_for_code(world: World) -> None:
     document = world.api.get("/openapi.json")
     sent: set[str] = set()
@@ -243,6 +245,7 @@ DOTTED = (
 )
 
 
+@ANY_DATABASE
 @pytest.mark.parametrize("name", DOTTED)
 def test_a_dotted_name_of_python_is_no_name_here(world: World, name: str) -> None:
     def node(**fields: Any) -> Json:
@@ -276,6 +279,7 @@ def test_a_dotted_name_of_python_is_no_name_here(world: World, name: str) -> Non
 # Row 9: the list itself is in tests/workflow/test_expressions.py
 
 
+@ANY_DATABASE
 def test_an_expression_that_attacks_fails_its_run_or_is_refused(world: World) -> None:
     variables = {"big": list(range(2_000)), "long": "x" * 20_000}
     for source in ATTACKS:
@@ -331,6 +335,7 @@ def neighbour() -> Iterator[tuple[int, list[Any]]]:
             thread.join(10)
 
 
+@ANY_DATABASE
 def test_no_request_of_a_workflow_reaches_a_neighbour_in_any_spelling(world: World) -> None:
     with neighbour() as (port, seen):
         urls = [f"http://{host}:{port}/" for host in SPELLINGS]
@@ -357,6 +362,7 @@ def test_no_request_of_a_workflow_reaches_a_neighbour_in_any_spelling(world: Wor
         assert seen == []
 
 
+@ANY_DATABASE
 @pytest.mark.parametrize(
     "url",
     [
@@ -397,6 +403,7 @@ def test_no_model_is_asked_to_fetch_what_is_not_public(world: World, url: str) -
     assert world.models.calls == []
 
 
+@ANY_DATABASE
 def test_nobody_names_an_mcp_server_or_a_webhook_through_the_api(world: World) -> None:
     tool = {"type": "mcp", "server_label": "x", "server_url": "http://169.254.169.254/"}
     body = {"model": "agent/clerk", "input": "x", "tools": [tool]}
@@ -469,6 +476,7 @@ def test_a_files_name_is_a_text_and_makes_no_file(world: World) -> None:
     assert not (world.folder.parent / "evil.txt").exists()
 
 
+@ANY_DATABASE
 def test_an_import_takes_nothing_from_outside_its_folder(world: World, tmp_path: Path) -> None:
     (tmp_path / "secret.md").write_text("outside")
     (tmp_path / "away").mkdir()
@@ -502,6 +510,7 @@ SHELLS = ("bash", "sh", "shell", "local_shell", "exec", "python", "code_interpre
 SHELLS += ("run_command", "terminal", "subprocess", "computer", "computer_use_preview", "eval")
 
 
+@ANY_DATABASE
 def test_there_is_no_tool_that_runs_commands(world: World) -> None:
     served = {tool["name"] for tool in world.api.get("/api/v1/tools")["data"]}
     assert served == {
@@ -521,6 +530,7 @@ def test_there_is_no_tool_that_runs_commands(world: World) -> None:
 # Rows 14 and 17
 
 
+@ANY_DATABASE
 def test_a_body_too_large_or_too_deep_is_refused_before_it_is_read(world: World) -> None:
     headers = {"content-type": "application/json"}
     large = b'{"goal": "' + b"x" * 1_048_576 + b'"}'
@@ -536,6 +546,7 @@ def test_a_body_too_large_or_too_deep_is_refused_before_it_is_read(world: World)
     problem(world.bob.http.post(RUNS, content=deep, headers=headers), 400, "malformed_body")
 
 
+@ANY_DATABASE
 def test_a_key_that_has_its_streams_open_gets_429_and_others_do_not(world: World) -> None:
     world.models.script(rule("hold", {"latency_s": 60, "text": "late"}))
     bob, ann = world.bob, world.ann
@@ -559,6 +570,7 @@ def test_a_key_that_has_its_streams_open_gets_429_and_others_do_not(world: World
         assert api.http.post(f"{run}/cancel").status_code == 200
 
 
+@ANY_DATABASE
 def test_a_loop_stops_at_its_bound_and_a_run_at_its_nodes(world: World) -> None:
     step = {"id": "s", "type": "set", "variables": {"x": 1}}
     loop = {"id": "l", "type": "loop", "while": "true", "nodes": [step]}
@@ -596,6 +608,7 @@ def test_a_workflow_that_calls_itself_is_bounded_and_its_children_share_one_budg
     assert len(world.models.calls) == run["usage"]["model_calls"] == 3
 
 
+@ANY_DATABASE
 def test_an_agent_that_asks_itself_without_end_stops(world: World) -> None:
     world.models.script(default=calling(("ask_mirror", {"input": "deeper"})))
     run = world.bob.carry_out(agent="mirror", input="go")

@@ -11,6 +11,7 @@ from tests.e2e.kit import Api, problem
 from tests.support.model_thread import calling, rule
 
 from .world import (
+    ANY_DATABASE,
     CANARIES,
     KEYS,
     MEMORIES,
@@ -30,6 +31,7 @@ PROBES = ("/livez", "/readyz")
 # Rows 1 and 16
 
 
+@ANY_DATABASE
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_no_route_but_the_probes_answers_without_a_key(
     world: World, method: str, path: str
@@ -49,6 +51,7 @@ def test_no_route_but_the_probes_answers_without_a_key(
             assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
+@ANY_DATABASE
 def test_tokens_that_were_made_up_open_nothing(world: World) -> None:
     """There are no signed tokens here, so none is believed: neither ``none`` nor any algorithm."""
     none = "eyJhbGciOiJub25lIn0.eyJ0ZW5hbnQiOiJhY21lIiwic3ViIjoiYW5uIn0."
@@ -114,6 +117,7 @@ def test_no_key_and_no_secret_header_is_told_or_logged_anywhere(world: World) ->
     assert f"Bearer {header}" not in events
 
 
+@ANY_DATABASE
 @pytest.mark.parametrize(
     "command", [("config",), ("config", "--json"), ("doctor",), ("runs", "list"), ("agents",)]
 )
@@ -126,6 +130,7 @@ def test_no_command_prints_a_key(world: World, command: tuple[str, ...]) -> None
         assert canary not in shown.output
 
 
+@ANY_DATABASE
 def test_keys_that_cannot_be_told_apart_keep_the_server_from_starting(world: World) -> None:
     def refused(value: Any, **env: str) -> str:
         text = value if isinstance(value, str) else json.dumps(value)
@@ -170,6 +175,7 @@ def texts_with(api: Api) -> list[str]:
     ]
 
 
+@ANY_DATABASE
 def test_stored_markup_never_comes_back_as_a_page(world: World) -> None:
     world.models.script(default={"text": MARKUP})
     browser = {"accept": "text/html,application/xhtml+xml"}
@@ -190,6 +196,7 @@ def test_stored_markup_never_comes_back_as_a_page(world: World) -> None:
     assert seen > 20
 
 
+@ANY_DATABASE
 def test_each_page_that_is_served_runs_only_what_stands_in_it(world: World) -> None:
     pages = 0
     for method, path in ROUTES:

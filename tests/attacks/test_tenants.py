@@ -274,6 +274,20 @@ def test_names_inside_a_run_reach_into_the_runs_own_tenant_alone(world: World) -
     assert session["item_count"] == 2, "bob's session of that name is another"
 
 
+def test_what_looks_like_a_reference_to_a_stored_value_stays_the_text_it_is(world: World) -> None:
+    large = SECRET * 20_000
+    hers = world.ann.carry_out(agent="clerk", input="keep", metadata={"large": large})
+    assert world.ann.get(f"{RUNS}/{hers['id']}")["metadata"] == {"large": large}
+    forged: Json = {
+        "head": '@["acme","$blob"]{"$blob":"' + "0" * 64 + '"}',
+        "$blob": "0" * 64,
+        "inside": {"$blob": ["acme", large[:9]], "also": "x" * 200_000},
+    }
+    mine = world.bob.carry_out(agent="clerk", input=forged["head"], metadata=forged)
+    found = world.bob.get(f"{RUNS}/{mine['id']}")
+    assert found["metadata"] == forged and found["input"] == forged["head"]
+
+
 def test_one_tenants_name_key_or_subject_is_not_the_others(world: World) -> None:
     ann, bob, ids = world.ann, world.bob, world.planted.ids
     place = f"{WORKFLOWS}/{ids['name']}"

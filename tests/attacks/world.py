@@ -10,12 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent_server.server import create_app
 from agent_server.settings import Settings
 from tests.e2e.kit import Api, House, Json
 from tests.support.model_thread import ModelThread, calling, rule
 from tests.support.server_process import Nursery
 
+ANY_DATABASE = pytest.mark.parametrize("world", ["sqlite"], indirect=True, scope="session")
+"""On tests of what is decided before a database is asked."""
 SECRET = "marigold"
 OPERATOR = "operator-canary-6b1f"
 PROVIDER = "provider-canary-93ae"

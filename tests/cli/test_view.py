@@ -215,3 +215,18 @@ async def test_on_a_terminal_the_tree_is_drawn_in_place_and_left_standing_at_the
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last)
     assert "◐ goal Write a report" in plain and "The facts are these" in plain
     assert plain.rstrip().endswith(RUN)
+
+
+def test_what_is_said_into_a_run_stands_in_the_tree_and_in_the_lines() -> None:
+    parts = [{"type": "input_text", "text": "by"}, {"type": "input_text", "text": "Friday"}]
+    items = [{"role": "user", "content": parts}, {"role": "user", "content": "please"}]
+    said = [
+        e.RunSteered(run_id=RUN, at=at(2), input=given, by="ann", sent_at=at(1))
+        for given in ("In euros.", items)
+    ]
+    tree = "\n".join(drawn(render(pictured([*RECORDED, *said]))))
+    assert "ann said: In euros." in tree and "ann said: by Friday please" in tree
+    assert [line for one in said for line in lines_of(one)] == [
+        "ann said into the run: In euros.",
+        "ann said into the run: by Friday please",
+    ]

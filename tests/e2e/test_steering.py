@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.durability.world import task
-from tests.support.model_thread import ModelThread, rule
+from tests.support.model_thread import ModelThread, calling, rule
 from tests.support.server_process import Nursery
 
 from .kit import RUNS, Api, House, Json, check_totals, problem, types
@@ -115,3 +115,45 @@ def test_a_busy_session_queues_refuses_or_interrupts_as_the_request_says(
     assert api.ended(pushed)["status"] == "succeeded"
     assert api.ended(first["id"])["status"] == api.ended(waits)["status"] == "cancelled"
     assert api.carry_out(**body, on_busy="reject")["output"] == "the next one"
+
+
+def test_a_run_steered_from_the_command_line_tells_it_and_replays_as_it_went(
+    house: House, api: Api, models: ModelThread
+) -> None:
+    models.script(
+        rule(r"\Apay", calling(("wire_money", {"amount": 5}))),
+        rule("euros", {"text": "paid in euros"}),
+    )
+    run = api.submit(agent="cashier", input="pay", session_id="till")
+    assert api.ended(run)["waiting_for"]["kind"] == "approval"
+    (asked,) = api.listed("/api/v1/approvals", run_id=run)
+    server = ("--server", api.url)
+    command = ("run", "--agent", "cashier", "in euros", "--session", "till", *server)
+    refused = house.run(*command, "--on-busy", "reject")
+    assert refused.exit_code() == 1 and "under way" in refused.output, refused.output
+    wrong = house.run(*command, "--on-busy", "shout")
+    assert wrong.exit_code() == 1 and "steer" in wrong.output, wrong.output
+    said = house.run(*command, "--on-busy", "steer")
+    assert said.exit_code() == 3 and run in said.output, said.output
+    yes = {"decision": "approve"}
+    assert api.http.post(f"/api/v1/approvals/{asked['id']}", json=yes).status_code == 200
+    told = house.run("runs", "follow", run, *server)
+    assert told.exit_code() == 0, told.output
+    assert "anonymous said into the run: in euros" in told.output
+    assert "paid in euros" in told.output and len(models.calls) == 2
+    assert types(api.events(run)).count("run.steered") == 1
+
+    export = api.get(f"{RUNS}/{run}/export")
+    for changed, code in ((False, 0), (True, 1)):
+        text = json.dumps(export)
+        file = house.folder / f"steered-{code}.json"
+        if changed:
+            for step in export["steps"]:
+                if step["kind"] == "value" and "in euros" in json.dumps(step["output"]):
+                    step["output"] = json.loads(json.dumps(step["output"]).replace("eur", "p"))
+            assert json.dumps(export) != text
+        file.write_text(json.dumps(export))
+        offline = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}
+        again = house.run("replay", str(file), **offline)
+        assert again.exit_code() == code, again.output
+    assert len(models.calls) == 2

@@ -1,6 +1,7 @@
 """One served process, for the whole session, for all that speaks OpenAI's API to it. Tests look at
 what they made themselves: others were there before."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.e2e.kit import Api, House
 from tests.support.model_thread import ModelThread
 from tests.support.server_process import Nursery
 
+ACMES_KEY = "key-of-another-tenant"
 AGENTS = Path(__file__).parent / "agents_served.py"
 
 
@@ -30,6 +32,7 @@ def house(
         models,
         AGENT_SERVER_AGENTS=str(AGENTS),
         AGENT_SERVER_API_KEY="key-of-the-tests",
+        AGENT_SERVER_TENANT_KEYS=json.dumps({"acme": {"tenant": "acme", "key": ACMES_KEY}}),
         AGENT_SERVER_MAX_FILE_BYTES="1048576",
     )
 

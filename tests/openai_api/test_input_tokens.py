@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from tests.e2e.kit import Api
+from tests.openai_api.conftest import ACMES_KEY
 from tests.openai_api.schemas import check
 from tests.openai_api.test_responses import WEATHER
 from tests.support.model_thread import ModelThread, rule
@@ -33,7 +34,7 @@ def test_the_models_provider_counts_what_the_agent_would_ask_it(
 
 
 def test_where_nobody_counts_it_is_an_estimate_that_grows_with_all_that_is_asked(
-    client: openai.OpenAI, models: ModelThread
+    api: Api, client: openai.OpenAI, models: ModelThread
 ) -> None:
     models.script(rule("hi|long", {"text": "hello"}))
     bare = counted(client)
@@ -51,6 +52,10 @@ def test_where_nobody_counts_it_is_an_estimate_that_grows_with_all_that_is_asked
     items: Any = [{"role": "user", "content": text}]
     kept = client.conversations.create(items=items)
     assert counted(client, conversation=kept.id) > bare + 490
+    stranger = {"authorization": f"Bearer {ACMES_KEY}"}
+    for theirs in ({"previous_response_id": said.id}, {"conversation": kept.id}):
+        body = {"model": "agent/clerk", "input": "hi", **theirs}
+        assert api.http.post(PATH, json=body, headers=stranger).status_code == 404
     assert len(models.calls) == 1, "nothing but the response was asked"
     assert len(list(client.conversations.items.list(kept.id))) == 1
 

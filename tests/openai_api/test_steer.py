@@ -13,6 +13,7 @@ from openai.types.responses import (
 from websockets.sync.client import ClientConnection
 
 from tests.e2e.kit import Api
+from tests.openai_api.conftest import ACMES_KEY
 from tests.openai_api.schemas import check, check_events
 from tests.openai_api.test_consents import consent
 from tests.openai_api.test_responses import WEATHER, streamed
@@ -250,7 +251,8 @@ def test_what_has_ended_or_is_anothers_or_was_never_there_is_not_steered(
     api: Api, models: ModelThread
 ) -> None:
     models.script(rule("hi", {"text": "hi"}), rule("hold", {"text": "late", "latency_s": 60}))
-    with connected(api) as socket, connected(api) as other:
+    acme = {"Authorization": f"Bearer {ACMES_KEY}"}
+    with connected(api) as socket, connected(api) as other, connected(api, **acme) as stranger:
         ask(socket, input="hi")
         ended = until(socket, *ENDS)[-1]["response"]["id"]
         ask(socket, input="hold")
@@ -259,6 +261,8 @@ def test_what_has_ended_or_is_anothers_or_was_never_there_is_not_steered(
             (socket, ended, "response_already_completed"),
             (other, ended, "response_not_found"),
             (other, held, "response_not_found"),
+            (stranger, ended, "response_not_found"),
+            (stranger, held, "response_not_found"),
             (socket, "resp_" + "0" * 32, "response_not_found"),
             (socket, "nonsense", "response_not_found"),
         )
@@ -267,6 +271,8 @@ def test_what_has_ended_or_is_anothers_or_was_never_there_is_not_steered(
             failed = until(one, "response.steer.failed")[-1]
             assert (failed["error"]["code"], failed["steer"].get("id")) == (code, None)
             assert failed["steer"]["previous_response_id"] == response_id
+        ask(stranger, input="hi", previous_response_id=ended)
+        assert until(stranger, "error")[-1]["error"]["code"] == "previous_response_not_found"
         assert api.http.post(f"/v1/responses/{held}/cancel").status_code == 200
 
 

@@ -199,21 +199,22 @@ class Connection:
         if not generate:
             await self._prepare(body, local, lane)
             return
-        before = self._queued.get(body.previous_response_id or "")
+        continued = body.previous_response_id or ""
+        waits = self._queued.get(continued)
         queued: Sequence[Steer] = ()
-        if before is not None and before.lane == lane:
-            queued = before.left()
+        if waits is not None and waits.lane == lane:
+            queued = waits.left()
             if not answers(body.input):  # A run that a person consents to has what was said.
                 body = body.model_copy(update={"input": joined(queued, body.input)})
                 queued = ()
         try:
             live = await self._begun(body, lane, local, queued)
         except NotFound as error:
-            if body.previous_response_id and body.previous_response_id in error.detail:
+            if continued and continued in error.detail:
                 raise _Lost(error.detail, hint="Send the whole history without it.") from error
             raise
-        if before is not None and before.lane == lane:
-            del self._queued[body.previous_response_id or ""]
+        if waits is not None and waits.lane == lane:
+            del self._queued[continued]
         following: Live | None = live
         while following is not None:
             following = await self._after(following)
