@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import MemoryQuery, NewMemory
@@ -28,7 +29,8 @@ TENANT = Tenant("bench")
 DIMENSION = 384
 CHANCE = random.Random(3)
 VOCABULARY = ["".join(CHANCE.choices("abcdefghijklmnoprstuvw", k=6)) for _ in range(20_000)]
-COMMON = [1 / (rank + 10) for rank in range(len(VOCABULARY))]
+COMMON = list(accumulate(1 / (rank + 10) for rank in range(len(VOCABULARY))))
+"""How common each word is, added up."""
 
 
 class Noise:
@@ -44,7 +46,7 @@ class Noise:
 
 
 def sentence(words: int) -> str:
-    return " ".join(CHANCE.choices(VOCABULARY, COMMON, k=words))
+    return " ".join(CHANCE.choices(VOCABULARY, cum_weights=COMMON, k=words))
 
 
 class Cpu:
@@ -109,10 +111,7 @@ async def bench(url: str, rows: int, spaces: int, vectors: bool, server: int | N
         print(f"{label}: vectors stored {rate:,.0f}/s, {cpu.told('us', 1e6 / done)}", flush=True)
     took = []
     for i in range(220):
-        words = CHANCE.choices(VOCABULARY, COMMON, k=6)
-        query = MemoryQuery(
-            query="what did Ana say of " + " ".join(words), namespace=f"n{i % spaces}"
-        )
+        query = MemoryQuery(query="what did Ana say of " + sentence(6), namespace=f"n{i % spaces}")
         started = time.perf_counter()
         found = await store.search(TENANT, query)
         if i >= 20:

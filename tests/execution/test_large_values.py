@@ -21,14 +21,14 @@ from sqlalchemy import Connection, func, select, text
 from agent_server.domain.errors import (
     ConfigurationError,
     DatabaseUnavailable,
-    InternalError,
     StorageFull,
 )
 from agent_server.domain.history import ForkRequest
-from agent_server.domain.ids import DEFAULT_TENANT
-from agent_server.execution import retention
-from agent_server.execution.ports import StepRecord, TaskContext, TaskSpec
-from agent_server.execution.runs import Runs
+from agent_server.domain.ids import DEFAULT_TENANT, Tenant
+from agent_server.domain.runs import RunRequest
+from agent_server.execution import retention, store
+from agent_server.execution.ports import LostLease, StepRecord, TaskContext, TaskSpec
+from agent_server.execution.runs import RunFilters, Runs
 from agent_server.settings import Settings
 from agent_server.storage.blobs import (
     BlobStore,
@@ -39,7 +39,7 @@ from agent_server.storage.blobs import (
 )
 from agent_server.storage.database import Database, database_at
 from agent_server.storage.migrate import upgrade
-from agent_server.storage.outside import GRACE, Outside
+from agent_server.storage.outside import GRACE, Outside, owned
 from agent_server.storage.references import MARK, Cut, Opening, _open
 from agent_server.storage.tables import blob_bytes, blob_uses, blobs, metadata
 from agent_server.testing.blobs import BlobStoreContract
@@ -194,6 +194,36 @@ async def test_writers_of_one_content_at_once_and_a_collector_lose_nothing(
         assert (await runs.get(DEFAULT_TENANT, last.id)).output == BIG
 
 
+async def test_two_tenants_share_no_blob(url: str, place: str) -> None:
+    async def agent(ctx: TaskContext) -> Any:
+        return BIG
+
+    async with running(url, {"agent": agent}, blobs=place) as runs:
+        made = []
+        for tenant in (Tenant("one"), Tenant("two")):
+            request = RunRequest(agent="a", input="go")
+            sent = await runs.submit(request, tenant=tenant, principal="test")
+            made.append(await runs.wait(tenant, sent.run.id, 30))
+        assert [run.output for run in made] == [BIG, BIG]
+        assert (await counted(runs))[0] == 2
+        await runs.delete(Tenant("one"), made[0].id)
+        assert (await counted(runs))[0] == 1
+        assert (await runs.get(Tenant("two"), made[1].id)).output == BIG
+
+
+async def test_a_transaction_that_is_refused_leaves_no_blob(url: str, place: str) -> None:
+    async with running(url, {}, blobs=place) as runs:
+
+        def refused(connection: Connection) -> None:
+            store.insert_events(connection, "one", "run_x", 1, [("t", json.dumps({"x": BIG}))])
+            raise LostLease("taken over")
+
+        with pytest.raises(LostLease):
+            await runs.database.write(owned(refused, "one", "run_x"))
+        assert await counted(runs) == (0, 0)
+        assert await runs.database.read(lambda c: count(c, blob_bytes)) == 0
+
+
 async def test_nothing_goes_that_a_fork_still_refers_to(url: str, place: str) -> None:
     async with running(url, {"agent": fan_out}, blobs=place) as runs:
         origin = await finished(runs, await submit(runs, agent="a", input="go"))
@@ -232,25 +262,33 @@ async def test_blobs_go_with_the_rows_that_retention_deletes(url: str, tmp_path:
         assert [path for path in folder.rglob("*") if path.is_file()] == []
 
 
-async def test_a_blob_that_is_lost_or_was_changed_is_an_error_that_says_so(
+async def test_a_value_whose_blob_is_lost_or_was_changed_is_a_marker_that_says_so(
     url: str, tmp_path: Path
 ) -> None:
     async def agent(ctx: TaskContext) -> Any:
-        return BIG
+        return BIG if ctx.run.request.input == "go" else "small"
 
     folder = tmp_path / "blobs"
     async with running(url, {"agent": agent}, blobs=f"file://{folder}") as runs:
+        other = await finished(runs, await submit(runs, agent="a", input="no"))
         run = await finished(runs, await submit(runs, agent="a", input="go"))
         (path,) = (path for path in folder.rglob("*") if path.is_file())
         kept = path.read_bytes()
+
+        async def told() -> Any:
+            page = await runs.list(DEFAULT_TENANT, filters=RunFilters(), limit=10, cursor=None)
+            found = {one.id: one.output for one in page.data}
+            assert found[other.id] == "small"
+            return found[run.id]
+
         path.write_bytes(kept[:-1] + b"!")
-        with pytest.raises(InternalError, match="not what was stored"):
-            await runs.get(DEFAULT_TENANT, run.id)
+        assert "is not what was stored" in (await told())["unreadable"]
         path.unlink()
-        with pytest.raises(InternalError, match="is not in the folder"):
-            await runs.get(DEFAULT_TENANT, run.id)
+        assert "is not in the folder" in (await told())["unreadable"]
+        said = await runs.events(DEFAULT_TENANT, run.id, 0, 100)
+        assert [event.type for event in said][-1] == "event.unreadable"
         path.write_bytes(kept)
-        assert (await runs.get(DEFAULT_TENANT, run.id)).output == BIG
+        assert await told() == BIG
 
 
 async def test_what_was_kept_in_the_database_is_found_after_the_place_was_changed(
@@ -313,7 +351,7 @@ def test_any_value_is_cut_and_put_together_again(value: Any, limit: int) -> None
         kept[piece.key] = piece.data
     stored = cut.stored('ten"ant')
     assert stored.text.startswith(MARK) and stored.text.isascii()
-    assert _open(stored.text, Opening(kept)) == value
+    assert _open(stored.text, Opening(kept, {})) == value
 
 
 async def _opened(url: str) -> Database:
@@ -391,10 +429,10 @@ class TestOnS3(BlobStoreContract):
         async with running(sqlite_url, {"agent": fan_out}, blobs=s3) as runs:
             run = await finished(runs, await submit(runs, agent="a", input="go"))
             assert run.output["first"]["data"] == BIG
-            store = outside(runs).store
-            assert len([path async for path in store.old(timedelta(0))]) == 1
+            kept = outside(runs).store
+            assert len([path async for path in kept.old(timedelta(0))]) == 1
             await runs.delete(DEFAULT_TENANT, run.id)
-            assert [path async for path in store.old(timedelta(0))] == []
+            assert [path async for path in kept.old(timedelta(0))] == []
 
 
 @pytest.mark.parametrize("url", ["", "disk", "file://relative/x", "s3:///x", "ftp://x/y"])

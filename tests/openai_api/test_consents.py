@@ -185,6 +185,9 @@ def test_in_the_background_and_over_a_restart(house: House, models: ModelThread)
     assert going["id"] == begun["id"] + "0001"
     events = streamed(server, path=f"/v1/responses/{going['id']}?stream=true")
     assert events[-1]["response"]["output"][-1]["content"][0]["text"] == "Paid."
+    assert server.server is not None
+    server.server.signal(signal.SIGKILL)
+    assert house.ended(server)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +30,8 @@ class Nursery:
 
     def __init__(self) -> None:
         self._started: list[int] = []
+        self._talking = threading.Lock()
+        self._numbers = count()
 
     def __enter__(self) -> "Nursery":
         self._process = subprocess.Popen(
@@ -53,7 +57,8 @@ class Nursery:
     def brood(self) -> Iterator["Nursery"]:
         """Starts from the same process, but kills at the end what was started meanwhile."""
         brood = Nursery()
-        brood._process = self._process
+        brood._process, brood._talking = self._process, self._talking
+        brood._numbers = self._numbers
         try:
             yield brood
         finally:
@@ -75,8 +80,7 @@ class Nursery:
         return Command(self, self._begin(order)["pid"], folder / log)
 
     def kill(self, pid: int, sig: int) -> None:
-        self._say({"kill": pid, "signal": sig})
-        self._hear()
+        self._ask({"kill": pid, "signal": sig})
 
     def ended(self, pid: int, timeout_s: float) -> bool:
         """Whether the server has ended, waiting up to ``timeout_s`` for it."""
@@ -84,26 +88,29 @@ class Nursery:
 
     def exit_code(self, pid: int, timeout_s: float) -> int | None:
         """What the process ended with, waiting up to ``timeout_s`` for it; None: it goes on."""
-        self._say({"wait": pid, "timeout_s": timeout_s})
-        code: int | None = self._hear()["code"]
+        code: int | None = self._ask({"wait": pid, "timeout_s": timeout_s})["code"]
         return code
 
     def _begin(self, order: dict[str, Any]) -> dict[str, Any]:
-        self._say(order)
-        answer = self._hear()
+        answer = self._ask(order)
         self._started.append(answer["pid"])
         return answer
 
-    def _say(self, order: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-
-    def _hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the nursery has died"
-        return dict(json.loads(line))
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """The answer to ``order``. Threads ask one after another; an answer that nobody waits for
+        any more, since a test was cut off, is passed over."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        with self._talking:
+            number = next(self._numbers)
+            stdin.write(json.dumps({**order, "number": number}) + "\n")
+            stdin.flush()
+            while True:
+                line = stdout.readline()
+                assert line, "the nursery has died"
+                answer: dict[str, Any] = json.loads(line)
+                if answer["number"] == number:
+                    return answer
 
 
 class Server:
@@ -178,7 +185,7 @@ def _nursery() -> None:
             answer = {"pid": _fork(living, order, order["log"], partial(command, order["argv"]))}
         else:
             answer = _start(living, order, serve_on)
-        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.write(json.dumps({**answer, "number": order["number"]}) + "\n")
         sys.stdout.flush()
     for pid in list(living):
         os.kill(pid, signal.SIGKILL)

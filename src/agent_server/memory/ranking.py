@@ -20,19 +20,24 @@ is, and a weak list then spoils a strong one.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import lru_cache
+from itertools import accumulate
 
 from agent_server.memory.moments import Period
 from agent_server.memory.text_index import K1, B
-from agent_server.memory.words import stem
+from agent_server.memory.words import STOP_WORDS, plain_words, stem
 from agent_server.storage.tables import EPOCH
 
 Place = tuple[int, str]
 """A conversation: namespace and session."""
 Scores = Sequence[float]
-"""One for each candidate, in their order."""
+"""One for each candidate, in their order; none at all when each is 0."""
+Held = Mapping[str, Mapping[int, int]]
+"""How often each word stands in which candidate, by its number; 0 is left out."""
 
 
 @dataclass(frozen=True)
@@ -62,39 +67,29 @@ class Statistics:
     mean_length: float
 
 
-class Candidate:
-    """A memory as far as its place in the order depends on it. Slots, and numbers instead of
-    moments: there are hundreds for each query."""
+@dataclass(frozen=True)
+class Candidates:
+    """Memories as far as their order depends on them: column by column, since there are hundreds
+    for each query, and few of them have any of its words."""
 
-    __slots__ = ("serial", "place", "position", "author", "words", "length", "happened",
-                 "importance", "cosine", "total", "scores")  # fmt: skip
+    serials: Sequence[int]
+    places: Sequence[Place | None]
+    positions: Sequence[int | None]
+    authors: Sequence[str | None]
+    held: Held
+    lengths: Sequence[int]
+    happened: Sequence[int]
+    """Microseconds since 1970."""
+    importance: Sequence[float | None]
+    cosines: Sequence[float | None]
 
-    def __init__(
-        self,
-        serial: int,
-        place: Place | None,
-        position: int,
-        author: frozenset[str],
-        words: Mapping[str, int],
-        length: int,
-        happened: int,
-        importance: float,
-        cosine: float | None,
-    ) -> None:
-        self.serial = serial
-        self.place = place
-        self.position = position
-        self.author = author
-        """The words of the author's name."""
-        self.words = words
-        """How often each word of the query occurs."""
-        self.length = length
-        self.happened = happened
-        """Microseconds since 1970."""
-        self.importance = importance
-        self.cosine = cosine
-        self.total = 0.0
-        self.scores: tuple[float, ...] = ()
+    def talks(self) -> dict[Place, dict[int, int]]:
+        """The candidates of each conversation by their position in it."""
+        found: dict[Place, dict[int, int]] = {}
+        for i, place in enumerate(self.places):
+            if place is not None:
+                found.setdefault(place, {})[self.positions[i] or 0] = i
+        return found
 
 
 @dataclass(frozen=True)
@@ -111,6 +106,16 @@ class Sought:
     importance: float = 0.0
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """The numbers of the candidates, best first, and what each was given."""
+
+    order: Sequence[int]
+    totals: Scores
+    scores: Mapping[str, Scores]
+    """By what they are called; those that gave nobody anything are left out."""
+
+
 def rarity(count: int, rows: int) -> float:
     """The inverse document frequency of a word that ``count`` of ``rows`` have; above 0.
 
@@ -118,134 +123,163 @@ def rarity(count: int, rows: int) -> float:
     return math.log(1 + (max(rows - count, 0) + 0.5) / (count + 0.5))
 
 
-def rank(
-    sought: Sought, candidates: Sequence[Candidate], weights: Weights
-) -> tuple[list[Candidate], list[str]]:
-    """``candidates``, best first, with ``scores`` and ``total`` filled in; and what the scores are
-    called, in their order."""
+def held_in(texts: Sequence[str], words: Sequence[str]) -> Held:
+    """Where ``words`` stand in ``texts``, whose words have one space between them."""
+    starts = list(accumulate((len(text) + 3 for text in texts), initial=1))
+    whole = " " + " \n ".join(texts) + " "
+    found: dict[str, dict[int, int]] = {}
+    for word in words:
+        counts = found[word] = {}
+        sought, at = f" {word} ", whole.find(f" {word} ")
+        while at >= 0:
+            i = bisect_right(starts, at + 1) - 1
+            counts[i] = counts.get(i, 0) + 1
+            at = whole.find(sought, at + len(word) + 1)
+    return found
+
+
+def rank(sought: Sought, candidates: Candidates, weights: Weights) -> Ranked:
     sought = replace(sought, rarity=_names_aside(sought, candidates, weights))
     vector = _vectors(candidates)
-    parts: list[tuple[str, float, Callable[[], Iterable[float]]]] = [
+    talks = candidates.talks()
+    parts: list[tuple[str, float, Callable[[], Scores]]] = [
         ("text", weights.text, lambda: _text(sought, candidates)),
         ("vector", weights.vector, lambda: vector),
         ("neighbours", weights.neighbours,
-         lambda: _neighbours(sought, candidates, vector, weights)),
-        ("session", weights.session, lambda: _sessions(sought, candidates)),
+         lambda: _neighbours(sought, candidates, talks, vector, weights)),
+        ("session", weights.session, lambda: _sessions(sought, candidates, talks)),
         ("author", weights.author, lambda: _author(sought, candidates)),
         ("date", weights.date, lambda: _date(sought, candidates)),
         ("recency", sought.recency, lambda: _recency(candidates)),
-        ("importance", sought.importance, lambda: [c.importance for c in candidates]),
+        ("importance", sought.importance, lambda: [n or 0.0 for n in candidates.importance]),
     ]  # fmt: skip
-    scores = {name: _normal(score(), weight) for name, weight, score in parts if weight > 0}
-    names = [name for name, column in scores.items() if column]
-    columns = [scores[name] for name in names]
-    for candidate, values in zip(candidates, zip(*columns, strict=True), strict=False):
-        candidate.scores, candidate.total = values, sum(values)
-    return sorted(candidates, key=lambda c: (-c.total, -c.serial)), names
+    columns = {name: _normal(score(), weight) for name, weight, score in parts if weight > 0}
+    scores = {name: column for name, column in columns.items() if column}
+    totals = [sum(given) for given in zip(*scores.values(), strict=True)]
+    totals = totals or [0.0] * len(candidates.serials)
+    order = sorted(range(len(totals)), key=lambda i: (-totals[i], -candidates.serials[i]))
+    return Ranked(order, totals, scores)
 
 
-def _names_aside(
-    sought: Sought, candidates: Sequence[Candidate], weights: Weights
-) -> Mapping[str, float]:
+@lru_cache(maxsize=10_000)
+def _name_words(author: str | None) -> frozenset[str]:
+    """The words of an author's name."""
+    return frozenset(plain_words(author)) - STOP_WORDS if author else frozenset()
+
+
+def _names_aside(sought: Sought, candidates: Candidates, weights: Weights) -> Mapping[str, float]:
     """The rarity of each word, less for the names of those who speak."""
-    names = {stem(word) for author in {c.author for c in candidates} for word in author}
+    names = {stem(word) for author in set(candidates.authors) for word in _name_words(author)}
     return {
         word: rare * weights.name if word in names else rare for word, rare in sought.rarity.items()
     }
 
 
-def _normal(scores: Iterable[float], weight: float) -> Scores:
+def _normal(raw: Scores, weight: float) -> Scores:
     """From 0 to ``weight``, by the best of them; none when none is above 0."""
-    raw = list(scores)
     best = max(raw, default=0.0)
     return [score * weight / best for score in raw] if best > 0 else ()
 
 
-def _text(sought: Sought, candidates: Sequence[Candidate]) -> Iterable[float]:
-    rare = sought.rarity
+def _text(sought: Sought, candidates: Candidates) -> Scores:
     even, by_length = K1 * (1 - B), K1 * B / max(sought.statistics.mean_length, 1.0)
-    for candidate in candidates:
-        score = 0.0
-        if candidate.words:
-            room = even + by_length * candidate.length
-            for word, count in candidate.words.items():
-                score += rare[word] * count * (K1 + 1) / (count + room)
-        yield score
+    scores = [0.0] * len(candidates.serials)
+    for word, rare in sought.rarity.items():
+        for i, count in candidates.held[word].items():
+            room = even + by_length * candidates.lengths[i]
+            scores[i] += rare * count * (K1 + 1) / (count + room)
+    return scores
 
 
-def _vectors(candidates: Sequence[Candidate]) -> Scores:
+def _vectors(candidates: Candidates) -> Scores:
     """From 0 to 1."""
-    known = [c.cosine for c in candidates if c.cosine is not None]
+    known = [cosine for cosine in candidates.cosines if cosine is not None]
     if not known:
-        return [0.0] * len(candidates)
+        return ()
     low = min(*known, max(known) / 2)
-    return _normal((0.0 if c.cosine is None else c.cosine - low for c in candidates), 1.0) or (
-        [0.0] * len(candidates)
-    )
+    return _normal([0.0 if c is None else c - low for c in candidates.cosines], 1.0)
 
 
 def _neighbours(
-    sought: Sought, candidates: Sequence[Candidate], vector: Scores, weights: Weights
-) -> Iterable[float]:
-    talks: dict[Place, dict[int, int]] = {}
-    for i, candidate in enumerate(candidates):
-        if candidate.place is not None:
-            talks.setdefault(candidate.place, {})[candidate.position] = i
-    whole = sum(sought.rarity.values()) or 1.0
+    sought: Sought,
+    candidates: Candidates,
+    talks: Mapping[Place, Mapping[int, int]],
+    vector: Scores,
+    weights: Weights,
+) -> Scores:
+    count = len(candidates.serials)
+    vector = vector or [0.0] * count
+    rare = list(sought.rarity.values())
+    words = [0] * count
+    """The words of each candidate, as bits."""
+    for bit, word in enumerate(sought.rarity):
+        for i in candidates.held[word]:
+            words[i] |= 1 << bit
+    counted: dict[int, float] = {}
+
+    def rarity_of(bits: int) -> float:
+        if bits not in counted:
+            counted[bits] = math.fsum(r for bit, r in enumerate(rare) if bits >> bit & 1)
+        return counted[bits]
+
+    whole = sum(rare) or 1.0
     steps = [(way * n, share) for n, share in enumerate(weights.reach, 1) for way in (-1, 1)]
-    for candidate in candidates:
-        said = meant = 0.0
-        if candidate.place is not None:
-            at = talks[candidate.place].get
-            known = set(candidate.words)
+    scores = [0.0] * count
+    for talk in talks.values():
+        for position, i in talk.items() if len(talk) > 1 else ():
+            said = meant = 0.0
+            known = words[i]
             for step, share in steps:  # The nearest first: a word counts as it stands nearest.
-                other = at(candidate.position + step)
+                other = talk.get(position + step)
                 if other is None:
                     continue
                 if (near := share * vector[other]) > meant:
                     meant = near
-                for word in candidates[other].words:
-                    if word not in known:
-                        known.add(word)
-                        said += share * sought.rarity[word]
-        yield said / whole + weights.vector * meant
+                if new := words[other] & ~known:
+                    known |= new
+                    said += share * rarity_of(new)
+            scores[i] = said / whole + weights.vector * meant
+    return scores
 
 
-def _sessions(sought: Sought, candidates: Sequence[Candidate]) -> Iterable[float]:
-    said: dict[Place, dict[str, int]] = {}
-    for candidate in candidates:
-        if candidate.place is not None:
-            words = said.setdefault(candidate.place, {})
-            for word, count in candidate.words.items():
-                words[word] = words.get(word, 0) + count
-    if len(said) < 2:
+def _sessions(
+    sought: Sought, candidates: Candidates, talks: Mapping[Place, Mapping[int, int]]
+) -> Scores:
+    if len(talks) < 2:
         return ()
-    of: dict[Place | None, float] = {
-        place: sum(sought.rarity[word] * n / (n + K1) for word, n in words.items())
-        for place, words in said.items()
+    of: dict[Place | None, float] = dict.fromkeys(talks, 0.0)
+    for word, rare in sought.rarity.items():
+        said: dict[Place, int] = {}
+        for i, count in candidates.held[word].items():
+            if (place := candidates.places[i]) is not None:
+                said[place] = said.get(place, 0) + count
+        for place, count in said.items():
+            of[place] += rare * count / (count + K1)
+    return [of.get(place, 0.0) for place in candidates.places]
+
+
+def _author(sought: Sought, candidates: Candidates) -> Scores:
+    named = {
+        author: float(not sought.names.isdisjoint(_name_words(author)))
+        for author in set(candidates.authors)
     }
-    return [of.get(candidate.place, 0.0) for candidate in candidates]
-
-
-def _author(sought: Sought, candidates: Sequence[Candidate]) -> Iterable[float]:
-    named = {author: bool(author & sought.names) for author in {c.author for c in candidates}}
-    return () if all(named.values()) else [float(named[c.author]) for c in candidates]
+    return () if all(named.values()) else [named[author] for author in candidates.authors]
 
 
 DATE_FADES_DAYS = 10
 
 
-def _date(sought: Sought, candidates: Sequence[Candidate]) -> Iterable[float]:
+def _date(sought: Sought, candidates: Candidates) -> Scores:
     if not sought.periods:
         return ()
-    days = [EPOCH + timedelta(microseconds=c.happened) for c in candidates]
+    days = [EPOCH + timedelta(microseconds=happened) for happened in candidates.happened]
     return [
         max(math.exp(-p.days_from(day) / DATE_FADES_DAYS) for p in sought.periods) for day in days
     ]
 
 
-def _recency(candidates: Sequence[Candidate]) -> Iterable[float]:
+def _recency(candidates: Candidates) -> Scores:
     # By order and not by age: "the latest" of things that are all years old is one of them.
-    order = sorted({c.happened for c in candidates})
+    order = sorted(set(candidates.happened))
     place = {happened: i / len(order) for i, happened in enumerate(order, 1)}
-    return [place[c.happened] for c in candidates]
+    return [place[happened] for happened in candidates.happened]

@@ -43,23 +43,16 @@ from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import Found, MemoryQuery
 from agent_server.memory.moments import Period, asks_for_latest, periods_in
 from agent_server.memory.ranking import (
-    Candidate,
+    Candidates,
+    Ranked,
     Sought,
     Statistics,
     Weights,
+    held_in,
     rank,
     rarity,
 )
-from agent_server.memory.rows import (
-    JOINED,
-    READ,
-    Ready,
-    Scope,
-    found_by,
-    listed,
-    memory_of,
-    narrows,
-)
+from agent_server.memory.rows import Ready, Scope, found_by, memories_of, narrows
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import TextIndex
 from agent_server.memory.vector_index import VectorIndex
@@ -189,50 +182,41 @@ class Recall:
             recency=recency,
             importance=query.importance,
         )
-        padded = [(word, f" {word} ") for word in rare]
-        candidates = [_candidate(row, padded) for row in rows]
         weights = self._weights if query.mode != "vector" else VECTORS_ALONE
-        ranked, names = rank(sought, candidates, weights)
-        return self._answer(connection, query, ranked, names, {row[0]: row for row in rows})
+        ranked = rank(sought, _candidates(rows, list(rare)), weights)
+        return self._answer(connection, query, rows, ranked)
 
     def _answer(
-        self,
-        connection: Connection,
-        query: MemoryQuery,
-        ranked: Sequence[Candidate],
-        names: Sequence[str],
-        rows: dict[int, Row[Any]],
+        self, connection: Connection, query: MemoryQuery, rows: Sequence[Any], ranked: Ranked
     ) -> list[Found]:
         """The first ``limit`` without two of the same wording, and no more of a kind than asked."""
-        kept: list[Candidate] = []
+        kept: list[int] = []
         seen: set[tuple[str, str | None]] = set()
         kinds: Counter[str] = Counter()
-        for candidate in ranked:
+        for i in ranked.order:
             if len(kept) >= query.limit:
                 break
-            if candidate.total <= 0 and candidate.cosine is None:
+            row = rows[i]
+            if ranked.totals[i] <= 0 and row.cosine is None:
                 continue
-            row = rows[candidate.serial]
             wording = (row.words, row.author)
             if wording in seen or kinds[row.kind] >= query.limits.get(row.kind, query.limit):
                 continue
             seen.add(wording)
             kinds[row.kind] += 1
-            kept.append(candidate)
-        whole = _whole(connection.dialect.name)
-        serials = {"serials": [c.serial for c in kept]}
-        found = {row.serial: memory_of(row) for row in connection.execute(whole, serials).all()}
+            kept.append(i)
+        found = memories_of(connection, [rows[i].serial for i in kept])
         return [
             Found(
-                memory=found[c.serial],
-                score=round(c.total, 6),
+                memory=found[rows[i].serial],
+                score=round(ranked.totals[i], 6),
                 matched={
-                    name: round(score, 6)
-                    for name, score in zip(names, c.scores, strict=True)
-                    if score > 0
+                    name: round(column[i], 6)
+                    for name, column in ranked.scores.items()
+                    if column[i] > 0
                 },
             )
-            for c in kept
+            for i in kept
         ]
 
     def _spaces(self, connection: Connection, tenant: Tenant, name: str | None) -> list[int]:
@@ -442,12 +426,6 @@ def _ready(*shape: Any) -> Ready:
     return Ready(_around_the_best(*shape))
 
 
-@lru_cache
-def _whole(dialect: str) -> Select[Any]:
-    whole = select(*READ).select_from(JOINED)
-    return whole.where(m.c.serial.in_(listed(dialect, "serials")))
-
-
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -468,29 +446,15 @@ def _joined(parts: Sequence[Statistics]) -> Statistics:
     return Statistics(rows, words / rows if rows else 1.0)
 
 
-def _candidate(row: Any, padded: Sequence[tuple[str, str]]) -> Candidate:
-    serial, space, session, position, author, words, length, happened, importance, cosine, *_ = row
-    text = f" {words} "
-    counts: dict[str, int] = {}
-    if held := [word for word, inside in padded if inside in text]:
-        split = words.split()
-        counts = {word: split.count(word) for word in held}
-    return Candidate(
-        serial,
-        (space, session) if session is not None else None,
-        position or 0,
-        _name_words(author) if author else _NOBODY,
-        counts,
-        length,
-        happened,
-        importance or 0.0,
-        cosine,
-    )
-
-
-_NOBODY: frozenset[str] = frozenset()
-
-
-@lru_cache(maxsize=10_000)
-def _name_words(author: str) -> frozenset[str]:
-    return frozenset(plain_words(author)) - STOP_WORDS
+def _candidates(rows: Sequence[Any], words: Sequence[str]) -> Candidates:
+    columns: Sequence[Sequence[Any]] = tuple(zip(*rows, strict=True)) or ((),) * 10
+    serials, spaces, sessions, positions, authors, texts, lengths = columns[:7]
+    happened, importance, cosines = columns[7:10]
+    places = [
+        (space, session) if session is not None else None
+        for space, session in zip(spaces, sessions, strict=True)
+    ]
+    return Candidates(
+        serials, places, positions, authors, held_in(texts, words), lengths, happened, importance,
+        cosines,
+    )  # fmt: skip

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Row,
+    Float,
     Select,
     Text,
     and_,
@@ -193,7 +194,43 @@ def _insertion(dialect: Dialect) -> tuple[str, list[tuple[str, _Stored]]]:
     return statement, [(name, _stored(m.c[name].type, dialect)) for name in names]
 
 
-def memory_of(row: Row[Any]) -> Memory:
+def memories_of(connection: Connection, serials: Sequence[int]) -> dict[int, Memory]:
+    """The memories of these rows, as far as they are there, by serial."""
+    dialect = connection.dialect
+    found: dict[int, Memory] = {}
+    for values in _whole(dialect.name).rows(connection, {"serials": serials}):
+        read = zip(_readers(dialect), values, strict=True)
+        row = SimpleNamespace(**{n: v if typed is None else typed(v) for (n, typed), v in read})
+        found[row.serial] = memory_of(row)
+    return found
+
+
+@cache
+def _whole(dialect: str) -> Ready:
+    whole = select(*READ).select_from(JOINED)
+    return Ready(whole.where(m.c.serial.in_(listed(dialect, "serials"))))
+
+
+@lru_cache(maxsize=8)
+def _readers(dialect: Dialect) -> list[tuple[str, _Stored]]:
+    """Each column of ``READ``, with what makes a value of one that is stored."""
+    kinds = [(column.name, column.type) for column in READ]
+    return [
+        # A driver gives floats as they are.
+        (
+            n,
+            (
+                None
+                if isinstance(k, Float)
+                else k.dialect_impl(dialect).result_processor(dialect, None)
+            ),
+        )
+        for n, k in kinds
+    ]
+
+
+def memory_of(row: Any) -> Memory:
+    """The memory in ``row``, which has all of ``READ``."""
     part = None
     if row.parent_id is not None:
         part = MemoryPart(memory_id=row.parent_id, index=row.part, heading=tuple(row.heading or ()))

@@ -254,8 +254,7 @@ class MemoryStore:
         fresh: list[JsonObject],
     ) -> list[Added]:
         found: dict[str, Callable[[], Memory]] = {
-            row["id"]: partial(memory_of, _AsRow(row, names[row["space"]]))  # type: ignore[arg-type]  # has the columns
-            for row in fresh
+            row["id"]: partial(memory_of, _AsRow(row, names[row["space"]])) for row in fresh
         }
         if old := [identity for identity, _ in ids if identity not in found]:
             rows = connection.execute(

@@ -27,6 +27,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
+from sqlalchemy.types import TypeEngine
 
 from agent_server.domain.base import JsonObject
 from agent_server.memory.rows import Ready, listed
@@ -219,7 +220,13 @@ class Lexemes:
         return found
 
 
-_word = func.unnest(bindparam("words", type_=ARRAY(TEXT))).column_valued("word")
+def _given_list(name: str, kind: type[TypeEngine[Any]]) -> ColumnElement[Any]:
+    """A list in a query of its own, where the planner does not see how long it is: else it would
+    plan anew for each."""
+    return select(bindparam(name, type_=ARRAY(kind))).scalar_subquery()
+
+
+_word = func.unnest(_given_list("words", TEXT)).column_valued("word")
 _HELD = Ready(
     select(
         _word,
@@ -231,7 +238,7 @@ _HELD = Ready(
 )
 """How many rows have each of ``words``, in their order."""
 _given = (
-    func.unnest(bindparam("words", type_=ARRAY(TEXT)), bindparam("weights", type_=ARRAY(Float)))
+    func.unnest(_given_list("words", TEXT), _given_list("weights", Float))
     .table_valued(column("word", TEXT), column("weight", Float), joins_implicitly=True)
     .render_derived(name="given")
 )

@@ -21,7 +21,7 @@ from typing import Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from anyio import to_thread
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
@@ -106,22 +106,23 @@ class DatabaseBlobs:
         self._database = database
 
     async def put(self, tenant: str, key: str, data: bytes) -> None:
-        values = {"key": key, "data": data, "made_at": utcnow()}
+        values = {"tenant": tenant, "key": key, "data": data, "made_at": utcnow()}
         await self._database.write(lambda c: c.execute(insert(blob_bytes).values(values)))
 
     async def get(self, tenant: str, key: str) -> bytes:
-        query = select(blob_bytes.c.data).where(blob_bytes.c.key == key)
+        query = select(blob_bytes.c.data).where(*_of(tenant, key))
         found = await self._database.read(lambda c: c.execute(query).scalar())
         if found is None:
             raise missing(key)
         return bytes(found)
 
     async def exists(self, tenant: str, key: str) -> bool:
-        query = select(func.count()).select_from(blob_bytes).where(blob_bytes.c.key == key)
+        query = select(func.count()).select_from(blob_bytes).where(*_of(tenant, key))
         return bool(await self._database.read(lambda c: c.execute(query).scalar()))
 
     async def delete(self, tenant: str, key: str) -> None:
-        await self.discard(key)
+        gone = delete(blob_bytes).where(*_of(tenant, key))
+        await self._database.write(lambda c: c.execute(gone))
 
     async def old(self, age: timedelta) -> AsyncIterator[str]:
         known = select(blobs.c.key).where(blobs.c.key == blob_bytes.c.key)
@@ -134,6 +135,10 @@ class DatabaseBlobs:
     async def discard(self, path: str) -> None:
         gone = delete(blob_bytes).where(blob_bytes.c.key == path)
         await self._database.write(lambda c: c.execute(gone))
+
+
+def _of(tenant: str, key: str) -> tuple[ColumnElement[bool], ...]:
+    return blob_bytes.c.tenant == tenant, blob_bytes.c.key == key
 
 
 class DirectoryBlobs:

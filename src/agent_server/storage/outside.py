@@ -10,17 +10,24 @@ blobs before looking whether they are used: so none goes that is, without a word
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import anyio
+import structlog
 from anyio import to_thread
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.errors import NotFound
+from agent_server.domain.errors import (
+    DatabaseUnavailable,
+    InternalError,
+    NotFound,
+    StorageFull,
+)
 from agent_server.settings import Settings
 from agent_server.storage.blobs import (
     BlobStore,
@@ -42,11 +49,11 @@ from agent_server.storage.references import (
     Opening,
     Piece,
     Spilling,
-    broken,
 )
 from agent_server.storage.tables import blob_uses, blobs
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 GRACE: Final = timedelta(hours=1)
 """How long a blob that nobody uses is kept for a row that is about to."""
 TRIES: Final = 8
@@ -129,12 +136,15 @@ def owned(fn: Callable[[Connection], T], tenant: str, run_id: str) -> Callable[[
 class _Opened:
     """A transaction with the blobs that it reads."""
 
-    def __init__(self, fn: Callable[[Connection], Any], loaded: dict[str, bytes]) -> None:
+    def __init__(
+        self, fn: Callable[[Connection], Any], loaded: dict[str, bytes], lost: dict[str, str]
+    ) -> None:
         self._fn = fn
         self._loaded = loaded
+        self._lost = lost
 
     def __call__(self, connection: Connection) -> Any:
-        opening = Opening(self._loaded)
+        opening = Opening(self._loaded, self._lost)
         token = OPENING.set(opening)
         try:
             result = self._fn(connection)
@@ -170,8 +180,8 @@ class Outside:
         self._at = at
 
     async def run(self, run: Run[T], fn: Callable[[Connection], T]) -> T:
-        """Run the transaction ``fn`` until all is there that it needs. Raises what it raises, and
-        what the store does."""
+        """Run the transaction ``fn`` until all is there that it needs. Raises what it raises (then
+        nothing is left of its blobs, unless the database was away), and what the store does."""
         mine = fn if isinstance(fn, Owned) else None
         if mine is not None:
             mine.limit = self._limit
@@ -180,14 +190,11 @@ class Outside:
         except Elsewhere as error:
             needed = error
         loaded: dict[str, bytes] = {}
-        lost: set[str] = set()
-        opened = _Opened(fn, loaded)
+        lost: dict[str, str] = {}
+        opened = _Opened(fn, loaded, lost)
         for number in range(TRIES):
             if isinstance(needed, NotLoaded):
-                # The row may have gone with its blob; else it is asked for again.
-                before, lost = lost, await self._load(needed.keys, loaded)
-                if both := lost & before:
-                    raise broken(f"The blob {both.pop()!r} is not in {self.store.name}.")
+                await self._load(needed.keys, loaded, lost)
             elif mine is not None and number < TRIES // 2:
                 await self._place(mine)
             elif mine is not None:
@@ -196,7 +203,14 @@ class Outside:
                 return await run(opened)
             except Elsewhere as error:
                 needed = error
-        raise broken("Blobs that a transaction needs come and go.")
+            except (DatabaseUnavailable, StorageFull):
+                raise  # Perhaps it was stored, and perhaps it is tried again.
+            except Exception:
+                if mine is not None:
+                    with suppress(DatabaseUnavailable, StorageFull):
+                        await self.forget(mine.tenant, mine.known.pieces.values())
+                raise
+        raise InternalError("The blobs that a transaction needs come and go.")
 
     # Placing -----------------------------------------------------------------------------------
 
@@ -230,25 +244,27 @@ class Outside:
 
     # Fetching ----------------------------------------------------------------------------------
 
-    async def _load(self, keys: Collection[tuple[str, str]], loaded: dict[str, bytes]) -> set[str]:
-        """The keys of those that are not there."""
-        lost = set()
-
+    async def _load(
+        self, keys: Collection[tuple[str, str]], loaded: dict[str, bytes], lost: dict[str, str]
+    ) -> None:
         async def load(tenant: str, key: str) -> None:
             try:
                 loaded[key] = await self.get(tenant, key)
-            except NotFound:
-                lost.add(key)
+            except NotFound as error:
+                log.error("a large value is lost", tenant=tenant, reason=error.detail)
+                lost[key] = error.detail
 
         await _side_by_side([partial(load, *one) for one in sorted(keys) if one[1] not in loaded])
-        return lost
 
     async def get(self, tenant: str, key: str) -> bytes:
-        """The bytes of a blob. Raises ``NotFound``, and ``InternalError`` when they are not whole."""
-        data = await self._get(tenant, key)
+        """The bytes of a blob. Raises ``NotFound``, also when they are not whole."""
+        try:
+            data = await self._get(tenant, key)
+        except NotFound as error:
+            raise NotFound(f"The blob {key!r} is not in {self.store.name}.") from error
         self._observe("read", len(data))
         if hash_of(await to_thread.run_sync(new_key, data)) != hash_of(key):
-            raise broken(f"The blob {key!r} in {self.store.name} is not what was stored.")
+            raise NotFound(f"The blob {key!r} in {self.store.name} is not what was stored.")
         return data
 
     async def _get(self, tenant: str, key: str) -> bytes:
@@ -279,9 +295,7 @@ class Outside:
 
     async def _collect(self, which: ColumnElement[bool]) -> int:
         gone, after = 0, ""
-        while loose := await self._database.read(
-            partial(_loose, which=which, after=after)  # awaited here
-        ):
+        while loose := await self._database.read(partial(_loose, which=which, after=after)):
             after = loose[-1]
             doomed = await self._database.write(partial(_doom, which=which, keys=loose))
             await _side_by_side([partial(self._delete, one.tenant, one.key) for one in doomed])

@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
-from agent_server.domain.errors import InternalError
-
 MARK: Final = "@"
 LEAST: Final = 1_024
 """Bytes of JSON that always stand in their row."""
@@ -45,18 +43,23 @@ class NotLoaded(Elsewhere):
 
 
 class Opening:
-    """What one run of a transaction reads by reference: ``loaded`` has the JSON of blobs by key."""
+    """What one run of a transaction reads by reference: ``loaded`` has the JSON of blobs by key,
+    ``lost`` why there is none."""
 
-    def __init__(self, loaded: dict[str, bytes]) -> None:
+    def __init__(self, loaded: dict[str, bytes], lost: dict[str, str]) -> None:
         self._loaded = loaded
+        self._lost = lost
         self.missing: set[tuple[str, str]] = set()
 
     def part(self, tenant: str, key: str) -> Any:
+        """Raises ``ValueError`` for one that is lost."""
         data = self._loaded.get(key)
-        if data is None:
-            self.missing.add((tenant, key))
-            return None
-        return json.loads(data)
+        if data is not None:
+            return json.loads(data)
+        if key in self._lost:
+            raise ValueError(self._lost[key])
+        self.missing.add((tenant, key))
+        return None
 
 
 class Spilling:
@@ -144,10 +147,11 @@ def belonging(run_id: str) -> Iterator[None]:
 
 
 def opened(text: str) -> Any:
-    """The value of a text with references. Raises ``NotLoaded``."""
+    """The value of a text with references. Raises ``NotLoaded``, and ``ValueError`` where it cannot
+    be read."""
     opening = OPENING.get()
     if opening is None:
-        opening = Opening({})
+        opening = Opening({}, {})
         _open(text, opening)
         raise NotLoaded(opening.missing)
     return _open(text, opening)
@@ -222,8 +226,3 @@ class Cut:
                 return rest, pieces
         piece = Piece(text.encode("ascii"))
         return piece, [piece]
-
-
-def broken(detail: str) -> InternalError:
-    """Something about stored references is wrong."""
-    return InternalError(detail, hint="Restore the blobs from the same backup as the database.")

@@ -70,7 +70,7 @@ class JsonText(TypeDecorator[Any]):
         try:
             return opened(value)
         except ValueError as error:
-            return Unreadable(unreadable=f"not a reference: {error}")
+            return Unreadable(unreadable=str(error))
 
 
 class JsonDocument(TypeDecorator[str]):
@@ -418,6 +418,7 @@ blob_bytes = Table(
     "blob_bytes",
     metadata,
     Column("key", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
     Column("data", LargeBinary, nullable=False),
     Column("made_at", Moment, nullable=False),
 )

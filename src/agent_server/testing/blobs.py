@@ -37,6 +37,15 @@ class BlobStoreContract:
         await store.delete(tenant, key)
         assert not await store.exists(tenant, key)
 
+    async def test_nobody_else_reads_or_deletes_a_tenants_blob(self, store: BlobStore) -> None:
+        key = new_key(b"mine")
+        await store.put("acme", key, b"mine")
+        with pytest.raises(NotFound):
+            await store.get("other", key)
+        assert not await store.exists("other", key)
+        await store.delete("other", key)
+        assert await store.get("acme", key) == b"mine"
+
     async def test_what_is_not_there_is_said_to_be_missing(self, store: BlobStore) -> None:
         key = new_key(b"never")
         with pytest.raises(NotFound, match=key):

@@ -16,6 +16,7 @@ kills its worker after any time up to the longest trial is set aside all the sam
 grow beyond that.
 """
 
+import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -36,8 +37,9 @@ from agent_server.storage.tables import tasks
 
 DOUBLED = 12
 """Times that a trial doubles, up to some 500 leases."""
-PUT_OFF = timedelta(seconds=1)
-"""After which a suspect that could not be tried comes into the queue again."""
+PUT_OFF_S = (0.5, 2.0)
+"""After which a suspect that could not be tried comes into the queue again, by chance: else the node
+that cannot try it might be the one that looks first each time."""
 
 Key = tuple[str, str]
 """Run id and path."""
@@ -85,7 +87,7 @@ def put_off(connection: Connection, keys: Sequence[Key], now: datetime) -> None:
         connection.execute(
             update(tasks)
             .where(tuple_(tasks.c.run_id, tasks.c.path).in_(list(keys)))
-            .values(wake_at=now + PUT_OFF)
+            .values(wake_at=now + timedelta(seconds=random.uniform(*PUT_OFF_S)))
         )
 
 

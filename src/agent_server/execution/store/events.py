@@ -101,10 +101,17 @@ def _as_stored(run_id: str, row: Any) -> StoredEvent:
     return StoredEvent(row.seq, kind, splice_seq(row.seq, data))
 
 
+def _parsed(data: str) -> Any:
+    try:
+        return from_json(data)
+    except ValueError:
+        return json.loads(data)  # It takes half a character (a lone surrogate), too.
+
+
 def event_fault(kind: str, data: str) -> str | None:
     """Why the stored ``data`` of an event of type ``kind`` cannot be read; None when it can."""
     try:
-        found = from_json(data)
+        found = _parsed(data)
     except ValueError as error:
         return f"not JSON: {error}"
     if not isinstance(found, dict) or found.get("type") != kind:

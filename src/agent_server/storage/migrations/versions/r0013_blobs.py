@@ -41,6 +41,7 @@ def upgrade() -> None:
     op.create_table(
         "blob_bytes",
         sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("data", sa.LargeBinary(), nullable=False),
         sa.Column("made_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_blob_bytes")),
