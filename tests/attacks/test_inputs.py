@@ -386,10 +386,10 @@ def test_no_model_is_asked_to_fetch_what_is_not_public(world: World) -> None:
         call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
         shown = [call, {"type": "function_call_output", "call_id": "c", "output": [image]}]
         file = [{"role": "user", "content": [{"type": "input_file", "file_url": url}]}]
-        for given in (said, shown, file):
-            refused = bob.post({"agent": "clerk", "input": given})
+        for sent in (said, shown, file):
+            refused = bob.post({"agent": "clerk", "input": sent})
             assert "data: address" in problem(refused, 422, "invalid_request")["hint"]
-            answer = bob.http.post("/v1/responses", json={"model": "agent/clerk", "input": given})
+            answer = bob.http.post("/v1/responses", json={"model": "agent/clerk", "input": sent})
             assert answer.status_code == 400 and "no model is asked" in answer.text, answer.text
         part = {"type": "image_url", "image_url": {"url": url}}
         chat = {"model": "agent/clerk", "messages": [{"role": "user", "content": [part]}]}
