@@ -5,7 +5,7 @@ rooms; refuses to do any work of its own.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -255,8 +255,10 @@ def build_parts(
     loop = ConnectedLoop(bare_loop, registry)
     thinking = Thinking(loop)
 
-    async def call_tool(ctx: TaskContext, name: str, arguments: JsonObject, *, key: str) -> Any:
-        return await bare_loop.call_tool(ctx, catalog().tool(name), arguments, key=key)
+    def call_tool(
+        ctx: TaskContext, name: str, arguments: JsonObject, *, key: str
+    ) -> Coroutine[Any, Any, Any]:
+        return bare_loop.call_tool(ctx, catalog().tool(name), arguments, key=key)
 
     approaches = Approaches()
     actions = Actions(

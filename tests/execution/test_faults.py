@@ -256,7 +256,7 @@ async def test_a_child_goes_on_when_its_sibling_could_not_be_begun(url: str) -> 
             group.start_soon(one, "1")
             await begun.wait()
             if ctx.attempt == 1:
-                outage[0].refused = 1
+                outage[0].refused = 2  # It is tried once more.
             else:
                 go.set()
             group.start_soon(one, "2")
@@ -264,6 +264,7 @@ async def test_a_child_goes_on_when_its_sibling_could_not_be_begun(url: str) -> 
 
     async def leaf(ctx: TaskContext) -> Any:
         calls.append(ctx.path)
+        await ctx.journal.flush()  # Its own row is stored, which was not waited for.
         begun.set()
         await go.wait()
 
@@ -272,7 +273,7 @@ async def test_a_child_goes_on_when_its_sibling_could_not_be_begun(url: str) -> 
         run = await submit(runs, goal="g")
         ended = await finished(runs, run)
     assert ended.output == ["succeeded", "succeeded"]
-    assert calls == ["1", "2"]
+    assert calls.count("1") == 1 and "2" in calls
 
 
 async def test_a_child_that_could_not_be_begun_is_begun_when_the_database_is_back(
@@ -520,9 +521,12 @@ async def test_a_run_of_a_session_is_not_taken_beside_one_that_began(url: str) -
 
 
 async def test_a_call_that_was_given_up_counts_as_made_and_holds_nobody_up(url: str) -> None:
+    scopes: dict[tuple[str, str], anyio.CancelScope] = {}
+
     async def goal(ctx: TaskContext) -> Any:
         for path in ("1", "2"):
-            with anyio.move_on_after(0.05):
+            with anyio.CancelScope() as scope:
+                scopes[ctx.run.id, path] = scope
                 await ctx.child(TaskSpec(path=path, node="n", kind="leaf", payload={}))
         record = StepRecord(key="tool/t", kind="tool", name="t")
         await ctx.journal.begin(record, commit=True)
@@ -532,6 +536,7 @@ async def test_a_call_that_was_given_up_counts_as_made_and_holds_nobody_up(url: 
     async def leaf(ctx: TaskContext) -> Any:
         record = StepRecord(key=ctx.journal.key("tool", "t"), kind="tool", name="t")
         await ctx.journal.begin(record, commit=True)
+        scopes[ctx.run.id, ctx.path].cancel()
         await asyncio.Event().wait()
 
     async with running(url, {"goal": goal, "leaf": leaf}) as runs:

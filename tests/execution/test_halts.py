@@ -34,6 +34,7 @@ class World:
         """One call that may be repeated and waits until it is let go."""
         step = StepRecord(key=ctx.journal.key("model", "1"), kind="model", name="m")
         await ctx.journal.begin(step, commit=False)
+        await ctx.journal.flush()  # A child's own row is stored by now.
         self.begun += 1
         await self.go.wait()
         await ctx.journal.finish(step.done("answer"))

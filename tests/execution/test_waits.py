@@ -329,3 +329,31 @@ async def test_a_signal_and_a_decision_with_a_key_count_once_and_are_answered_ag
         assert len({identity for identity, _ in sent}) == 1
         assert (await finished(runs, run)).output == ["approve", 7, None]
         assert (await send())[1], "the answer outlives the run"
+
+
+async def test_a_task_that_stands_still_while_its_siblings_begin_is_woken_at_its_moment(
+    url: str,
+) -> None:
+    async def root(ctx: TaskContext) -> Any:
+        outcomes: dict[str, Any] = {}
+
+        async def one(path: str) -> None:
+            outcomes[path] = await ctx.child(
+                TaskSpec(path=path, node=path, kind="leaf", payload={})
+            )
+
+        async with anyio.create_task_group() as group:
+            for number in range(1, 7):
+                group.start_soon(one, str(number))
+        return [outcomes[path].output for path in sorted(outcomes)]
+
+    async def leaf(ctx: TaskContext) -> Any:
+        if int(ctx.path) % 2:
+            await ctx.sleep_until(ctx.run.created_at + timedelta(seconds=0.5), key="slept")
+        return ctx.path
+
+    async with running(url, {"goal": root, "leaf": leaf}) as runs:
+        run = await submit(runs, goal="g")
+        assert (await finished(runs, run)).output == ["1", "2", "3", "4", "5", "6"]
+        types = await event_types(runs, run)
+        assert types.count("run.waiting") == types.count("run.resumed") == 3

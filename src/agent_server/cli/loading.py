@@ -6,6 +6,11 @@ Leans on the garbage collector's switches. Refuses to know what is loaded.
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+THRESHOLDS: Final = (20_000, 20, 20)
+"""New objects after which the collector looks, and how rarely at older ones: most of ours go by
+themselves, and at Python's own 700 it takes a tenth of the CPU of a busy server."""
 
 
 @contextmanager
@@ -17,4 +22,5 @@ def loading() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        gc.set_threshold(*THRESHOLDS)
         gc.enable()

@@ -5,7 +5,6 @@ Leans on uuid6 for UUIDv7 (RFC 9562). Refuses to know what an id points at.
 
 from hashlib import sha256
 from typing import Final, NewType
-from uuid import UUID
 
 from uuid6 import uuid7
 
@@ -33,13 +32,13 @@ def task_id(run_id: str, path: str) -> TaskId:
 def derived_id(prefix: str, owner: str, name: str) -> str:
     """A UUIDv7 too, but always the same for the same ``name``: of the moment at which the id
     ``owner`` was made, and of what is theirs alone."""
-    moment = UUID(owner.rpartition("_")[2]).int >> 80
+    moment = int(owner.rpartition("_")[2], 16) >> 80
     chance = int.from_bytes(
         sha256(f"{owner}/{name}".encode("utf-8", "surrogatepass")).digest()[:10], "big"
     )
     version, variant = 0x7 << 76, 0b10 << 62
     fields = (chance & ~(0xF << 76) & ~(0b11 << 62)) | version | variant
-    return f"{prefix}_{UUID(int=moment << 80 | fields).hex}"
+    return f"{prefix}_{moment << 80 | fields:032x}"
 
 
 def task_path(run_id: str, task: str, step: str) -> str:

@@ -6,15 +6,16 @@ Leans on the journal and the ports. Refuses to act: the engine does.
 import asyncio
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Row
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo, InternalError, error_info
-from agent_server.domain.ids import RunId, Tenant
+from agent_server.domain.ids import RunId, TaskId, Tenant, task_id
 from agent_server.domain.runs import RunRequest
-from agent_server.execution.budget import Meter
+from agent_server.execution.commits import Commits
 from agent_server.execution.journal import DurableJournal
 from agent_server.execution.ports import UNDO_MARK, RunSnapshot, TaskOutcome
 from agent_server.execution.store.columns import error_of
@@ -26,7 +27,7 @@ class LocalRun:
     """What this process keeps of a run while any of its tasks is carried out here."""
 
     snapshot: RunSnapshot
-    meter: Meter
+    commits: Commits
     attempts: dict[str, "Attempt"] = field(default_factory=dict)
     cancel_reason: str | None = None
     """Somebody wants the run to stop."""
@@ -78,14 +79,22 @@ class Attempt:
     """When, by the loop's clock, to look again whether it is to be excused."""
     looks: int = 0
     outcome: TaskOutcome | None = None
-    had_children: bool = False
+    children: set[str] = field(default_factory=set)
+    """The paths of those it has asked for."""
     unheard: set[str] = field(default_factory=set)
     """What was said into its run when it would have ended before, and it went on to hear it."""
     undoes: bool = False
     """It has stopped, and what it has done is being undone."""
     begun: bool = False
+    unborn: bool = False
+    """Its row is still to be inserted."""
     task: "asyncio.Task[None] | None" = None
     journal: DurableJournal | None = None
+
+    @cached_property
+    def identity(self) -> TaskId | None:
+        """The task's id; a run's root has none."""
+        return task_id(self.local.snapshot.id, self.path) if self.path else None
 
     @property
     def ordered(self) -> bool:

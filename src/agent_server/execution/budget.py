@@ -29,7 +29,7 @@ from agent_server.domain.errors import BudgetExceeded, FieldError
 from agent_server.domain.events import BudgetWarning
 from agent_server.domain.runs import Budget, StepKind, Usage
 from agent_server.execution import store
-from agent_server.execution.ports import UNDO_MARK, Estimate, LostLease
+from agent_server.execution.ports import UNDO_MARK, Estimate, Holder, LostLease
 from agent_server.storage.database import Database
 
 POLL_S = 0.25
@@ -260,16 +260,6 @@ def _amount(name: str, used: Totals) -> Decimal:
     if name == "max_cost_usd":
         return Decimal(used.cost_pico) / store.PICO
     return Decimal(getattr(used, name.removeprefix("max_")))
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Whose call it is: a task at the epoch of one attempt."""
-
-    run_id: str
-    path: str
-    owner: str
-    epoch: int
 
 
 class Meter:

@@ -6,6 +6,8 @@ leaves it queued for whichever worker comes.
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,13 +19,12 @@ from agent_server.domain.events import TaskSkipped
 from agent_server.domain.ids import task_id
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt, LocalRun, outcome_of
-from agent_server.execution.crash import crash_point
+from agent_server.execution.commits import Birth
 from agent_server.execution.events import Told
 from agent_server.execution.giving_up import GivenUp
 from agent_server.execution.journal import DurableJournal
-from agent_server.execution.ports import UNDO_MARK, TaskOutcome, TaskSpec
+from agent_server.execution.ports import UNDO_MARK, Holder, LostLease, TaskOutcome, TaskSpec
 from agent_server.execution.roster import Roster
-from agent_server.storage.outside import owned
 
 
 class Children:
@@ -47,19 +48,18 @@ class Children:
         """See ``TaskContext.child``. Cancelled, it cancels the child, unless the parent is only let
         go of, to be taken up again, or the run itself is being ended, which reaches the child."""
         await self._bound(parent.local, spec)
-        parent.had_children = True
-        begun = asyncio.ensure_future(self._begin(parent, journal, spec))
+        call = _Call(parent, journal, spec, asyncio.get_running_loop().create_future())
+        self._begin(call)
         self._roster.yield_slot(parent)
         try:
-            future = await asyncio.shield(begun)
-            outcome = await asyncio.shield(future)
+            outcome = await call.outcome
             if parent.excused:
                 await self._accuse(parent)
             return outcome
         except asyncio.CancelledError:
             # Shielded: a cancelled scope of anyio cancels every wait inside it anew.
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([begun])
+                await call.born.wait()
                 let_go = parent.lost or parent.held or self._roster.draining
                 if not (let_go or journal.let_go or parent.local.stops or _goes_on(parent, spec)):
                     await self._given_up.one(parent, spec.path)
@@ -95,68 +95,86 @@ class Children:
         run_id, node = parent.local.snapshot.id, self._roster.node
         await self._roster.database.write(lambda c: store.accuse(c, node, run_id, parent.path))
 
-    async def _begin(
-        self, parent: Attempt, journal: DurableJournal, spec: TaskSpec
-    ) -> "asyncio.Future[TaskOutcome]":
-        """Insert the task, or find it; the future answers when it has ended."""
-        await journal.flush()
-        run = parent.local.snapshot
-        future: asyncio.Future[TaskOutcome] = asyncio.get_running_loop().create_future()
-        crowded = self._roster.crowded(parent)
-        here = self._roster.free_slot(run.tenant) and not crowded
-        # Reserved across the transaction; the attempt below takes its own.
-        self._roster.busy += here
-        parent.local.reserved += here
-        try:
-            crash_point("child.before_insert")
-            fresh, row = await self._roster.database.write(
-                owned(lambda c: self._insert(c, parent, spec, here), run.tenant, run.id)
-            )
-            crash_point("child.after_insert")
-        finally:
-            self._roster.busy -= here
-            parent.local.reserved -= here
-        if row is not None and row.status not in store.LIVE:
-            future.set_result(outcome_of(row, found=True))
-            return future
-        self._roster.waiters.setdefault((run.id, spec.path), []).append(future)
-        if fresh and here and not self._roster.draining:
-            self._launch(
-                Attempt(
-                    local=parent.local,
-                    path=spec.path,
-                    node=spec.node,
-                    kind=spec.kind,
-                    description=spec.description,
-                    agent=spec.agent,
-                    payload=spec.payload,
-                    hidden=spec.hidden,
-                    epoch=1,
-                    number=1,
-                )
-            )
-        else:
-            parent.local.elsewhere.add(spec.path)
-            self._roster.hub.rouse(run.id)
-            if crowded:
-                self._roster.share()
-            else:
-                self._roster.offer()
-        return future
+    def _begin(self, call: "_Call") -> None:
+        """Have the task inserted, or found; ``call.outcome`` answers when it has ended.
 
-    def _insert(
-        self, connection: Connection, parent: Attempt, spec: TaskSpec, here: bool
-    ) -> tuple[bool, Row[Any] | None]:
-        halt = store.inherited_halt(
-            connection,
-            parent.local.snapshot.id,
-            parent.path,
-            self._roster.node,
-            parent.epoch,
+        In the first attempt of a parent nothing can stand at a new path, so the child is carried
+        out at once: whatever it stores is stored behind its own row, or not at all.
+        """
+        parent, spec, roster = call.parent, call.spec, self._roster
+        run = parent.local.snapshot
+        first = parent.epoch == 1 and run.forked_from is None and spec.path not in parent.children
+        call.crowded = roster.crowded(parent)
+        here = roster.free_slot(run.tenant) and not call.crowded
+        birth = Birth(
+            parent=Holder(run.id, parent.path, roster.node, parent.epoch),
+            values=self._row(parent, spec, here),
+            sure=first,
+            told=partial(self._told, call),
         )
+        call.journal.bear(birth)
+        parent.children.add(spec.path)
+        roster.waiters.setdefault((run.id, spec.path), []).append(call.outcome)
+        if here and first:
+            call.attempt = self._start(parent.local, spec, unborn=True)
+        elif here:
+            call.reserved = True
+            roster.busy += 1
+            parent.local.reserved += 1
+
+    def _told(self, call: "_Call", row: Row[Any] | None, error: Exception | None) -> None:
+        """The task was inserted; or it was there, as ``row``; or nothing can be inserted."""
+        roster, parent, attempt = self._roster, call.parent, call.attempt
+        roster.busy -= call.reserved
+        parent.local.reserved -= call.reserved
+        call.born.set()
+        if attempt is not None and (row is not None or error is not None):
+            # It was taken for new, and is not, or has no parent any more.
+            attempt.lost = True
+            if attempt.journal is not None:
+                reason = error or LostLease(f"task {attempt.path!r} was there before")
+                attempt.journal.break_off(reason)
+            if attempt.task is not None:
+                attempt.task.cancel()
+        elif attempt is not None:
+            attempt.unborn = False
+            if attempt.journal is not None:
+                attempt.journal.born()
+            return
+        if error is not None:
+            call.fail(error)
+        elif row is not None and row.status not in store.LIVE:
+            call.answer(outcome_of(row, found=True))
+        elif row is None and call.reserved and not roster.draining:
+            self._start(parent.local, call.spec, unborn=False)
+        elif not roster.carries_out(parent.local.snapshot.id, call.spec.path):
+            parent.local.elsewhere.add(call.spec.path)
+            roster.hub.rouse(parent.local.snapshot.id)
+            if call.crowded:
+                roster.share()
+            else:
+                roster.offer()
+
+    def _start(self, local: LocalRun, spec: TaskSpec, *, unborn: bool) -> Attempt:
+        attempt = Attempt(
+            local=local,
+            path=spec.path,
+            node=spec.node,
+            kind=spec.kind,
+            description=spec.description,
+            agent=spec.agent,
+            payload=spec.payload,
+            hidden=spec.hidden,
+            epoch=1,
+            number=1,
+            unborn=unborn,
+        )
+        self._launch(attempt)
+        return attempt
+
+    def _row(self, parent: Attempt, spec: TaskSpec, here: bool) -> dict[str, Any]:
         now = utcnow()
-        values = _task_values(parent, spec) | {
-            "halt": halt,
+        return _task_values(parent, spec) | {
             "status": "running" if here else "queued",
             "owner": self._roster.node if here else None,
             "epoch": 1 if here else 0,
@@ -164,9 +182,6 @@ class Children:
             "started_at": now if here else None,
             "created_at": now,
         }
-        if store.insert_task(connection, values):
-            return True, None
-        return False, store.task_row(connection, parent.local.snapshot.id, spec.path)
 
     async def skip(
         self, parent: Attempt, journal: DurableJournal, spec: TaskSpec, reason: str
@@ -216,6 +231,31 @@ def _goes_on(parent: Attempt, spec: TaskSpec) -> bool:
     the undoing that follows."""
     undoes = spec.path.count(UNDO_MARK) > parent.path.count(UNDO_MARK)
     return undoes and parent.ordered and not parent.undoes
+
+
+@dataclass
+class _Call:
+    """A parent that awaits a child."""
+
+    parent: Attempt
+    journal: DurableJournal
+    spec: TaskSpec
+    outcome: "asyncio.Future[TaskOutcome]"
+    attempt: Attempt | None = None
+    """Where it was begun before its row was there."""
+    reserved: bool = False
+    """A slot is held for it."""
+    crowded: bool = False
+    """Others are to share in the run's work."""
+    born: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def answer(self, outcome: TaskOutcome) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+    def fail(self, error: Exception) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
 
 
 def _task_values(parent: Attempt, spec: TaskSpec) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def settle(
         store.set_approval(connection, row.id, status="replaced", replaced_by=counts, **decided)
     output = _output(row, decision, by, reason, counts, edited)
     step = StepRecord(key=row.step, kind="value", name="approval", agent=row.agent).done(output)
-    store.upsert_steps(connection, row.tenant, row.run_id, row.task_path, [step])
+    store.upsert_steps(connection, row.tenant, row.run_id, [(row.task_path, step)])
     task = task_id(row.run_id, row.task_path) if row.task_path else None
     event = ApprovalDecided(
         run_id=row.run_id, task_id=task, approval_id=counts, decision=decision, by=by

@@ -120,7 +120,7 @@ class Control:
                     + ("somebody said how it went." if known else f"it is {doubted.status}."),
                     hint="GET /api/v1/runs/{run_id}/steps shows it.",
                 )
-            store.upsert_steps(connection, tenant, run_id, path, [record])
+            store.upsert_steps(connection, tenant, run_id, [(path, record)])
             return store.run_of(row)
 
         run = await answered(self._database, tenant, keyed, Run, lambda one: one.id, transaction)

@@ -25,7 +25,7 @@ from agent_server.domain.ids import Tenant, task_id
 from agent_server.domain.runs import RunStatus, Usage
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt
-from agent_server.execution.journal import Ending
+from agent_server.execution.commits import Ending
 from agent_server.execution.ports import STEER, FinalOutput, RunSnapshot, Suspend
 from agent_server.execution.steering import queue_unheard
 
@@ -38,7 +38,13 @@ def succeeded(
 ) -> Ending:
     """The task's output is stored; for a root, the run's, and the session's items with it."""
     if attempt.path:
-        completed = TaskCompleted(path=attempt.path, node=attempt.node, output=final.value)
+        completed = TaskCompleted(
+            run_id=attempt.local.snapshot.id,
+            task_id=attempt.identity,
+            path=attempt.path,
+            node=attempt.node,
+            output=final.value,
+        )
         return _child_end(attempt, "succeeded", now, completed, output=final.value)
     run = attempt.local.snapshot
     unheard = frozenset(attempt.unheard)
@@ -53,7 +59,7 @@ def succeeded(
         return bool(left - unheard)
 
     def also(connection: Connection) -> None:
-        if attempt.had_children or attempt.epoch > 1:
+        if attempt.children or attempt.epoch > 1:
             store.cancel_tasks(connection, run.id, only_idle=False, now=now)
         if final.session_id is not None:
             append_items(connection, run.tenant, final.session_id, run.id, final.session_items, now)

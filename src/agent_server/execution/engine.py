@@ -42,7 +42,7 @@ from agent_server.domain.events import (
     RunStarted,
     TaskStarted,
 )
-from agent_server.domain.ids import new_id, task_id
+from agent_server.domain.ids import new_id
 from agent_server.domain.runs import RunStatus
 from agent_server.execution import endings, store
 from agent_server.execution.attempts import (
@@ -54,15 +54,17 @@ from agent_server.execution.attempts import (
 )
 from agent_server.execution.budget import Meter
 from agent_server.execution.children import Children
+from agent_server.execution.commits import PASSING, Commits, Ending
 from agent_server.execution.context import EngineContext
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import EventHub, Told, guarded
 from agent_server.execution.heartbeat import Heartbeat
-from agent_server.execution.journal import PASSING, DurableJournal, Ending
+from agent_server.execution.journal import DurableJournal
 from agent_server.execution.pause import wait_nudged
 from agent_server.execution.ports import (
     FinalOutput,
     Handler,
+    Holder,
     LostLease,
     RunSnapshot,
     StepRecord,
@@ -364,8 +366,15 @@ class Engine:
     def _local(self, snapshot: RunSnapshot, run: Row[Any] | None) -> LocalRun:
         local = self.roster.runs.get(snapshot.id)
         if local is None:
-            meter = Meter(self.database, snapshot.budget, self._settings.budget_warn_share)
-            local = self.roster.runs[snapshot.id] = LocalRun(snapshot, meter)
+            commits = Commits(
+                database=self.database,
+                hub=self.hub,
+                run_id=snapshot.id,
+                tenant=snapshot.tenant,
+                meter=Meter(self.database, snapshot.budget, self._settings.budget_warn_share),
+                observe=self._observe,
+            )
+            local = self.roster.runs[snapshot.id] = LocalRun(snapshot, commits)
         if run is not None and run.cancel_reason is not None:
             local.cancel_reason = run.cancel_reason
         return local
@@ -490,18 +499,12 @@ class Engine:
                 attempt.task.cancel()
 
         return DurableJournal(
-            database=self.database,
-            hub=self.hub,
-            run_id=run.id,
-            tenant=run.tenant,
-            path=attempt.path,
-            task_id=task_id(run.id, attempt.path) if attempt.path else None,
-            owner=self.node,
-            epoch=attempt.epoch,
-            meter=attempt.local.meter,
+            commits=attempt.local.commits,
+            holder=Holder(run.id, attempt.path, self.node, attempt.epoch),
+            task_id=attempt.identity,
             recorded=recorded,
-            observe=self._observe,
             on_lost=lost,
+            unborn=attempt.unborn,
         )
 
     def _announce(self, attempt: Attempt, journal: DurableJournal) -> None:
@@ -512,6 +515,8 @@ class Engine:
         elif not attempt.hidden:
             journal.emit(
                 TaskStarted(
+                    run_id=journal.run_id,
+                    task_id=journal.task_id,
                     path=attempt.path,
                     node=attempt.node,
                     kind=attempt.kind,
@@ -530,34 +535,35 @@ class Engine:
         log_context: dict[str, str] = {"run_id": run.id}
         if attempt.path:
             log_context["task"] = attempt.path
-        with structlog.contextvars.bound_contextvars(**log_context):
-            try:
-                if handler is None:
-                    raise RunError(
-                        f"This server has no handler for tasks of kind {attempt.kind!r}."
-                    )
-                output = await self._within_deadline(run, attempt, handler(context))
-                if attempt.ordered:
-                    # The SDK swallows a cancellation inside a tool; the decision stands.
-                    raise asyncio.CancelledError
-            except (LostLease, *PASSING):
-                raise
-            except (Exception, asyncio.CancelledError) as error:
-                if attempt.ordered and not attempt.lost:
-                    await self._end_ordered(attempt, journal)
-                elif journal.let_go is not None:
-                    raise journal.let_go from error  # However the handler wrapped it.
-                elif isinstance(error, Suspend):
-                    await journal.end(endings.parked(attempt, error, _deadline(run), utcnow()))
-                    self._wake_soon(error)
-                elif isinstance(error, Exception):
-                    if not isinstance(error, AgentServerError):
-                        log.exception("task failed unexpectedly", kind=attempt.kind)
-                    await self._end_failed(attempt, journal, error)
-                else:
-                    raise
+        # For as long as the attempt's own asyncio task lives.
+        structlog.contextvars.bind_contextvars(**log_context)
+        try:
+            if handler is None:
+                raise RunError(f"This server has no handler for tasks of kind {attempt.kind!r}.")
+            deadline = None if attempt.path else _deadline(run)
+            work = handler(context)
+            output = await (work if deadline is None else _within(deadline, run, work))
+            if attempt.ordered:
+                # The SDK swallows a cancellation inside a tool; the decision stands.
+                raise asyncio.CancelledError
+        except (LostLease, *PASSING):
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            if attempt.ordered and not attempt.lost:
+                await self._end_ordered(attempt, journal)
+            elif journal.let_go is not None:
+                raise journal.let_go from error  # However the handler wrapped it.
+            elif isinstance(error, Suspend):
+                await journal.end(endings.parked(attempt, error, _deadline(run), utcnow()))
+                self._wake_soon(error)
+            elif isinstance(error, Exception):
+                if not isinstance(error, AgentServerError):
+                    log.exception("task failed unexpectedly", kind=attempt.kind)
+                await self._end_failed(attempt, journal, error)
             else:
-                return await self._end_succeeded(attempt, journal, output)
+                raise
+        else:
+            return await self._end_succeeded(attempt, journal, output)
         return True
 
     def _wake_soon(self, suspend: Suspend) -> None:
@@ -577,30 +583,15 @@ class Engine:
                 if attempt.lost or self.roster.draining:
                     raise
 
-    async def _within_deadline(
-        self, run: RunSnapshot, attempt: Attempt, work: Awaitable[Any]
-    ) -> Any:
-        deadline = _deadline(run)
-        if deadline is None or attempt.path != "":
-            return await work
-        left_s = (deadline - utcnow()).total_seconds()
-        try:
-            return await asyncio.wait_for(work, max(0.0, left_s))
-        except asyncio.TimeoutError:
-            seconds = (deadline - run.created_at).total_seconds()
-            raise BudgetExceeded(
-                f"The run's deadline of {seconds:g} s has passed.",
-                hint="Submit the run again with a larger deadline_s.",
-                errors=[FieldError(path="/budget/deadline_s", message="passed")],
-            ) from None
-
     # Ends --------------------------------------------------------------------------------------
 
     async def _end_succeeded(self, attempt: Attempt, journal: DurableJournal, output: Any) -> bool:
         """False where it does not end yet."""
         final = output if isinstance(output, FinalOutput) else FinalOutput(output)
         try:
-            final = replace(final, value=as_stored(final.value))
+            value = as_stored(final.value)
+            if value is not final.value:
+                final = replace(final, value=value)
         except (TypeError, ValueError, RecursionError) as error:
             bad = InternalError(
                 f"The output of the task of kind {attempt.kind!r} is not JSON: {error}.",
@@ -743,6 +734,20 @@ class Engine:
             )
         except Exception as error:  # The watch finds it later.
             log.warning("task not handed over", run_id=run_id, error=str(error))
+
+
+async def _within(deadline: datetime, run: RunSnapshot, work: Awaitable[Any]) -> Any:
+    """``work``'s result. Raises ``BudgetExceeded`` when the run's ``deadline`` comes first."""
+    left_s = (deadline - utcnow()).total_seconds()
+    try:
+        return await asyncio.wait_for(work, max(0.0, left_s))
+    except asyncio.TimeoutError:
+        seconds = (deadline - run.created_at).total_seconds()
+        raise BudgetExceeded(
+            f"The run's deadline of {seconds:g} s has passed.",
+            hint="Submit the run again with a larger deadline_s.",
+            errors=[FieldError(path="/budget/deadline_s", message="passed")],
+        ) from None
 
 
 def _deadline(run: RunSnapshot) -> datetime | None:

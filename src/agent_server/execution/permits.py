@@ -15,7 +15,7 @@ import structlog
 
 from agent_server.domain.ids import new_id
 from agent_server.execution import store
-from agent_server.execution.journal import PASSING, PATIENCE_S
+from agent_server.execution.commits import PASSING, PATIENCE_S
 from agent_server.execution.pause import wait_nudged
 from agent_server.execution.ports import TaskContext
 from agent_server.storage.database import Database

@@ -212,6 +212,16 @@ class TaskOutcome:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """Who carries a task out: a node, at the epoch of one attempt."""
+
+    run_id: str
+    path: str
+    owner: str
+    epoch: int
+
+
+@dataclass(frozen=True)
 class RunSnapshot:
     """The run a task belongs to, as it was submitted. Does not change under a running task."""
 

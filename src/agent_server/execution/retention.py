@@ -12,7 +12,7 @@ from datetime import timedelta
 import structlog
 
 from agent_server.domain.base import utcnow
-from agent_server.execution.journal import PASSING
+from agent_server.execution.commits import PASSING
 from agent_server.execution.store import retention as sql
 from agent_server.execution.store.columns import ENDED
 from agent_server.settings import Settings

@@ -54,6 +54,7 @@ class Waits:
         whole = journal.key(key)
         found = journal.step(whole)
         if found is None:
+            await journal.flush()
             run_id = attempt.local.snapshot.id
 
             def take(connection: Connection) -> Row[Any] | None:

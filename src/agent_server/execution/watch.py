@@ -16,7 +16,7 @@ from agent_server.domain.errors import ErrorInfo, RunCancelled
 from agent_server.domain.runs import RunStatus
 from agent_server.execution import store
 from agent_server.execution.attempts import Attempt, outcome_of
-from agent_server.execution.journal import PASSING
+from agent_server.execution.commits import PASSING
 from agent_server.execution.pause import wait_nudged
 from agent_server.execution.roster import Roster
 

@@ -7,14 +7,14 @@ come from, how runs are stored, and what becomes of the result.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from traceback import format_exception
 from typing import Any, Protocol, TypeVar
 
 import structlog
 from agents import Agent, FunctionTool, ModelProvider, RunHooks, RunItem
-from agents.tool import invoke_function_tool
 from agents.tool_context import ToolContext
+from agents.usage import Usage
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ApprovalExpired, ToolError
@@ -34,7 +34,7 @@ from agent_server.inference.durable_run import (
 from agent_server.inference.failures import SEE_LOG, as_run_error
 from agent_server.inference.hosting import install, run_at
 from agent_server.inference.ledgered_model import History
-from agent_server.inference.ledgered_tool import instrument
+from agent_server.inference.ledgered_tool import called, instrument
 from agent_server.inference.prices import Prices
 from agent_server.inference.steered import Steered
 from agent_server.inference.tailored import calls_among, client_tools
@@ -263,22 +263,24 @@ class AgentLoop:
         Raises ``ToolError`` where an agent would be told of the failure, and ``Suspend`` as
         ``run`` does.
         """
-        run = self._durable_run(ctx, None)
+        run = self._durable_run(ctx, None, one_call=True)
         above, _, call_id = key.rpartition("/")
         place = enter(run, above.removesuffix("tool").rstrip("/"))
         instrument(run, [tool])
         text = json.dumps(arguments)
         tool_context: ToolContext[Any] = ToolContext(
-            context=None, tool_name=tool.name, tool_call_id=call_id, tool_arguments=text
+            context=None,
+            usage=replace(_UNUSED, request_usage_entries=[]),
+            tool_name=tool.name,
+            tool_call_id=call_id,
+            tool_arguments=text,
         )
         try:
             with at(place):
                 if await needs_consent(run, tool, tool_context, arguments, call_id):
                     whole = place.scope.tool_key(call_id)
                     await ask(run, SeenCall(None, whole, tool.qualified_name, arguments, tool))
-                output = await invoke_function_tool(
-                    function_tool=tool, context=tool_context, arguments=text
-                )
+                output = await called(tool, tool_context, text)
         except asyncio.CancelledError as cancelled:
             run.stop(cancelled)
             await run.quiet(_STOPPING_S)
@@ -299,9 +301,12 @@ class AgentLoop:
             )
         return json_value(output)
 
-    def _durable_run(self, ctx: TaskContext, model: str | None) -> DurableRun:
+    def _durable_run(
+        self, ctx: TaskContext, model: str | None, *, one_call: bool = False
+    ) -> DurableRun:
         return DurableRun(
             ctx=ctx,
+            one_call=one_call,
             provider=self._provider,
             policies=self._policies,
             default_model=model or self._settings.effective_model,
@@ -319,6 +324,8 @@ class AgentLoop:
         )
 
 
+_UNUSED = Usage()
+"""Made once: the SDK checks each part of it anew."""
 _NOT_SAID = frozenset({"tool_approval_item"})
 """Items of the SDK's own bookkeeping, which no model reads."""
 

@@ -186,6 +186,8 @@ async def needs_consent(
     run: DurableRun, tool: FunctionTool, context: Any, arguments: JsonObject, call_id: str
 ) -> bool:
     """Whether a call outside any agent would be held, too."""
+    if tool.needs_approval is False:
+        return run.policies.approval(tool.qualified_name, tags_of(tool)) is not None
     return await ByPolicy(tool)(context, arguments, call_id)
 
 

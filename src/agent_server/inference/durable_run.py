@@ -7,7 +7,12 @@ exceptions of tools into text for the model.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -96,6 +101,8 @@ class DurableRun:
     permits: Permits | None = None
     throttle: "Throttle | None" = None
     tracing_disabled: bool = True
+    one_call: bool = False
+    """It is one tool call outside any agent, and as a rule all that its task does."""
     services: Mapping[type[Any], Any] = field(default_factory=dict)
     """What the server lends to its own tools, by what it is."""
     fetch: Fetch | None = None
@@ -123,27 +130,31 @@ class DurableRun:
         if self.stopped is None:
             self.stopped = reason
 
-    @asynccontextmanager
-    async def permitted(
+    def permitted(
         self, *, tool: str | None = None, agent: str | None = None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """While in it, this is one of those calls of ``tool``, or tasks of ``agent``, that may be at
         once; waits for its turn."""
         most = self.policies.max_concurrent(tool, agent)
         name = f"tool {tool}" if tool is not None else f"agent {agent}"
         if most is None or self.permits is None or AUDIT.get() is not None or held(name):
-            yield
-            return
-        holder = await self.write(self.permits.take(self.ctx, name, most))
+            return nullcontext()
+        return self._permitted(self.permits, name, most)
+
+    @asynccontextmanager
+    async def _permitted(self, permits: Permits, name: str, most: int) -> AsyncIterator[None]:
+        holder = await self.write(permits.take(self.ctx, name, most))
         with holding(name):
             try:
                 yield
             finally:
-                await self.at_home(self.permits.give_back(name, holder))
+                await self.at_home(permits.give_back(name, holder))
 
     async def write(self, entry: Coroutine[Any, Any, T]) -> T:
         """Await a journal's write, from whichever loop; what it raises stops the run."""
         try:
+            if asyncio.get_running_loop() is self.loop:
+                return await entry
             return await self.at_home(entry)
         except Exception as error:
             self.stop(error)

@@ -9,6 +9,7 @@ when a model is about to be asked with the tool, since nothing can call it befor
 """
 
 import asyncio
+import inspect
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -25,6 +26,7 @@ from agents.tool import (
     _FailureHandlingFunctionToolInvoker,
     _get_function_tool_invoke_context,
     default_tool_timeout_error_message,
+    invoke_function_tool,
 )
 from agents.tool_context import ToolContext
 
@@ -71,6 +73,13 @@ def instrument(run: DurableRun, tools: Iterable[Tool]) -> None:
             tool.on_invoke_tool = _ledgered(tool, invoke)
 
 
+async def _as_called(ctx: ToolContext[Any], input: str) -> Any:
+    """How the SDK calls its own invoker."""
+
+
+_SIGNATURE = inspect.signature(_as_called)
+
+
 class _LedgeredInvoker(_FailureHandlingFunctionToolInvoker):
     """The SDK's own invoker of a function tool, with the ledger around it.
 
@@ -86,6 +95,9 @@ class _LedgeredInvoker(_FailureHandlingFunctionToolInvoker):
         for name, value in vars(inner).items():
             if name not in vars(self):
                 setattr(self, name, value)
+        # The SDK asks for it at each call, and working it out costs more than the rest of the call;
+        # so does what an annotation means that is only text.
+        self.__signature__, self.__annotations__ = _SIGNATURE, {}
 
     async def __call__(self, ctx: ToolContext[Any], input: str) -> Any:
         place = PLACE.get()
@@ -93,6 +105,14 @@ class _LedgeredInvoker(_FailureHandlingFunctionToolInvoker):
         if place is None or tool is None:
             return await super().__call__(ctx, input)
         return await call_tool(place, tool, ctx, input, super().__call__)
+
+
+def called(tool: FunctionTool, context: ToolContext[Any], arguments: str) -> Awaitable[Any]:
+    """``tool`` called as the SDK calls it: straight, where that asks nothing of the tool and keeps
+    no time."""
+    if isinstance(tool.on_invoke_tool, _LedgeredInvoker) and tool.timeout_seconds is None:
+        return tool.on_invoke_tool(context, arguments)
+    return invoke_function_tool(function_tool=tool, context=context, arguments=arguments)
 
 
 def _note_failure(
@@ -191,7 +211,8 @@ async def call_tool(
         context._function_tool_arguments = None  # those that the SDK prepared
         step = replace(step, input=decision.arguments)
     inside = place.inside(key)
-    call = _Call(run, tool, effect, step, inside.scope, entered_s)
+    alone = run.one_call and place.depth == 0
+    call = _Call(run, tool, effect, step, inside.scope, entered_s, alone)
     async with run.permitted(tool=name):
         run.check()
         try:
@@ -218,6 +239,8 @@ class _Call:
     inside: Scope
     entered_s: float
     """When the SDK began to count the tool's own timeout, by the loop's clock."""
+    alone: bool
+    """Nothing follows from how it goes but what the task stores next."""
 
     async def carry_out(self, context: ToolContext[Any], arguments: str, invoke: Invoke) -> Any:
         run, tool = self.run, self.tool
@@ -258,6 +281,9 @@ class _Call:
         return output
 
     def _commits(self) -> bool:
+        """Whether the call's end must be stored before anything follows from it."""
+        if self.alone:
+            return False
         return self.effect is not ToolEffect.NONE and not self.tool._is_agent_tool
 
     def _limit_s(self) -> tuple[float | None, bool]:
@@ -266,7 +292,7 @@ class _Call:
         The tool's own is anticipated by a moment, so that the ledger learns of it before the SDK,
         which counts from the moment the call was entered.
         """
-        policy = self.run.policies.timeout_s(self.tool.qualified_name)
+        policy = self.run.policies.timeout_s(self.step.name)
         if policy is None and not self.tool._is_agent_tool:
             policy = self.run.tool_timeout_s
         own = self.tool.timeout_seconds

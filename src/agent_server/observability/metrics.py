@@ -124,6 +124,8 @@ class Metrics:
 
     def observe(self, event: e.EventBase) -> None:
         """Count a committed event. An event that says nothing countable is passed over."""
+        if isinstance(event, _BEGINNINGS):
+            return
         if isinstance(event, e.StepCompleted):
             self._step(event.kind, event.name, "done", event.duration_ms)
             self._usage(event.usage)
@@ -197,6 +199,9 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """The body and the content type of ``/metrics``."""
         return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+_BEGINNINGS = (e.TaskStarted, e.StepStarted)
 
 
 def _ended(event: e.EventBase) -> str:

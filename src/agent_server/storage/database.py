@@ -62,6 +62,8 @@ TRIES = 4
 BUSY_TIMEOUT_MS = 10_000
 SCRUB_TRIES = 5
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+IDLE_MS = 5_000
+"""How long PostgreSQL lets a transaction stand in which nothing is asked."""
 MAPPED = 2**31 - 2**16
 """So much of the file readers see as memory, without a copy: as much as SQLite maps at most."""
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"})
@@ -513,7 +515,12 @@ class PostgresDatabase:
             # Whoever waits here waits for transactions of ours, each of which has its own bound.
             pool_timeout=None,
             pool_pre_ping=False,
-            connect_args={"timeout": 10, "command_timeout": 60},
+            connect_args={
+                "timeout": 10,
+                "command_timeout": 60,
+                # What a process that froze or was cut off has locked keeps nobody from its tasks.
+                "server_settings": {"idle_in_transaction_session_timeout": str(IDLE_MS)},
+            },
         )
         # Reads see each statement's own snapshot in a transaction too; without one they are
         # one round trip instead of three.

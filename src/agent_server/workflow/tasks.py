@@ -188,10 +188,11 @@ def timed(handler: Handler) -> Handler:
     """``handler`` that keeps the ``timeout_s`` of its payload, if there is one. After a crash the
     time begins again."""
 
-    async def within(ctx: TaskContext) -> Any:
+    def within(ctx: TaskContext) -> Awaitable[Any]:
         timeout_s = ctx.payload.get("timeout_s")
-        if timeout_s is None:
-            return await handler(ctx)
+        return handler(ctx) if timeout_s is None else bounded(ctx, timeout_s)
+
+    async def bounded(ctx: TaskContext, timeout_s: float) -> Any:
         with anyio.move_on_after(timeout_s):
             return await handler(ctx)
         raise timed_out(ctx.node, timeout_s)

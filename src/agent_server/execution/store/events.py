@@ -17,6 +17,7 @@ from agent_server.execution.events import StoredEvent, Told, splice_seq
 from agent_server.execution.store.columns import NO_USAGE
 from agent_server.execution.store.reservations import forget_reservations
 from agent_server.execution.store.runs import RunEnd, advance
+from agent_server.storage.bulk import insert_rows
 from agent_server.storage.tables import EPOCH, events
 
 _INSERT_EVENTS = insert(events)
@@ -26,7 +27,8 @@ def insert_events(
     connection: Connection, tenant: str, run_id: str, first: int, items: Sequence[tuple[str, str]]
 ) -> None:
     """Store ``(type, json without seq)`` from number ``first`` on."""
-    connection.execute(
+    insert_rows(
+        connection,
         _INSERT_EVENTS,
         [
             {"run_id": run_id, "seq": first + i, "tenant": tenant, "type": kind, "data": data}
@@ -37,6 +39,8 @@ def insert_events(
 
 def stamped(event: EventBase, run_id: str, task_id: str | None) -> EventBase:
     """``event`` with its run and task filled in."""
+    if event.run_id == run_id and (task_id is None or event.task_id is not None):
+        return event
     return event.model_copy(
         update={"run_id": event.run_id or run_id, "task_id": event.task_id or task_id}
     )

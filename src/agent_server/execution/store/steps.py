@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, tuple_
+from sqlalchemy import Connection, Row, false, select, tuple_
 
 from agent_server.domain.errors import InternalError
 from agent_server.domain.runs import Step
@@ -19,6 +19,7 @@ from agent_server.execution.store.columns import (
     usage_columns,
     usage_of,
 )
+from agent_server.storage.bulk import insert_rows
 from agent_server.storage.tables import Unreadable, steps
 
 
@@ -26,7 +27,7 @@ def _upsert_steps(make: Any) -> Any:
     statement = make(steps)
     changing = ("status", "input", "input_hash", "output", "error", "attempts", "ended_at")
     changed: dict[str, Any] = {name: statement.excluded[name] for name in (*changing, *NO_USAGE)}
-    changed["shared"] = False  # whatever is written to a copy was done, and is paid for, here
+    changed["shared"] = false()  # whatever is written to a copy was done, and is paid for, here
     return statement.on_conflict_do_update(index_elements=["run_id", "key"], set_=changed)
 
 
@@ -34,9 +35,11 @@ _UPSERT_STEPS = {name: _upsert_steps(make) for name, make in INSERTS.items()}
 
 
 def upsert_steps(
-    connection: Connection, tenant: str, run_id: str, task_path: str, records: Sequence[StepRecord]
+    connection: Connection, tenant: str, run_id: str, records: Sequence[tuple[str, StepRecord]]
 ) -> None:
-    connection.execute(
+    """``records``: each with the path of its task."""
+    insert_rows(
+        connection,
         _UPSERT_STEPS[connection.dialect.name],
         [
             {
@@ -57,7 +60,7 @@ def upsert_steps(
                 "ended_at": record.ended_at,
                 **usage_columns(record.usage),
             }
-            for record in records
+            for task_path, record in records
         ],
     )
 

@@ -4,7 +4,7 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 Tasks are locked before their run's row, by everybody.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    insert,
     literal,
     or_,
     select,
@@ -28,22 +29,37 @@ from sqlalchemy import (
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.runs import Task
-from agent_server.execution.ports import LostLease
+from agent_server.execution.ports import Holder, LostLease
 from agent_server.execution.store import queue
 from agent_server.execution.store.blame import AWAITS_ONE_THAT_WAITS, Rule, put_off
 from agent_server.execution.store.columns import INSERTS, LIVE, error_of
 from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.limits import void_permits_of_others
 from agent_server.execution.store.waits import withdraw_approvals
+from agent_server.storage.bulk import insert_rows, update_rows
 from agent_server.storage.tables import IN_QUEUE, nodes, runs, steps, tasks
 
 NO_LIMITS: Mapping[str, int] = MappingProxyType({})
+_INSERT_TASKS = insert(tasks)
 _INSERT_TASK = {name: make(tasks).on_conflict_do_nothing() for name, make in INSERTS.items()}
 
 
 def insert_task(connection: Connection, values: dict[str, Any]) -> bool:
     """Insert the task unless its path is taken; True when it was inserted."""
     return bool(connection.execute(_INSERT_TASK[connection.dialect.name], values).rowcount)
+
+
+def insert_tasks(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert tasks at paths that are free."""
+    insert_rows(connection, _INSERT_TASKS, rows)
+
+
+def tasks_at(connection: Connection, run_id: str, paths: Sequence[str]) -> dict[str, Row[Any]]:
+    """Those of the run's tasks that stand at ``paths``, by path."""
+    rows = connection.execute(
+        select(tasks).where(tasks.c.run_id == run_id, tasks.c.path.in_(list(paths)))
+    )
+    return {row.path: row for row in rows}
 
 
 def task_row(connection: Connection, run_id: str, path: str) -> Row[Any] | None:
@@ -141,6 +157,33 @@ def inherited_halt(
     return PAUSE if row.halt == PAUSE else None
 
 
+_HELD_AMONG = (
+    select(tasks.c.path, tasks.c.epoch, tasks.c.halt)
+    .where(
+        tasks.c.run_id == bindparam("run"),
+        tasks.c.owner == bindparam("owner"),
+        tasks.c.status == "running",
+        tasks.c.path.in_(bindparam("paths", expanding=True)),
+    )
+    .order_by(tasks.c.path)
+)
+_HELD_AMONG_LOCKED = _HELD_AMONG.with_for_update()
+
+
+def hold_all(connection: Connection, holders: Collection[Holder]) -> set[str]:
+    """Fence writes of several tasks of one run that one node carries out: on PostgreSQL their rows
+    stay locked, in the order of their paths. Returns the paths of those that are to pause. Raises
+    ``LostLease`` unless it has them all."""
+    some = next(iter(holders))
+    values = {"run": some.run_id, "owner": some.owner, "paths": [h.path for h in holders]}
+    query = _HELD_AMONG_LOCKED if connection.dialect.name == "postgresql" else _HELD_AMONG
+    found = {row.path: row for row in connection.execute(query, values)}
+    for holder in holders:
+        if holder.path not in found or found[holder.path].epoch != holder.epoch:
+            raise LostLease(f"task {holder.path!r} of {holder.run_id} was taken over")
+    return {path for path, row in found.items() if row.halt == PAUSE}
+
+
 def claim(
     connection: Connection,
     owner: str,
@@ -211,6 +254,8 @@ _OWNED = and_(
     tasks.c.epoch == bindparam("b_epoch"),
     tasks.c.status == "running",
 )
+_LEASE = ("run_id", "path", "owner", "epoch")
+_CLEARED_AT_END = ("waiting_for", "wake_at", "owner", "lane")
 _END_TASK = (
     update(tasks)
     .where(_OWNED)
@@ -219,10 +264,7 @@ _END_TASK = (
         output=bindparam("b_output"),
         error=bindparam("b_error"),
         ended_at=bindparam("b_ended_at"),
-        waiting_for=None,
-        wake_at=None,
-        owner=None,
-        lane=None,
+        **dict.fromkeys(_CLEARED_AT_END),
     )
 )
 _PARK_TASK = (
@@ -265,6 +307,21 @@ def end_task(
         "b_ended_at": ended_at,
     }
     return bool(connection.execute(_END_TASK, values).rowcount)
+
+
+def end_tasks(connection: Connection, ends: Sequence[dict[str, Any]]) -> None:
+    """Let go of several tasks for good; whoever calls this has just fenced them. Each of ``ends``
+    has the names that ``end_task`` takes."""
+    if connection.dialect.name == "sqlite":
+        update_rows(connection, tasks, ends, by=_LEASE, clears=_CLEARED_AT_END)
+        return
+    connection.execute(
+        _END_TASK,
+        [
+            {"run" if name == "run_id" else f"b_{name}": value for name, value in end.items()}
+            for end in ends
+        ],
+    )
 
 
 def park_task(
