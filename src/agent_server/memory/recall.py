@@ -3,9 +3,9 @@
 Leans on the text index and the vector index for candidates, and on ``memory.ranking`` for their
 order. Refuses to make a query vector itself: whoever can, gives it (``QueryVectors``).
 
-Candidates come from the words, from the vectors, from a period that the query names, and from one or two turns around the best of
-both in their conversation. Everything is read in one transaction; nothing but the answer's own
-rows is read whole.
+Candidates come from the words, from the vectors, from a period that the query names, and from one
+or two turns around the best of both in their conversation. They are read in one statement for each
+namespace; nothing but the answer's own rows is read whole.
 """
 
 from collections import Counter

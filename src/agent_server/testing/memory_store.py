@@ -102,8 +102,11 @@ class MemoryStoreContract:
         await store.add(TWO, [fact("hello there")])
         await store.add(ONE, [fact("hello me"), fact("hello you", namespace="other")])
         for query in HOSTILE:
-            found = await _search(store, query, namespace="default")
+            found = await _search(store, query, namespace="default", mode="text")
             assert [m.content for m in found] == (["hello me"] if "hello" in query else []), query
+            # Vectors are near to something whatever is asked, but only in that namespace.
+            near = await _search(store, query, namespace="default")
+            assert {m.content for m in near} <= {"hello me"}, query
             await store.page(ONE, MemoryFilter(q=query), limit=5, cursor=None)
 
     async def test_words_of_many_languages_are_found(self, store: Memories) -> None:
