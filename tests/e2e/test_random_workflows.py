@@ -178,7 +178,7 @@ def test_random_workflows_that_are_killed_at_random_steps_end_as_if_nothing_had_
 ) -> None:
     seed = random.randrange(1_000_000)
     print("seed", seed)  # shown when the test fails
-    kill_at_random(Trial(tmp_path, nursery, models), random.Random(seed), 3)
+    kill_at_random(Trial(tmp_path, nursery, models), random.Random(seed), 2)
 
 
 def cancel_at_random(trial: Trial, choose: random.Random, kills: int) -> None:

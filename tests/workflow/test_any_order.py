@@ -20,7 +20,6 @@ from .branches import branches_of, in_order, same_branches, timeless, undone
 from .drafts import Draft, seeded
 from .workbench import Bench, bench
 
-DRAFTS = 40
 Told = tuple[JsonObject, list[JsonObject]]
 
 
@@ -83,7 +82,7 @@ async def same_in_any_order(url: str, seeds: range, calm: bool) -> None:
 async def test_it_ends_the_same_and_each_branch_goes_the_same_way_in_any_order(
     calm: bool, url: str
 ) -> None:
-    await same_in_any_order(url, range(12), calm)
+    await same_in_any_order(url, range(8), calm)
 
 
 @pytest.mark.slow

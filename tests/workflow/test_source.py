@@ -91,6 +91,7 @@ def test_a_place_that_is_missing_has_the_line_of_what_is_around_it() -> None:
         ('{"a": 1,\n"a": 2}', 2, "twice"),
         ('{"a": NaN, "b": [}', 1, "neither YAML nor JSON"),
         ("a: \x00\n", None, "neither YAML nor JSON"),
+        ("a:\n\t- b\n", 2, "neither YAML nor JSON"),
     ],
 )
 def test_what_is_not_one_json_object_is_refused_with_its_line(

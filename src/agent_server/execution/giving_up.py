@@ -29,11 +29,15 @@ class GivenUp:
         run_id, database = parent.local.snapshot.id, self._roster.database
         child = parent.local.attempts.get(path)
         if child is not None and child.task is not None:
-            if self._undoes(child.kind):
+            undoes = self._undoes(child.kind)
+            if undoes:
                 await database.write(lambda c: store.doom(c, run_id, path))
             child.cancelled = True
             child.interrupt()
-            await settle([child])
+            if undoes:  # However long that takes; what it awaits itself is bounded.
+                await asyncio.wait([child.task])
+            else:
+                await settle([child])
             if child.outcome is not None:
                 return
         # Carried out by nobody here: queued, elsewhere, or just now put aside to wait.

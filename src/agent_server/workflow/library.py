@@ -34,6 +34,7 @@ from agent_server.execution.runs import Idempotency
 from agent_server.storage.database import Database
 from agent_server.workflow import store
 from agent_server.workflow.dry_run import dry_run
+from agent_server.workflow.graph import analyse
 from agent_server.workflow.picture import draw, mermaid, states_of
 from agent_server.workflow.ports import MAX_CHAIN
 from agent_server.workflow.source import read_source
@@ -156,29 +157,29 @@ class Library:
         """
         held: dict[str, JsonObject] = dict(workflow.get("workflows") or {})
 
-        async def follow(definition: JsonObject, chain: tuple[str, ...]) -> None:
+        async def follow(definition: JsonObject, chain: tuple[str, ...], entry: str = "") -> None:
             model, _ = parse(definition)
             for node in walk(model.nodes if model else ()):
                 if not isinstance(node, WorkflowNode):
                     continue
                 if not isinstance(node.workflow, str):
-                    await follow(node.workflow, chain)
+                    await follow(node.workflow, chain, entry or node.id)
                     continue
                 name, version = split_name(node.workflow, node.version)
                 reference = reference_to(name, version)
                 if reference not in held:
                     held[reference] = await self.definition(tenant, name, version)
                 found = held[reference]
-                title = f"{found.get('name')}@{found.get('version')}"
+                title = _title(found)
                 longer = (*chain, title)
                 if title in chain or len(longer) > MAX_CHAIN:
-                    raise _endless(longer)
+                    raise _endless(longer, workflow, entry or node.id)
                 if title not in followed:
-                    await follow(found, longer)
+                    await follow(found, longer, entry or node.id)
                     followed.add(title)
 
         followed = set[str]()
-        await follow(workflow, (f"{workflow.get('name')}@{workflow.get('version')}",))
+        await follow(workflow, (_title(workflow),))
         return {**workflow, "workflows": held} if held else workflow
 
     async def dry_run(self, tenant: Tenant, asked: DryRunRequest) -> DryRun:
@@ -286,7 +287,14 @@ def _label_errors(data: JsonObject, name: str | None) -> Sequence[FieldError]:
     return found
 
 
-def _endless(chain: tuple[str, ...]) -> InvalidWorkflow:
+def _title(definition: JsonObject) -> str:
+    return reference_to(str(definition.get("name")), definition.get("version"))
+
+
+def _endless(chain: tuple[str, ...], workflow: JsonObject, entry: str) -> InvalidWorkflow:
+    """``entry``: the node of ``workflow`` through which the chain goes."""
+    model, _ = parse(workflow)
+    assert model is not None
     message = (
         f"the workflow calls itself: {' → '.join(chain)}"
         if chain[-1] in chain[:-1]
@@ -295,5 +303,5 @@ def _endless(chain: tuple[str, ...]) -> InvalidWorkflow:
     return InvalidWorkflow(
         message[0].upper() + message[1:] + ".",
         hint="Use a loop, whose bound says how often it may go round.",
-        errors=[FieldError(path="/nodes", message=message)],
+        errors=[FieldError(path=analyse(model).places[entry].path, message=message)],
     )

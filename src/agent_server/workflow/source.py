@@ -100,9 +100,10 @@ def _unreadable(error: Exception) -> InvalidWorkflow:
         return error
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-    return _refused(
-        f"it is neither YAML nor JSON: {problem}", None if mark is None else mark.line + 1
-    )
+    line = None if mark is None else mark.line + 1
+    tab = "cannot start any token" in str(problem)
+    hint = "YAML is indented by spaces, not by tabs." if tab else None
+    return _refused(f"it is neither YAML nor JSON: {problem}", line, hint=hint)
 
 
 def _refused(message: str, line: int | None, *, hint: str | None = None) -> InvalidWorkflow:

@@ -145,5 +145,5 @@ def told(error: RunError, faults: list[FieldError]) -> None:
     """Say in ``error`` what could not be undone."""
     if faults:
         error.errors = (*error.errors, *faults)
-        names = "; ".join(fault.message for fault in faults[:3])
+        names = "; ".join(fault.message.rstrip(".") for fault in faults[:3])
         error.hint = f"{names}. Undo it by hand. {error.hint or ''}".strip()
