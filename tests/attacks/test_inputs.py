@@ -1,4 +1,7 @@
-"""Rows 6 to 12, 14 and 17 of the attacks: what is sent is data, stays where it belongs, and ends."""
+"""Rows 6 to 12, 14 and 17 of the attacks: what is sent is data, stays where it belongs, and ends.
+
+Over 600 lines, since each further module would start the servers once more.
+"""
 
 import json
 import socket
@@ -76,7 +79,7 @@ def test_a_filter_of_memories_finds_what_has_the_value_and_nothing_else(
         for n, one in enumerate(metadata)
     ]
     made(world.bob, MEMORIES, {"memories": drafts})
-    for filter in [{k: v} for one in metadata for k, v in one.items()] + metadata + [more]:
+    for filter in [{k: v} for k, v in metadata[0].items()] + metadata + [more]:
         body = {"query": "thing", "namespace": space, "filter": filter, "limit": 200}
         found = made(world.bob, f"{MEMORIES}/search", body)["data"]
         wanted = {f"thing {n}" for n, one in enumerate(metadata) if matches(one, filter)}
@@ -362,44 +365,40 @@ def test_no_request_of_a_workflow_reaches_a_neighbour_in_any_spelling(world: Wor
         assert seen == []
 
 
-@ANY_DATABASE
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://127.0.0.1:9/cat.png",
-        "http://169.254.169.254/latest/",
-        "http://[::ffff:10.0.0.1]/",
-        "http://0x7f.1/",
-        "http://db.localhost/",
-        "file:///etc/passwd",
-        "gopher://example.org/",
-    ],
+LINKS = (
+    "http://127.0.0.1:9/cat.png",
+    "http://169.254.169.254/latest/",
+    "http://[::ffff:10.0.0.1]/",
+    "http://0x7f.1/",
+    "http://db.localhost/",
+    "file:///etc/passwd",
+    "gopher://example.org/",
 )
-def test_no_model_is_asked_to_fetch_what_is_not_public(world: World, url: str) -> None:
+
+
+@ANY_DATABASE
+def test_no_model_is_asked_to_fetch_what_is_not_public(world: World) -> None:
     world.models.script(default={"text": "seen"})
-    image, file = (
-        {"type": "input_image", "image_url": url},
-        {"type": "input_file", "file_url": url},
-    )
-    for part in (image, file):
-        given = [{"role": "user", "content": [part]}]
-        refused = world.bob.post({"agent": "clerk", "input": given})
-        assert "data: address" in problem(refused, 422, "invalid_request")["hint"]
-        answer = world.bob.http.post("/v1/responses", json={"model": "agent/clerk", "input": given})
-        assert answer.status_code == 400, answer.text
-    chat = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
-    answer = world.bob.http.post(
-        "/v1/chat/completions", json={"model": "agent/clerk", "messages": chat}
-    )
-    assert answer.status_code == 400, answer.text
-    node = {"id": "n", "type": "agent", "agent": "clerk"}
-    node |= {"input": [{"role": "user", "content": [image]}]}
-    run = world.bob.carry_out(workflow={"name": "w", "nodes": [node]})
-    assert (
-        run["status"] == "failed"
-        and "public" in str(run["error"])
-        or "address" in str(run["error"])
-    )
+    bob, runs = world.bob, []
+    for url in LINKS:
+        image = {"type": "input_image", "image_url": url}
+        said = [{"role": "user", "content": [image]}]
+        call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+        shown = [call, {"type": "function_call_output", "call_id": "c", "output": [image]}]
+        file = [{"role": "user", "content": [{"type": "input_file", "file_url": url}]}]
+        for sent in (said, shown, file):
+            refused = bob.post({"agent": "clerk", "input": sent})
+            assert "data: address" in problem(refused, 422, "invalid_request")["hint"]
+            answer = bob.http.post("/v1/responses", json={"model": "agent/clerk", "input": sent})
+            assert answer.status_code == 400 and "no model is asked" in answer.text, answer.text
+        part = {"type": "image_url", "image_url": {"url": url}}
+        chat = {"model": "agent/clerk", "messages": [{"role": "user", "content": [part]}]}
+        assert bob.http.post("/v1/chat/completions", json=chat).status_code == 400
+        node = {"id": "n", "type": "agent", "agent": "clerk", "input": said}
+        runs.append(bob.submit(workflow={"name": "w", "nodes": [node]}))
+    for run_id in runs:
+        run = bob.ended(run_id)
+        assert run["status"] == "failed" and "no model is asked" in run["error"]["message"], run
     assert world.models.calls == []
 
 

@@ -3,6 +3,7 @@
 Leans on the kit of ``e2e``. Everything that is planted holds the word ``SECRET``.
 """
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,8 +83,7 @@ class World(House):
         for api in (self.ann, self.amy, self.bob, self.eve):
             api.http.close()
         assert self.api.server is not None
-        self.api.server.stop()
-        assert self.ended(self.api)
+        asyncio.run(self.api.server.kill())
         self.api.http.close()
 
     def book(self) -> list[str]:
