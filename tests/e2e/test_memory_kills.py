@@ -40,7 +40,7 @@ def everything(api: Api, **filters: Any) -> list[Json]:
 
 @pytest.mark.parametrize(
     "crash_at",
-    ["submit.after_commit:2", "step.before_finish", "step.after_finish", "run.before_end:2"],
+    ["submit.after_commit:2", "task.before_end", "task.after_end", "run.before_end:2"],
 )
 def test_a_consolidation_that_is_killed_goes_on_and_keeps_each_fact_once(
     tmp_path: Path, nursery: Nursery, models: ModelThread, crash_at: str

@@ -62,6 +62,39 @@ def test_a_run_waits_where_nobody_works(api: Api) -> None:
     assert types(api.events(run_id)) == ["run.created", "run.cancelled"]
 
 
+def test_a_message_into_a_run_outlives_the_worker_that_took_it(
+    house: House, api: Api, models: ModelThread
+) -> None:
+    # Before there is a worker of the module: the one that is killed here is the only one.
+    models.script(rule("first", {"latency_s": 0.5, "text": "one"}), rule("more", {"latency_s": 60}))
+    worker = house.start(AGENT_SERVER_ROLE="worker")
+    run_id = api.submit(agent="talker", input="first", session_id="steered")
+    models.wait(lambda server: server.unanswered == 1)
+    body = {"agent": "talker", "input": "more", "session_id": "steered", "on_busy": "steer"}
+    for replayed in (None, "true"):
+        answer = api.http.post(RUNS, json=body, headers={"Idempotency-Key": "more"})
+        assert (answer.status_code, answer.json()["id"]) == (202, run_id)
+        assert answer.headers["run-steered"] == "true"
+        assert answer.headers.get("idempotency-replayed") == replayed
+    models.wait(lambda server: len(server.raw_calls) == 2)  # it was taken
+    assert worker.server is not None
+    asyncio.run(worker.server.kill())
+    models.script(rule("more", {"text": "two"}), rule("still", {"text": "three"}))
+    other = house.start(AGENT_SERVER_ROLE="worker")
+    with api.http.stream("POST", RUNS, json={**body, "input": "still", "stream": True}) as answer:
+        heard = parse_sse("".join(answer.iter_text()))
+    assert {event["run_id"] for event in heard} == {run_id} and heard[0]["_id"] > 1
+    run = api.ended(run_id)
+    assert (run["status"], run["output"]) == ("succeeded", "three"), run["error"]
+    check_totals(api, run)
+    told = [item["item"] for item in api.listed("/api/v1/sessions/steered/items")]
+    assert [i["content"] for i in told if i["role"] == "user"] == ["first", "more", "still"]
+    assert types(api.events(run_id)).count("run.steered") == 2
+    assert other.server is not None
+    other.server.stop()
+    assert house.ended(other, 10)
+
+
 def test_a_goal_is_streamed_by_one_process_while_another_carries_it_out(
     api: Api, worker: Api, models: ModelThread
 ) -> None:
@@ -99,38 +132,6 @@ def test_turns_of_a_session_keep_their_order_across_processes(
     assert [api.ended(run_id)["output"] for run_id in runs] == ["one", "two"]
     said = json.dumps(models.calls[-1])
     assert said.index("first") < said.index("one") < said.index("second")
-
-
-def test_a_message_into_a_run_outlives_the_worker_that_took_it(
-    house: House, api: Api, models: ModelThread
-) -> None:
-    models.script(rule("first", {"latency_s": 0.5, "text": "one"}), rule("more", {"latency_s": 60}))
-    worker = house.start(AGENT_SERVER_ROLE="worker")
-    run_id = api.submit(agent="talker", input="first", session_id="steered")
-    models.wait(lambda server: server.unanswered == 1)
-    body = {"agent": "talker", "input": "more", "session_id": "steered", "on_busy": "steer"}
-    for replayed in (None, "true"):
-        answer = api.http.post(RUNS, json=body, headers={"Idempotency-Key": "more"})
-        assert (answer.status_code, answer.json()["id"]) == (202, run_id)
-        assert answer.headers["run-steered"] == "true"
-        assert answer.headers.get("idempotency-replayed") == replayed
-    models.wait(lambda server: len(server.raw_calls) == 2)  # it was taken
-    assert worker.server is not None
-    asyncio.run(worker.server.kill())
-    models.script(rule("more", {"text": "two"}), rule("still", {"text": "three"}))
-    other = house.start(AGENT_SERVER_ROLE="worker")
-    with api.http.stream("POST", RUNS, json={**body, "input": "still", "stream": True}) as answer:
-        heard = parse_sse("".join(answer.iter_text()))
-    assert {event["run_id"] for event in heard} == {run_id} and heard[0]["_id"] > 1
-    run = api.ended(run_id)
-    assert (run["status"], run["output"]) == ("succeeded", "three"), run["error"]
-    check_totals(api, run)
-    told = [item["item"] for item in api.listed("/api/v1/sessions/steered/items")]
-    assert [i["content"] for i in told if i["role"] == "user"] == ["first", "more", "still"]
-    assert types(api.events(run_id)).count("run.steered") == 2
-    assert other.server is not None
-    other.server.stop()
-    assert house.ended(other, 10)
 
 
 def test_an_orderly_stop_of_a_worker_hands_its_run_to_the_next(
