@@ -18,6 +18,12 @@ from tests.execution.kit import finished, submit
 from .workbench import Bench, bench, note
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelling is answered at once: while nobody carries the run out, its end cannot be waited for."""
+    monkeypatch.setattr("agent_server.execution.runs.CANCEL_ANSWER_S", 0)
+
+
 def booking(id: str, **fields: Any) -> JsonObject:
     return note(id, compensate=[note(f"undo_{id}", f"undo {{{{ nodes.{id}.output }}}}")], **fields)
 
@@ -124,6 +130,7 @@ async def test_what_succeeded_is_undone_when_the_run_is_cancelled(url: str) -> N
         assert not set((await made.tasks(run)).values()) & {"running", "queued", "waiting"}
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_an_undoing_that_a_stop_breaks_off_goes_on_where_it_was(sqlite_url: str) -> None:
     slow = {**HOLD, "id": "slow", "arguments": {"value": "undo b"}}
     nodes = [booking("a"), note("b", compensate=[slow]), booking("c"), {**HOLD, "id": "h2"}]
@@ -142,6 +149,7 @@ async def test_an_undoing_that_a_stop_breaks_off_goes_on_where_it_was(sqlite_url
         assert again.calls == ["undo b", "undo a"]
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_a_run_that_nobody_carries_out_is_undone_when_it_is_cancelled(
     sqlite_url: str,
 ) -> None:
@@ -193,6 +201,7 @@ async def test_a_node_that_a_cancelled_run_breaks_off_is_undone_as_unknown(url: 
         assert made.calls == ["undo unknown null"]
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_an_end_that_was_stored_and_not_written_down_is_looked_up_and_undone(
     sqlite_url: str,
 ) -> None:
@@ -214,6 +223,7 @@ async def test_an_end_that_was_stored_and_not_written_down_is_looked_up_and_undo
 
 
 @pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.usefixtures("hurried")
 async def test_a_queued_sub_workflow_undoes_what_it_did_when_its_run_is_cancelled(
     workers: int, url: str
 ) -> None:
