@@ -199,7 +199,6 @@ def cancel_at_random(trial: Trial, choose: random.Random, kills: int) -> None:
         assert trial.house.ended(api)
 
 
-@pytest.mark.slow  # A known gap: about one in some hundred such workflows leaves a node not undone.
 def test_random_workflows_that_are_cancelled_after_a_kill_undo_all_that_had_happened(
     nursery: Nursery, models: ModelThread, tmp_path: Path
 ) -> None:

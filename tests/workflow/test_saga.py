@@ -150,6 +150,24 @@ async def test_an_undoing_that_a_stop_breaks_off_goes_on_where_it_was(sqlite_url
 
 
 @pytest.mark.usefixtures("hurried")
+async def test_an_undoing_that_a_stop_left_queued_is_no_task_that_cancelling_ends(url: str) -> None:
+    slow = {**HOLD, "id": "slow", "arguments": {"value": "undo b"}}
+    async with bench(url) as made:
+        run = await made.submit(booking("a"), note("b", compensate=[slow]), fail())
+        await made.reached.wait()
+        assert made.calls == ["a", "b"]
+    async with bench(url, role="api") as idle:
+        await idle.runs.cancel(DEFAULT_TENANT, run.id)
+    async with bench(url) as again:
+        await again.reached.wait()
+        again.gate.set()
+        ended = await finished(again.runs, run)
+        assert ended.status is RunStatus.CANCELLED
+        assert again.calls == ["undo b", "undo a"]
+        assert set((await again.tasks(run)).values()) <= {"succeeded", "failed"}
+
+
+@pytest.mark.usefixtures("hurried")
 async def test_a_run_that_nobody_carries_out_is_undone_when_it_is_cancelled(
     sqlite_url: str,
 ) -> None:

@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.runs import Task
-from agent_server.execution.ports import Holder, LostLease
+from agent_server.execution.ports import UNDO_MARK, Holder, LostLease
 from agent_server.execution.store import queue
 from agent_server.execution.store.blame import AWAITS_ONE_THAT_WAITS, Rule, put_off
 from agent_server.execution.store.columns import INSERTS, LIVE, error_of
@@ -405,11 +405,12 @@ def cancel_tasks(
     connection: Connection, run_id: str, *, only_idle: bool, now: datetime, spare: bool = False
 ) -> None:
     """End the run's tasks as cancelled: those nobody carries out, or all that live. With ``spare``
-    those live on that are to undo something: whoever takes one up ends it in order."""
+    those live on that are to undo something, and those that are the undoing of something: whoever
+    takes one up ends it in order."""
     which = ("queued", "waiting") if only_idle else LIVE
     query = update(tasks).where(tasks.c.run_id == run_id, tasks.c.status.in_(which))
     if spare:
-        query = query.where(~UNDOES)
+        query = query.where(~UNDOES, ~tasks.c.path.contains(UNDO_MARK))
     connection.execute(query.values(status="cancelled", owner=None, ended_at=now, behind=False))
     withdraw_approvals(connection, run_id, now)
 
