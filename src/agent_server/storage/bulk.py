@@ -19,6 +19,8 @@ from sqlalchemy.engine import Dialect
 VARIABLES: Final = 30_000
 """Values of one statement; SQLite takes 32,766."""
 _Process = Callable[[Any], Any] | None
+_Made = tuple[str, str, str, tuple[tuple[str, _Process], ...]]
+"""What stands before the row, the row, what follows, and how each of its values is bound."""
 
 
 def insert_rows(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
@@ -27,14 +29,7 @@ def insert_rows(connection: Connection, statement: Any, rows: Sequence[dict[str,
     if len(rows) < 2 or connection.dialect.name != "sqlite":
         connection.execute(statement, list(rows))
         return
-    dialect = connection.dialect
-    head, row, tail, columns = _compiled(statement, tuple(rows[0]), dialect)
-    most = VARIABLES // len(columns)
-    for start in range(0, len(rows), most):
-        some = rows[start : start + most]
-        connection.exec_driver_sql(
-            head + ", ".join([row] * len(some)) + tail, _bound(some, columns)
-        )
+    _execute(connection, _compiled(statement, tuple(rows[0]), connection.dialect), rows)
 
 
 def update_rows(
@@ -46,9 +41,13 @@ def update_rows(
 ) -> None:
     """On SQLite: give the rows of ``table`` that have the values of ``rows`` in the columns ``by`` the other
     values that stand there, and no value in ``clears``."""
-    head, row, tail, columns = _update(
-        table, tuple(rows[0]), tuple(by), tuple(clears), connection.dialect
-    )
+    made = _update(table, tuple(rows[0]), tuple(by), tuple(clears), connection.dialect)
+    _execute(connection, made, rows)
+
+
+def _execute(connection: Connection, made: _Made, rows: Sequence[dict[str, Any]]) -> None:
+    """Run the statement once for as many rows as it may bind values of."""
+    head, row, tail, columns = made
     most = VARIABLES // len(columns)
     for start in range(0, len(rows), most):
         some = rows[start : start + most]
@@ -77,7 +76,7 @@ def _update(
     by: tuple[str, ...],
     clears: tuple[str, ...],
     dialect: Dialect,
-) -> tuple[str, str, str, tuple[tuple[str, _Process], ...]]:
+) -> _Made:
     """As ``_compiled``, of an update: SQLite calls the columns of a ``VALUES`` by their number."""
     given = {name: f"given.column{number}" for number, name in enumerate(names, 1)}
     sets = [f"{name} = {given[name]}" for name in names if name not in by]
@@ -93,10 +92,8 @@ def _update(
 
 
 @lru_cache(maxsize=64)
-def _compiled(
-    statement: Any, names: tuple[str, ...], dialect: Dialect
-) -> tuple[str, str, str, tuple[tuple[str, _Process], ...]]:
-    """What stands before the row, the row, what follows, and how each of its values is bound."""
+def _compiled(statement: Any, names: tuple[str, ...], dialect: Dialect) -> _Made:
+    """An ``INSERT`` of one row, taken apart."""
     compiled = statement.compile(dialect=dialect, column_keys=list(names))
     found = re.fullmatch(r"(.* VALUES )(\([?, ]+\))(.*)", compiled.string, re.DOTALL)
     assert found is not None and compiled.positiontup is not None, compiled.string

@@ -7,6 +7,9 @@ SQLAlchemy; refuses to know any table.
 On SQLite there is one writer thread: it takes every transaction that waits, runs each inside a
 savepoint of one ``BEGIN IMMEDIATE``, commits once, and only then answers, so that many callers
 share one sync to disk. Nothing is acknowledged before it is durable (WAL, ``synchronous=FULL``).
+
+A little longer than our files should be: both databases stand here side by side, because what one
+promises of a transaction the other must.
 """
 
 import asyncio

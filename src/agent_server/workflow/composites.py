@@ -3,7 +3,7 @@
 Leans on whoever carries a list out. Refuses to know what the nodes of a list do.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import anyio
@@ -19,7 +19,7 @@ from agent_server.domain.errors import (
 from agent_server.domain.workflows import BranchNode, LoopNode, MapNode, Node, ParallelNode
 from agent_server.workflow.expressions import expression, items_of
 from agent_server.workflow.failures import BrokenOff, Failed, timed_out
-from agent_server.workflow.race import Quorum
+from agent_server.workflow.race import Quorum, Race
 from agent_server.workflow.sight import Frame, result_of
 from agent_server.workflow.values import Scope
 from agent_server.workflow.walk import NOTHING, Ended, Walk, last_writes
@@ -106,11 +106,17 @@ class Composites:
             node.max_parallel or len(node.branches),
             lambda number: self._lane(node.id, number, f"{path}.{number + 1}.", frame, values),
         )
+        return self._all_of(node.branches, found, race, frame)
+
+    def _all_of(
+        self, ways: Sequence[Sequence[Node]], found: list[Ended], race: Race, frame: Frame
+    ) -> Ended:
+        """What all ``ways`` gave, or the failure that decides; those behind it never happened."""
         failed = race.settle()
         if failed is not None:
             if not self._walk.drain:
-                for branch in node.branches[race.first + 1 :]:
-                    for inner in branch:
+                for way in ways[race.first + 1 :]:
+                    for inner in way:
                         self._walk.forget(frame, inner)
             raise failed
         return Ended([ended.output for ended in found], last_writes(found))
@@ -188,14 +194,7 @@ class Composites:
         if node.choose == "first":
             return await one(0) if taken else NOTHING
         found, race = await self._walk.side_by_side(len(taken), len(taken), one)
-        failed = race.settle()
-        if failed is not None:
-            if not self._walk.drain:
-                for way in taken[race.first + 1 :]:
-                    for inner in ways[way]:
-                        self._walk.forget(frame, inner)
-            raise failed
-        return Ended([ended.output for ended in found], last_writes(found))
+        return self._all_of([ways[way] for way in taken], found, race, frame)
 
     async def _map(
         self, node: MapNode, path: str, frame: Frame, values: JsonObject, scope: Scope
