@@ -128,7 +128,9 @@ class MemoryStoreContract:
             assert [one.new for one in added] == [True, True]
             assert added[0].memory.content == f"{word} doc"
             again = await store.add(tenant, imported("other"))
-            assert [(one.new, one.memory.content.split()[0]) for one in again] == [(False, word)] * 2
+            assert [(one.new, one.memory.content.split()[0]) for one in again] == [
+                (False, word)
+            ] * 2
             await store.used(tenant, [use(f"run_{word}")])
         hers = await seen(TWO)
         change = MemoryChange(content="red again")
