@@ -226,12 +226,6 @@ def inside(planted: Planted) -> dict[str, tuple[str, str, Json, int]]:
             404,
         ),
         "item of a new conversation": ("POST", "/v1/conversations", {"items": [reference]}, 404),
-        "memory's id": (
-            "POST",
-            MEMORIES,
-            {"kind": "knowledge", "content": "mine", "id": ids["memory_id"]},
-            409,
-        ),
     }
 
 
@@ -301,6 +295,13 @@ def test_one_tenants_name_key_or_subject_is_not_the_others(world: World) -> None
     made(bob, MEMORIES, {"kind": "knowledge", "content": "mine", "subject": ids["subject"]})
     assert bob.http.delete(person).json()["erased"]["memories"] >= 1
     assert bob.http.delete(person).json()["erased"] == {}
+    fact = {"kind": "knowledge", "content": "mine", "id": ids["memory_id"]}
+    written = made(bob, MEMORIES, fact)
+    assert (written["id"], written["content"]) == (ids["memory_id"], "mine")
+    for verb, change in (("PATCH", {"content": "still mine"}), ("DELETE", None)):
+        answer = bob.http.request(verb, f"{MEMORIES}/{written['id']}", json=change)
+        assert answer.status_code == 200, answer.text
+        assert snapshot(ann, world.planted) == keep
     key = {"Idempotency-Key": "one-key"}
     body = {"agent": "clerk", "input": "the same"}
     runs = {api.http.post(RUNS, json=body, headers=key).json()["id"] for api in (ann, bob)}
