@@ -44,9 +44,7 @@ def _embeddings(provider: Provider) -> FastAPI:
             return JSONResponse({"error": {"message": "later"}}, 503)
         texts = (await request.json())["input"]
         more = [0.0] * provider.longer
-        return {
-            "data": [{"index": i, "embedding": _vector(t) + more} for i, t in enumerate(texts)]
-        }
+        return {"data": [{"index": i, "embedding": _vector(t) + more} for i, t in enumerate(texts)]}
 
     return app
 
