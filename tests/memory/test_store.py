@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+from agent_server.domain.errors import PreconditionFailed
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import rebuild
@@ -107,3 +108,37 @@ async def test_two_writers_in_one_session_take_no_place_twice(store: MemoryStore
     )
     page = await store.page(ONE, MemoryFilter(session_id="s"), limit=50, cursor=None)
     assert sorted(m.position or 0 for m in page.data) == list(range(24))
+
+
+async def test_of_writers_at_once_under_one_id_one_writes_and_the_others_find_it(
+    store: MemoryStore,
+) -> None:
+    for n in range(5):
+        writes = (store.add(ONE, [fact(f"{n} {i}", id=f"mem_{n}")]) for i in range(8))
+        added = [one for [one] in await asyncio.gather(*writes)]
+        assert sum(one.new for one in added) == 1
+        assert len({one.memory.content for one in added}) == 1
+
+
+async def test_edits_at_once_are_a_version_each_or_told_that_they_are_late(
+    store: MemoryStore,
+) -> None:
+    [made] = await store.add(ONE, [fact("first")])
+    there = made.memory.id
+
+    async def edit(n: int, expected: int | None = None) -> int | None:
+        change = MemoryChange(content=f"edit {n}")
+        try:
+            edited = await store.edit(
+                ONE, there, change, source=MemorySource(), expected_version=expected
+            )
+        except PreconditionFailed:
+            return None
+        return edited.version
+
+    versions = await asyncio.gather(*(edit(n) for n in range(8)))
+    assert sorted(v for v in versions if v) == list(range(2, 10))
+    late = await asyncio.gather(*(edit(n, 9) for n in range(8)))
+    assert [v for v in late if v] == [10]
+    held = [version for version in await store.history(ONE, there) if version.replaced_at is None]
+    assert len(held) == 1

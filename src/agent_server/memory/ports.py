@@ -60,7 +60,7 @@ class Memories(Protocol):
         their vector soon after.
 
         A memory with a key takes the place of the one that has it. Raises ``InvalidRequest``
-        for more than ``MAX_BATCH``, and ``Conflict`` for an id that another tenant has.
+        for more than ``MAX_BATCH``. An id is its tenant's own: another may have the same.
         """
 
     def prepare(self, memories: Sequence[NewMemory]) -> Prepared:

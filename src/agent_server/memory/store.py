@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     Table,
     and_,
     delete,
@@ -127,17 +128,13 @@ class MemoryStore:
             for row, namespace in zip(ready.rows, ready.namespaces, strict=True)
         ]
         self._lock(connection, rows)
-        known = self._known(connection, ready.given)
+        known = self._known(connection, tenant, ready.given)
         named: dict[tuple[int, str], JsonObject] = self._holders(connection, rows)
         fresh: list[JsonObject] = []
         closed: dict[int, JsonObject] = {}
         ids: list[tuple[str, bool]] = []
         for row in rows:
-            if (there := known.get(row["id"])) is not None:
-                if there != tenant:
-                    raise Conflict(
-                        f"The id {row['id']!r} is taken.", hint="Leave the id out: one is made."
-                    )
+            if row["id"] in known:
                 ids.append((row["id"], False))
                 continue
             place = (row["space"], row["key"])
@@ -149,14 +146,14 @@ class MemoryStore:
                 change = {"replaced_at": row["updated_at"], "superseded_by": row["id"]}
                 if "serial" in holder:
                     closed[holder["serial"]] = change
-                    pieces = (m.c.parent_id == holder["id"], m.c.replaced_at.is_(None))
-                    found = connection.execute(select(m.c.serial).where(*pieces)).scalars()
+                    pieces = and_(_parts_of(tenant, [holder["id"]]), m.c.replaced_at.is_(None))
+                    found = connection.execute(select(m.c.serial).where(pieces)).scalars()
                     closed |= dict.fromkeys(found, change)
                 else:
                     holder.update(change)
             if row["key"] is not None:
                 named[place] = row
-            known[row["id"]] = tenant
+            known.add(row["id"])
             fresh.append(row)
             ids.append((row["id"], True))
         for serial, change in closed.items():
@@ -164,7 +161,7 @@ class MemoryStore:
         erase_vectors(connection, self.vectors, list(closed))
         self._write(connection, fresh)
         names = {number: name for name, number in spaces.items()}
-        return self._added(connection, names, ids, fresh), spaces
+        return self._added(connection, tenant, names, ids, fresh), spaces
 
     def remember_space(self, tenant: Tenant, name: str, number: int) -> None:
         """Note the number of a namespace whose row is committed; it keeps that for ever."""
@@ -195,11 +192,10 @@ class MemoryStore:
         if places:
             connection.execute(_LOCK, {"places": list(places)})
 
-    def _known(self, connection: Connection, ids: list[str]) -> dict[str, str]:
+    def _known(self, connection: Connection, tenant: Tenant, ids: list[str]) -> set[str]:
         if not ids:
-            return {}
-        rows = connection.execute(select(m.c.id, m.c.tenant).where(m.c.id.in_(ids)).distinct())
-        return {identity: tenant for identity, tenant in rows}
+            return set()
+        return set(connection.execute(select(m.c.id).where(_with_ids(tenant, ids))).scalars())
 
     def _holders(
         self, connection: Connection, rows: list[JsonObject]
@@ -249,6 +245,7 @@ class MemoryStore:
     def _added(
         self,
         connection: Connection,
+        tenant: Tenant,
         names: dict[int, str],
         ids: list[tuple[str, bool]],
         fresh: list[JsonObject],
@@ -257,9 +254,8 @@ class MemoryStore:
             row["id"]: partial(memory_of, _AsRow(row, names[row["space"]])) for row in fresh
         }
         if old := [identity for identity, _ in ids if identity not in found]:
-            rows = connection.execute(
-                select(*READ).select_from(JOINED).where(m.c.id.in_(old)).order_by(m.c.version)
-            )
+            versions = select(*READ).select_from(JOINED).where(_with_ids(tenant, old))
+            rows = connection.execute(versions.order_by(m.c.version))
             found.update((row.id, partial(memory_of, row)) for row in rows)
         return [Added(new, found[identity]) for identity, new in ids]
 
@@ -362,8 +358,7 @@ class MemoryStore:
             if expected_version is not None:
                 for memory_id in memory_ids:
                     _expect(_newest(connection, tenant, memory_id, lock=True), expected_version)
-            whole = and_(m.c.tenant == tenant, m.c.id.in_(memory_ids))
-            return self._erase(connection, whole).memories
+            return self._erase(connection, tenant, _with_ids(tenant, memory_ids)).memories
 
         return await self._scrubbed(transaction)
 
@@ -373,22 +368,23 @@ class MemoryStore:
         def transaction(connection: Connection) -> int:
             condition = self._condition(connection, tenant, everything)
             ids = select(m.c.id).select_from(JOINED).where(condition)
-            return self._erase(connection, m.c.id.in_(ids)).memories
+            return self._erase(connection, tenant, _with_ids(tenant, ids)).memories
 
         return await self._scrubbed(transaction)
 
     def erase_subject(self, connection: Connection, tenant: Tenant, subject: str) -> MemoriesErased:
-        theirs = select(m.c.id).where(m.c.tenant == tenant, m.c.subject == subject)
-        return self._erase(connection, m.c.id.in_(theirs))
+        theirs = and_(m.c.tenant == tenant, m.c.subject == subject)
+        return self._erase(connection, tenant, theirs)
 
     async def sweep(self, now: datetime) -> int:
         expired = and_(m.c.expires_at <= now, m.c.replaced_at.is_(None))
-        if not await self.database.read(
-            lambda c: c.execute(select(m.c.serial).where(expired).limit(1)).first()
-        ):
-            return 0
-        ids = select(m.c.id).where(expired)
-        return await self._scrubbed(lambda c: self._erase(c, m.c.id.in_(ids)).memories)
+        asked = select(m.c.tenant).where(expired).distinct()
+        tenants = await self.database.read(lambda c: c.execute(asked).scalars().all())
+        return sum([await self._swept(Tenant(one), expired) for one in tenants])
+
+    async def _swept(self, tenant: Tenant, expired: ColumnElement[bool]) -> int:
+        theirs = and_(m.c.tenant == tenant, expired)
+        return await self._scrubbed(lambda c: self._erase(c, tenant, theirs).memories)
 
     async def _scrubbed(self, transaction: Callable[[Connection], int]) -> int:
         count = await self.database.write(transaction)
@@ -396,23 +392,24 @@ class MemoryStore:
             await self.database.scrub()
         return count
 
-    def _erase(self, connection: Connection, condition: ColumnElement[bool]) -> MemoriesErased:
-        """Every version of the memories that have one with ``condition``, and of their pieces."""
+    def _erase(
+        self, connection: Connection, tenant: Tenant, condition: ColumnElement[bool]
+    ) -> MemoriesErased:
+        """Every version of the tenant's memories that have one with ``condition``, and of their
+        pieces."""
         ids = sorted(set(connection.execute(select(m.c.id).where(condition)).scalars()))
         versions = vectors = uses = 0
         for start in range(0, len(ids), ERASED_AT_ONCE):
             some = ids[start : start + ERASED_AT_ONCE]
-            parts = connection.execute(select(m.c.id).where(m.c.parent_id.in_(some)).distinct())
+            parts = connection.execute(select(m.c.id).where(_parts_of(tenant, some)).distinct())
             some += parts.scalars()
-            rows = connection.execute(
-                select(m.c.serial, m.c.space, m.c.words).where(m.c.id.in_(some))
-            ).all()
+            theirs = _with_ids(tenant, some)
+            rows = connection.execute(select(m.c.serial, m.c.space, m.c.words).where(theirs)).all()
             self.words.remove(connection, [(r.serial, r.space, r.words) for r in rows if r.words])
             vectors += erase_vectors(connection, self.vectors, [row.serial for row in rows])
-            versions += connection.execute(delete(m).where(m.c.id.in_(some))).rowcount
-            uses += connection.execute(
-                delete(memory_uses).where(memory_uses.c.memory_id.in_(some))
-            ).rowcount
+            versions += connection.execute(delete(m).where(theirs)).rowcount
+            used = (memory_uses.c.tenant == tenant, memory_uses.c.memory_id.in_(some))
+            uses += connection.execute(delete(memory_uses).where(*used)).rowcount
         return MemoriesErased(memories=len(ids), versions=versions, vectors=vectors, uses=uses)
 
     async def search(self, tenant: Tenant, query: MemoryQuery) -> list[Found]:
@@ -552,12 +549,25 @@ class _AsRow:
         return self._row[name]
 
 
+def _with_ids(tenant: Tenant, ids: Sequence[str] | Select[Any]) -> ColumnElement[bool]:
+    """An id is its tenant's own: another may have the same."""
+    return and_(m.c.tenant == tenant, m.c.id.in_(ids))
+
+
+def _parts_of(tenant: Tenant, ids: Sequence[str]) -> ColumnElement[bool]:
+    return and_(m.c.tenant == tenant, m.c.parent_id.in_(ids))
+
+
 def _newest(
     connection: Connection, tenant: Tenant, memory_id: str, *, lock: bool = False
 ) -> Row[Any]:
     mine = (m.c.tenant == tenant, m.c.id == memory_id)
+    if lock:
+        # The first version, which stays the same row: whoever waited for it reads the newest after.
+        first = select(m.c.serial).where(*mine).order_by(m.c.version).limit(1)
+        connection.execute(first.with_for_update())
     asked = select(*READ).select_from(JOINED).where(*mine).order_by(m.c.version.desc()).limit(1)
-    row = connection.execute(asked.with_for_update() if lock else asked).first()
+    row = connection.execute(asked).first()
     if row is None:
         raise _unknown(memory_id)
     return row

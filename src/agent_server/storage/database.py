@@ -150,8 +150,9 @@ _DRIVER_ERRORS = (
 )
 _STATEMENT_STATES = ("21", "22", "23", "42")
 """Classes of SQLSTATE that a statement or its values are to blame for."""
-_RETRIED_STATES = frozenset({"40001", "40P01"})
-"""Serialisation failure and deadlock: rolled back, and right to run again."""
+_RETRIED_STATES = frozenset({"40001", "40P01", "23505"})
+"""Serialisation failure, deadlock, and a row that somebody else was quicker to write: rolled back,
+and right to run again, which sees what the other wrote."""
 
 
 def _sqlstate(error: Exception) -> str:
@@ -580,7 +581,7 @@ class PostgresDatabase:
             _observed(self._observer, mode, started, succeeded)
 
     async def _once(self, engine: AsyncEngine, fn: Transaction[T]) -> T:
-        """Raises ``_Again`` for a failure after which surely nothing was committed: a deadlock,
+        """Raises ``_Again`` for a failure after which surely nothing was committed: a lost race,
         or a pooled connection that turned out to be gone before the commit was sent."""
         done = False
         try:

@@ -520,7 +520,7 @@ memories = Table(
     Column("words", Text, nullable=False),
     Column("length", Integer, nullable=False),
     Column("lexemes", Text().with_variant(TSVECTOR, "postgresql"), info={"derived": True}),
-    Index(None, "id", "version", unique=True),
+    Index(None, "tenant", "id", "version", unique=True),
     Index(None, "tenant", "created_at", "id"),
     Index(None, "space", "session_id", "position"),
     _index_where_given("occurred_at", "space", "occurred_at"),

@@ -93,10 +93,64 @@ class MemoryStoreContract:
                 await call
         assert await store.delete(TWO, [there]) == 0
         assert await store.delete_where(TWO, MemoryFilter(subject="x")) == 0
-        with pytest.raises(Conflict):
-            await store.add(TWO, [fact("mine", id=there)])
         assert (await store.stats(TWO)).memories == 0
         assert (await store.get(ONE, there)).content == "hello world"
+
+    async def test_the_same_ids_of_two_tenants_are_two_memories_in_every_call(
+        self, store: Memories
+    ) -> None:
+        whole, piece = "mem_whole", "mem_piece"
+        part = MemoryPart(memory_id=whole, index=0)
+
+        def imported(word: str) -> list[NewMemory]:
+            return [
+                fact(f"{word} doc", kind="document", id=whole, key="k", subject="ada"),
+                fact(f"{word} zeppelin", kind="document", id=piece, part_of=part, subject="ada"),
+            ]
+
+        def use(run: str) -> MemoryUse:
+            return MemoryUse(
+                memory_id=piece, run_id=run, step_id="1", query="q", score=1.0, at=utcnow()
+            )
+
+        async def seen(tenant: Tenant) -> tuple[object, ...]:
+            every = MemoryFilter(replaced=True)
+            return (
+                [m async for m in store.export(tenant, every)],
+                [await store.history(tenant, one) for one in (whole, piece)],
+                await store.used_by(tenant, piece),
+                await _search(store, "zeppelin doc", tenant, mode="text"),
+                (await store.stats(tenant)).by_kind,
+            )
+
+        for tenant, word in ((ONE, "red"), (TWO, "blue")):
+            added = await store.add(tenant, imported(word))
+            assert [one.new for one in added] == [True, True]
+            assert added[0].memory.content == f"{word} doc"
+            again = await store.add(tenant, imported("other"))
+            assert [(one.new, one.memory.content.split()[0]) for one in again] == [
+                (False, word)
+            ] * 2
+            await store.used(tenant, [use(f"run_{word}")])
+        hers = await seen(TWO)
+        change = MemoryChange(content="red again")
+        await store.edit(ONE, piece, change, source=MemorySource())
+        assert await seen(TWO) == hers
+        await store.add(ONE, [fact("newer doc", key="k", id="mem_newer")])
+        assert (await store.get(ONE, piece)).superseded_by == "mem_newer"
+        assert await seen(TWO) == hers
+        soon = utcnow() + timedelta(seconds=5)
+        await store.edit(ONE, "mem_newer", MemoryChange(expires_at=soon), source=MemorySource())
+        await store.add(TWO, [fact("stays", id="mem_newer")])
+        hers = await seen(TWO)
+        assert await store.sweep(soon + timedelta(seconds=1)) == 1
+        assert await seen(TWO) == hers
+        assert await store.delete(ONE, [whole]) == 1
+        assert (await store.stats(ONE)).memories == 0
+        assert await seen(TWO) == hers
+        await store.add(ONE, imported("third"))
+        assert await store.delete_where(ONE, MemoryFilter(subject="ada", parts=True)) == 2
+        assert await seen(TWO) == hers
 
     async def test_any_text_is_a_query_that_stays_in_its_namespace(self, store: Memories) -> None:
         await store.add(TWO, [fact("hello there")])
@@ -178,8 +232,8 @@ class MemoryStoreContract:
         assert (edited.version, edited.position, edited.author) == (2, 0, "Ana")
         assert edited.created_at == added.memory.created_at
         assert [m.content for m in await store.history(ONE, there)] == ["red car", "blue car"]
-        assert await _search(store, "red") == []
-        assert [m.id for m in await _search(store, "blue")] == [there]
+        assert await _search(store, "red", mode="text") == []
+        assert [m.id for m in await _search(store, "blue", mode="text")] == [there]
         with pytest.raises(PreconditionFailed):
             await store.edit(
                 ONE, there, MemoryChange(content="x"), source=MemorySource(), expected_version=1
