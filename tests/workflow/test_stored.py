@@ -49,7 +49,7 @@ def database(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The settings that name the database: SQLite, unless a test asks for both."""
     if getattr(request, "param", "sqlite") == "sqlite":
         return {}
-    return {"database_url": request.getfixturevalue("postgres_url")}
+    return {"database_url": request.getfixturevalue("upgraded_postgres_url")}
 
 
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
