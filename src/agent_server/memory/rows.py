@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -134,7 +134,7 @@ class Ready:
         self._made: dict[Dialect, tuple[str, list[_Bind]]] = {}
 
     def rows(self, connection: Connection, values: JsonObject) -> Sequence[Any]:
-        """Run it with ``values`` for what it binds, by name."""
+        """Run it with ``values`` for what it binds, by name; each row is a tuple."""
         made = self._made.get(connection.dialect)
         if made is None:
             self._made.clear()
@@ -144,7 +144,9 @@ class Ready:
             values.get(name, fixed) if stored is None else stored(values.get(name, fixed))
             for name, fixed, stored in binds
         ]
-        return connection.exec_driver_sql(statement, tuple(bound)).all()
+        with connection.exec_driver_sql(statement, tuple(bound)) as result:
+            assert result.cursor is not None, statement
+            return cast(Sequence[Any], result.cursor.fetchall())
 
     def _make(self, dialect: Dialect) -> "tuple[str, list[_Bind]]":
         made = self._query.compile(dialect=dialect)
