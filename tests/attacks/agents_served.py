@@ -6,6 +6,9 @@ from pathlib import Path
 from agents import Agent, function_tool
 
 from agent_server.tools import forget, recall, remember, search_documents
+from tests.attacks import statements
+
+assert statements.SECRET, "from here on the server's SQL is watched"
 
 BOOK = Path(os.environ["COUNT_FILE"])
 

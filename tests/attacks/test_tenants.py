@@ -1,6 +1,7 @@
 """Row 4 of the attacks: another tenant's id, in a path or inside data, names nothing."""
 
 import json
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from websockets.sync.client import connect
 from tests.e2e.kit import Api, Json, problem
 from tests.support.model_thread import calling, rule
 
+from .statements import ELSEWISE, tables_in, unbound
 from .world import (
     APPROVALS,
     KEYS,
@@ -32,6 +34,17 @@ OWN = {
     ("DELETE", "/api/v1/subjects/{subject:path}"): "erases what there is: nothing; tested below",
 }
 """Routes that answer something else than 404, and why."""
+
+
+FILTERS = {
+    RUNS: ("agent", "session_id", "workflow", "q"),
+    MEMORIES: ("namespace", "key", "session_id", "subject", "q", "part_of", "run_id"),
+    f"{MEMORIES}/export": ("namespace", "session_id", "subject"),
+    "/api/v1/sessions": ("q",),
+    APPROVALS: ("run_id",),
+    WORKFLOWS: ("q",),
+}
+"""Filters of lists by what a caller names."""
 
 
 def body_for(planted: Planted, method: str, path: str) -> Json | None:
@@ -350,3 +363,39 @@ def test_only_who_may_decide_decides_and_another_tenant_sees_no_question(world: 
         if world.ann.get(f"{RUNS}/{run}", wait=0.5)["ended_at"]:
             break
     assert world.book().count("gift 5") == 1
+
+
+def test_every_statement_that_goes_by_a_name_names_the_tenant(world: World) -> None:
+    walk(world, plant(world, "walked"))
+    told = world.statements()
+    assert {
+        "runs", "sessions", "session_items", "memories", "memory_uses", "workflows",
+        "workflow_versions", "idempotency_keys",
+    } <= {table for one in told for table in tables_in(one)}  # fmt: skip
+    assert [one for one in told if unbound(one)] == []
+    for pattern in ELSEWISE:
+        assert any(re.search(pattern, one) for one in told) or "lexemes" in pattern, pattern
+    without = [one for one in told if unbound(re.sub(r"\btenant\b", "nobody", one))]
+    assert len(without) > 40, "a statement that lost its tenant would be seen"
+
+
+def walk(world: World, planted: Planted) -> None:
+    """Every route as ann calls it, with the names of hers in it."""
+    ann, ids = world.ann, planted.ids
+    snapshot(ann, planted)
+    for path, names in FILTERS.items():
+        for name in names:
+            ann.http.get(path, params={name: ids.get(name, SECRET)})
+    found = {"query": SECRET, "session_id": ids["session_id"], "subject": ids["subject"]}
+    made(ann, f"{MEMORIES}/search", {**found, "filter": {SECRET: SECRET}})
+    world.models.script(
+        rule("find", calling(("recall", {"query": SECRET})), {"text": "none"}),
+        rule("lose", calling(("forget", {"key": f"walked/{SECRET}"})), {"text": "gone"}),
+        default={"text": "nothing"},
+    )
+    for text in ("find it", "lose it"):
+        ann.carry_out(agent="clerk", input=text, session_id=ids["session_id"])
+    ann.http.post(RUNS, json={"agent": "clerk", "input": "x"}, headers={"Idempotency-Key": SECRET})
+    for method, path in WITH_IDS:
+        if method != "GET":
+            call(ann, planted, method, path)

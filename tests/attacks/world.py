@@ -19,9 +19,10 @@ from tests.e2e.kit import Api, House, Json
 from tests.support.model_thread import ModelThread, calling, rule
 from tests.support.server_process import Nursery
 
+from .statements import SECRET
+
 ANY_DATABASE = pytest.mark.parametrize("world", ["sqlite"], indirect=True, scope="session")
 """On tests of what is decided before a database is asked."""
-SECRET = "marigold"
 OPERATOR = "operator-canary-6b1f"
 PROVIDER = "provider-canary-93ae"
 EMBEDDER = "embedder-canary-57cc"
@@ -67,6 +68,7 @@ class World(House):
             "AGENT_SERVER_LOG_FORMAT": "json",
             "AGENT_SERVER_ACCESS_LOG": "true",
             "COUNT_FILE": str(self._book),
+            "STATEMENTS_FILE": str(folder / "statements.sql"),
             "OPENAI_API_KEY": PROVIDER,
         }
         super().__init__(folder, nursery, models, **own, **env)
@@ -88,6 +90,10 @@ class World(House):
 
     def book(self) -> list[str]:
         return self._book.read_text().splitlines()
+
+    def statements(self) -> list[str]:
+        """What ``statements.watch`` wrote down."""
+        return (self.folder / "statements.sql").read_text().splitlines()
 
     @property
     def log(self) -> str:

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect, select, text
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.ids import DEFAULT_TENANT
 from agent_server.memory.session_store import append_items
+from agent_server.storage.tables import metadata
 from tests.memory.kit import Home, home
 from tests.memory.test_tools import script
 from tests.support.durable import say
@@ -157,3 +159,62 @@ async def test_what_is_deleted_is_in_no_page_of_the_file(tmp_path: Path, kind: s
 def _say(connection: Connection, word: str) -> None:
     items = [{"role": "user", "content": word}]
     append_items(connection, DEFAULT_TENANT, "s", "run_0", items, utcnow())
+
+
+async def test_a_person_of_the_same_name_at_another_tenant_is_left_as_they_are(
+    url: str, tmp_path: Path
+) -> None:
+    """Both tenants use the same names for everything, and the same ids where they may choose."""
+    keys = {name: {"tenant": name, "key": f"key-of-{name}"} for name in ("one", "two")}
+    fact = {"kind": "knowledge", "key": "home", "subject": "ada", "session_id": "s"}
+    guide = {"kind": "document", "subject": "ada", "id": f"mem_{'b' * 32}"}
+
+    async with home(
+        url, tmp_path, rule=script(LEARN, RECALL), tenant_keys=keys, max_body_bytes=4_000_000
+    ) as server:
+
+        async def call(tenant: str, method: str, path: str, body: Any = None) -> Any:
+            once = sha256(repr(body).encode()).hexdigest()
+            key = {"authorization": f"Bearer key-of-{tenant}", "idempotency-key": once}
+            answer = await server.http.request(method, f"/api/v1{path}", json=body, headers=key)
+            assert answer.status_code < 300, answer.text
+            return answer.text if "export" in path else answer.json()
+
+        async def rows(tenant: str) -> dict[str, list[tuple[Any, ...]]]:
+            return await server.parts.database.read(lambda c: _rows_of(c, tenant))
+
+        for tenant in ("one", "two"):
+            for text in (SECRET, f"{SECRET} " * 20_000):
+                run = {"agent": "clerk", "input": text, "subject": "ada", "session_id": "s"}
+                run = await call(tenant, "POST", "/runs?wait=30", run)
+                assert run["status"] == "succeeded", run
+            await call(tenant, "POST", "/memories", fact | {"content": f"{tenant} is home"})
+            text = f"# {tenant}\n\n" + "It is kept there. " * 500
+            await call(tenant, "POST", "/memories", guide | {"content": text})
+        before = await rows("two")
+        assert {
+            "runs", "tasks", "steps", "events", "sessions", "session_items", "memories",
+            "memory_uses", "blobs", "blob_uses", "blob_bytes", "idempotency_keys",
+        } <= {table for table, found in before.items() if found}  # fmt: skip
+        receipt = await call("one", "DELETE", "/subjects/ada")
+        assert receipt["erased"]["runs"] == 2 and receipt["erased"]["memories"] >= 2
+        assert await rows("two") == before
+        left = {table for table, found in (await rows("one")).items() if found}
+        assert left <= {"memory_spaces", "idempotency_keys"}
+        for path in ("/runs", "/sessions", "/memories", "/memories?subject=ada&replaced=true"):
+            assert (await call("one", "GET", path))["data"] == []
+            assert (await call("two", "GET", path))["data"]
+        assert await call("one", "GET", "/memories/export") == ""
+        assert len((await call("two", "GET", "/memories/export")).splitlines()) >= 4
+        found = await call("two", "POST", "/memories/search", {"query": "who is home?"})
+        assert "two is home" in {one["memory"]["content"] for one in found["data"]}
+
+
+def _rows_of(connection: Connection, tenant: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of one tenant, by table."""
+    asked = {t.name: select(t).where(t.c.tenant == tenant) for t in metadata.sorted_tables
+             if "tenant" in t.c}  # fmt: skip
+    return {
+        name: sorted(map(tuple, connection.execute(query).all()), key=str)
+        for name, query in asked.items()
+    }

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
+from agent_server.cli import work
 from agent_server.cli.app import app
 
 EXIT_FAILED = 1
@@ -33,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(EXIT_FAILED)
     except Exception as error:
-        from agent_server.cli.errors import report
-
-        if not report(error):
+        if not work.errors.report(error):
             raise
         sys.exit(EXIT_FAILED)

@@ -1,14 +1,15 @@
 """The commands and their options, and nothing behind them.
 
-Leans on Typer alone, so that ``--help`` answers at once: each command imports its work when it
-runs. Refuses logic: a command turns its options into one call.
+Leans on Typer alone, so that ``--help`` answers at once: ``work`` imports what a command does when
+it runs. Refuses logic: a command turns its options into one call.
 """
 
 from typing import Annotated, Any
 
 import typer
 
-from agent_server.cli import consent_app, halts_app
+from agent_server import __version__
+from agent_server.cli import consent_app, halts_app, work
 from agent_server.cli.history_app import register
 from agent_server.cli.memory_app import memory_app
 from agent_server.cli.options import (
@@ -50,8 +51,6 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from agent_server import __version__
-
         typer.echo(f"agent-server {__version__}")
         raise typer.Exit()
 
@@ -69,10 +68,8 @@ def serve(
     ] = False,
 ) -> None:
     """Serve agents over HTTP."""
-    from agent_server.cli.serve import serve as work
-
     options: dict[str, Any] = {"host": host, "port": port, "role": role, "agents": agents}
-    work({**options, "reload": reload or None}, generate_key=generate_key)
+    work.serve.serve({**options, "reload": reload or None}, generate_key=generate_key)
 
 
 @app.command()
@@ -117,11 +114,8 @@ def run(
         raise typer.BadParameter("--workflow goes without a goal and without --agent.")
     if variables is not None and workflow is None:
         raise typer.BadParameter("--variables goes with --workflow.")
-    from agent_server.cli import run as work
-    from agent_server.cli.connect import target, warn_of_unknown_variables
-
-    warn_of_unknown_variables()
-    fields = work.request(
+    work.connect.warn_of_unknown_variables()
+    fields = work.run.request(
         text,
         agent=agent,
         workflow=workflow,
@@ -134,8 +128,8 @@ def run(
         review="plan" if review else None,
     )
     overrides = {"agents": agents} if agents else {}
-    show = work.Show(json=json, quiet=quiet, decision=work.decision_of(approve))
-    leave(work.run, target(server, api_key), fields, show, overrides)
+    show = work.run.Show(json=json, quiet=quiet, decision=work.run.decision_of(approve))
+    leave(work.run.run, work.connect.target(server, api_key), fields, show, overrides)
 
 
 @runs_app.command("list")
@@ -148,11 +142,14 @@ def runs_list(
     json: JsonOption = False,
 ) -> None:
     """List runs, the newest first."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.runs import list_runs
-
     filters = {"status": status, "agent": agent}
-    do(list_runs, target(server, api_key), limit=limit, as_json=json, filters=filters)
+    do(
+        work.runs.list_runs,
+        work.connect.target(server, api_key),
+        limit=limit,
+        as_json=json,
+        filters=filters,
+    )
 
 
 @runs_app.command("show")
@@ -160,10 +157,7 @@ def runs_show(
     run_id: str, server: ServerOption = None, api_key: ApiKeyOption = None, json: JsonOption = False
 ) -> None:
     """Show one run as it is: its plan, tasks, steps and answer."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.runs import show_run
-
-    do(show_run, target(server, api_key), run_id, as_json=json)
+    do(work.runs.show_run, work.connect.target(server, api_key), run_id, as_json=json)
 
 
 @runs_app.command("follow")
@@ -176,11 +170,8 @@ def runs_follow(
     quiet: QuietOption = False,
 ) -> None:
     """Follow a run to its end. Without a server, one in this process carries it on."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.run import Show, decision_of, follow
-
-    show = Show(json=json, quiet=quiet, decision=decision_of(approve))
-    leave(follow, target(server, api_key), run_id, show)
+    show = work.run.Show(json=json, quiet=quiet, decision=work.run.decision_of(approve))
+    leave(work.run.follow, work.connect.target(server, api_key), run_id, show)
 
 
 @app.command("agents")
@@ -191,45 +182,33 @@ def agents_list(
     json: JsonOption = False,
 ) -> None:
     """List the agents that are served."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.runs import list_agents
-
-    do(list_agents, target(server, api_key), agents=agents, as_json=json)
+    do(work.runs.list_agents, work.connect.target(server, api_key), agents=agents, as_json=json)
 
 
 @app.command()
 def config(json: JsonOption = False) -> None:
     """Print every setting: value, origin, meaning. Secrets are masked."""
-    from agent_server.cli.configuration import print_config
-    from agent_server.cli.connect import warn_of_unknown_variables
-
-    warn_of_unknown_variables()
-    print_config(as_json=json)
+    work.connect.warn_of_unknown_variables()
+    work.configuration.print_config(as_json=json)
 
 
 @app.command()
 def doctor() -> None:
     """Check what a server here would stand on, with a remedy for each fault."""
-    from agent_server.cli.doctor import doctor as work
-
-    if not work():
+    if not work.doctor.doctor():
         raise typer.Exit(1)
 
 
 @db_app.command("upgrade")
 def db_upgrade() -> None:
     """Bring the database to the newest schema; the server does so at its start, too."""
-    from agent_server.cli.database import upgrade_database
-
-    do(upgrade_database)
+    do(work.database.upgrade_database)
 
 
 @db_app.command("check")
 def db_check() -> None:
     """Look for stored values that cannot be read, and say where they are."""
-    from agent_server.cli.database import check_database
-
-    do(check_database)
+    do(work.database.check_database)
 
 
 @db_app.command("vacuum")
@@ -248,9 +227,7 @@ def db_vacuum(
     ] = False,
 ) -> None:
     """Delete runs that ended long ago, or their events and steps; default: by the settings."""
-    from agent_server.cli.database import vacuum_database
-
-    do(vacuum_database, days, failed_days, detail_days, dry_run)
+    do(work.database.vacuum_database, days, failed_days, detail_days, dry_run)
 
 
 @db_app.command("copy")
@@ -262,6 +239,4 @@ def db_copy(
     ] = False,
 ) -> None:
     """Copy everything from SQLite to PostgreSQL, or back; stop the servers first."""
-    from agent_server.cli.database import copy_database
-
-    do(copy_database, source, target, resume)
+    do(work.database.copy_database, source, target, resume)

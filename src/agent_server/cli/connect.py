@@ -58,8 +58,9 @@ async def connect(
         return
     settings = embedded_settings(overrides)
     with loading():
-        from agent_server.observability import configure_logs
-        from agent_server.server import create_app
+        # Half a second that commands to a server on the network do not pay.
+        from agent_server.observability import configure_logs  # noqa: PLC0415
+        from agent_server.server import create_app  # noqa: PLC0415
 
     configure_logs(settings, CurrentStderr())  # type: ignore[arg-type]  # writes as a stream does
     key = settings.api_key.get_secret_value() if settings.api_key else None

@@ -7,6 +7,7 @@ from typing import Annotated, List  # noqa: UP035
 
 import typer
 
+from agent_server.cli import work
 from agent_server.cli.options import ApiKeyOption, JsonOption, ServerOption, Text, leave
 
 approvals_app = typer.Typer(help="What runs ask consent for: see it and decide.")
@@ -40,11 +41,8 @@ def approvals_list(
     json: JsonOption = False,
 ) -> None:
     """List what waits for a decision, the newest first."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.consent import list_approvals
-
     filters = {"status": None if status == "all" else status, "run_id": run, "subject": tool}
-    leave(list_approvals, target(server, api_key), limit, filters, json)
+    leave(work.consent.list_approvals, work.connect.target(server, api_key), limit, filters, json)
 
 
 @approvals_app.command("show")
@@ -55,10 +53,7 @@ def approvals_show(
     json: JsonOption = False,
 ) -> None:
     """Show one approval: who asks, for which call, with exactly which arguments."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.consent import show_approval
-
-    leave(show_approval, target(server, api_key), approval, json)
+    leave(work.consent.show_approval, work.connect.target(server, api_key), approval, json)
 
 
 @approvals_app.command("approve")
@@ -75,10 +70,15 @@ def approvals_approve(
     """Consent to the calls. Leaves with 1 if one of them was not for you to decide any more."""
     if edit is not None and len(approvals) > 1:
         raise typer.BadParameter("--edit goes with one approval.")
-    from agent_server.cli.connect import target
-    from agent_server.cli.consent import decide
-
-    leave(decide, target(server, api_key), "approve", approvals, edit, reason, json)
+    leave(
+        work.consent.decide,
+        work.connect.target(server, api_key),
+        "approve",
+        approvals,
+        edit,
+        reason,
+        json,
+    )
 
 
 @approvals_app.command("reject")
@@ -90,10 +90,15 @@ def approvals_reject(
     json: JsonOption = False,
 ) -> None:
     """Refuse the calls; the agent is told the reason."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.consent import decide
-
-    leave(decide, target(server, api_key), "reject", approvals, None, reason, json)
+    leave(
+        work.consent.decide,
+        work.connect.target(server, api_key),
+        "reject",
+        approvals,
+        None,
+        reason,
+        json,
+    )
 
 
 @reconcile_app.command("list")
@@ -101,10 +106,7 @@ def reconcile_list(
     server: ServerOption = None, api_key: ApiKeyOption = None, json: JsonOption = False
 ) -> None:
     """List the calls in doubt of all runs that wait."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.consent import list_doubts
-
-    leave(list_doubts, target(server, api_key), json)
+    leave(work.consent.list_doubts, work.connect.target(server, api_key), json)
 
 
 @reconcile_app.command("happened")
@@ -120,10 +122,16 @@ def reconcile_happened(
     json: JsonOption = False,
 ) -> None:
     """The call took effect: the agent gets its result, and it is not made again."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.consent import reconcile
-
-    leave(reconcile, target(server, api_key), run, step, "happened", result, reason, json)
+    leave(
+        work.consent.reconcile,
+        work.connect.target(server, api_key),
+        run,
+        step,
+        "happened",
+        result,
+        reason,
+        json,
+    )
 
 
 def _reconcile_without_result(outcome: str, words: str) -> None:
@@ -135,10 +143,16 @@ def _reconcile_without_result(outcome: str, words: str) -> None:
         api_key: ApiKeyOption = None,
         json: JsonOption = False,
     ) -> None:
-        from agent_server.cli.connect import target
-        from agent_server.cli.consent import reconcile
-
-        leave(reconcile, target(server, api_key), run, step, outcome, None, reason, json)
+        leave(
+            work.consent.reconcile,
+            work.connect.target(server, api_key),
+            run,
+            step,
+            outcome,
+            None,
+            reason,
+            json,
+        )
 
     reconcile_app.command(outcome.replace("_", "-"), help=words)(command)
 
@@ -158,7 +172,4 @@ def signal(
     json: JsonOption = False,
 ) -> None:
     """Send a signal to a run. One that nobody waits for yet is kept."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.consent import send_signal
-
-    leave(send_signal, target(server, api_key), run, name, payload, json)
+    leave(work.consent.send_signal, work.connect.target(server, api_key), run, name, payload, json)

@@ -19,10 +19,17 @@ import httpx2
 from rich.console import Console
 from rich.text import Text
 
+from agent_server.cli import work
 from agent_server.cli.errors import printable
 from agent_server.domain.errors import AgentServerError, DataDirLocked
+from agent_server.memory.embedders import embedder_for
 from agent_server.observability import configure_logs
 from agent_server.settings import Settings, load_settings, unknown_variables
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits.
+    resource = None  # type: ignore[assignment]
 
 DISK_LOW = 512 * 1024 * 1024
 """Bytes free below which the disk counts as nearly full."""
@@ -74,13 +81,11 @@ def check_settings(settings: Settings) -> Finding:
 
 
 def check_database(settings: Settings) -> Finding:
-    from agent_server.cli.database import revision
-
     kind = settings.database.partition(":")[0]
     if kind == "sqlite" and not Path(settings.database.partition("///")[2]).exists():
         return _check_folder(settings)
     try:
-        current, newest = anyio.run(revision, settings, DATABASE_S)
+        current, newest = anyio.run(work.database.revision, settings, DATABASE_S)
     except DataDirLocked as error:
         return Finding("database", "ok", f"In use by a running server: {error.detail}")
     except AgentServerError as error:
@@ -116,19 +121,16 @@ def _check_folder(settings: Settings) -> Finding:
 
 
 def check_memory(settings: Settings) -> Finding:
-    from agent_server.cli.database import MemorySizes, memory_sizes
-    from agent_server.memory.embedders import embedder_for
-
     try:
         embedder_for(settings, settings.embedder, settings.embedder_model)
     except AgentServerError as error:
         return Finding("memory", "failed", error.detail, error.hint)
     kind = settings.database.partition(":")[0]
-    found = MemorySizes(0, 0, "", None)
+    found = work.database.MemorySizes(0, 0, "", None)
     fresh = kind == "sqlite" and not Path(settings.database.partition("///")[2]).exists()
     if not fresh:
         try:
-            found = anyio.run(memory_sizes, settings, DATABASE_S)
+            found = anyio.run(work.database.memory_sizes, settings, DATABASE_S)
         except DataDirLocked as error:
             return Finding("memory", "ok", f"In use by a running server: {error.detail}")
         except (AgentServerError, TimeoutError):
@@ -159,12 +161,14 @@ def check_memory(settings: Settings) -> Finding:
 
 
 def check_blobs(settings: Settings) -> Finding:
-    from agent_server.cli.database import try_blobs
-
     if settings.blobs == "database":
         return Finding("large values", "ok", "in the database")
     try:
-        return Finding("large values", "ok", f"{anyio.run(try_blobs, settings)}: writes and reads")
+        return Finding(
+            "large values",
+            "ok",
+            f"{anyio.run(work.database.try_blobs, settings)}: writes and reads",
+        )
     except AgentServerError as error:
         return Finding("large values", "failed", error.detail, error.hint)
 
@@ -179,7 +183,8 @@ def check_disk(settings: Settings) -> Finding:
 
 
 def check_agents(settings: Settings) -> Finding:
-    from agent_server.registry.registry import Registry
+    # The SDK is loaded after all that is found without it.
+    from agent_server.registry.registry import Registry  # noqa: PLC0415
 
     catalog = anyio.run(Registry(settings).load)
     names = sorted(catalog.agents)
@@ -266,9 +271,7 @@ def check_clock(settings: Settings) -> Finding:
 
 
 def check_files(settings: Settings) -> Finding:
-    try:
-        import resource
-    except ImportError:
+    if resource is None:
         return Finding("open files", "ok", "no limit that this system tells")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= FILES_WANTED:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from agent_server.cli import work
 from agent_server.cli.options import ApiKeyOption, JsonOption, ServerOption, Text, do
 
 plan_app = typer.Typer(help="The plan of a goal, also before it is carried out.")
@@ -71,10 +72,7 @@ def _steer(
         raise typer.BadParameter("give a run, or filters that say which runs.")
     if task is not None and run_id is None:
         raise typer.BadParameter("--task goes with a run.")
-    from agent_server.cli.connect import target
-    from agent_server.cli.halts import steer
-
-    do(steer, target(server, api_key), verb, run_id, task, chosen, reason)
+    do(work.halts.steer, work.connect.target(server, api_key), verb, run_id, task, chosen, reason)
 
 
 @plan_app.command("show")
@@ -82,10 +80,7 @@ def plan_show(
     run_id: str, server: ServerOption = None, api_key: ApiKeyOption = None, json: JsonOption = False
 ) -> None:
     """Print a run's plan and how far each task is; ``--json`` is what `plan edit` reads."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.halts import show_plan
-
-    do(show_plan, target(server, api_key), run_id, as_json=json)
+    do(work.halts.show_plan, work.connect.target(server, api_key), run_id, as_json=json)
 
 
 @plan_app.command("edit")
@@ -97,9 +92,5 @@ def plan_edit(
     api_key: ApiKeyOption = None,
 ) -> None:
     """Edit a plan that waits for review (`run --review`), and print what changed."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.halts import edit_plan, read_plan
-    from agent_server.cli.run import read_text
-
-    edit = read_plan(read_text(file))
-    do(edit_plan, target(server, api_key), run_id, edit, resume=resume)
+    edit = work.halts.read_plan(work.run.read_text(file))
+    do(work.halts.edit_plan, work.connect.target(server, api_key), run_id, edit, resume=resume)

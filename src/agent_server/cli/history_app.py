@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from agent_server.cli import work
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
@@ -56,12 +57,8 @@ def retry(
     quiet: QuietOption = False,
 ) -> None:
     """Go on where a run failed, as a new run, and follow that. What finished is not done again."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.history import retry_run
-    from agent_server.cli.run import Show, decision_of
-
-    show = Show(json=json, quiet=quiet, decision=decision_of(approve))
-    leave(retry_run, target(server, api_key), run_id, budget, show)
+    show = work.run.Show(json=json, quiet=quiet, decision=work.run.decision_of(approve))
+    leave(work.history.retry_run, work.connect.target(server, api_key), run_id, budget, show)
 
 
 def fork(
@@ -83,16 +80,12 @@ def fork(
     quiet: QuietOption = False,
 ) -> None:
     """Do a part of a run again, with something changed, as a new run, and follow that."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.history import fork_run
-    from agent_server.cli.run import Show, decision_of
-
     changes = {
         **{"input": input, "instructions": instructions, "model": model, "approach": approach},
         **{"session_id": session, "budget": budget},
     }
-    show = Show(json=json, quiet=quiet, decision=decision_of(approve))
-    leave(fork_run, target(server, api_key), run_id, start, changes, show)
+    show = work.run.Show(json=json, quiet=quiet, decision=work.run.decision_of(approve))
+    leave(work.history.fork_run, work.connect.target(server, api_key), run_id, start, changes, show)
 
 
 def compare(
@@ -103,10 +96,7 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Show two runs side by side: plan, steps, output, cost, time. Leaves with 1 if they differ."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.history import compare_runs
-
-    leave(compare_runs, target(server, api_key), run_id, other_id, json)
+    leave(work.history.compare_runs, work.connect.target(server, api_key), run_id, other_id, json)
 
 
 def export(
@@ -119,10 +109,7 @@ def export(
     api_key: ApiKeyOption = None,
 ) -> None:
     """Write a whole run as one JSON file, to be kept, sent or replayed."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.history import export_run
-
-    leave(export_run, target(server, api_key), run_id, output, redact)
+    leave(work.history.export_run, work.connect.target(server, api_key), run_id, output, redact)
 
 
 def replay(
@@ -131,17 +118,13 @@ def replay(
     json: JsonOption = False,
 ) -> None:
     """Run the present code against a recorded run, offline, up to the first difference."""
-    from agent_server.cli.replay import replay_file
-
-    leave(replay_file, file, agents, json)
+    leave(work.replay.replay_file, file, agents, json)
 
 
 @test_app.callback()
 def test(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        from agent_server.cli.replay import run_tests
-
-        leave(run_tests, [], None, False)
+        leave(work.replay.run_tests, [], None, False)
 
 
 @test_app.command("add")
@@ -166,9 +149,6 @@ def test_add(
     api_key: ApiKeyOption = None,
 ) -> None:
     """Make a run a regression test: exact, or with checks."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.replay import add_test
-
     checks = {
         "output_contains": contains,
         "output_schema": schema,
@@ -178,7 +158,15 @@ def test_add(
         "tools": tools.split(",") if tools else None,
     }
     given = {key: value for key, value in checks.items() if value is not None}
-    leave(add_test, target(server, api_key), run_id, name, folder, given, redact)
+    leave(
+        work.replay.add_test,
+        work.connect.target(server, api_key),
+        run_id,
+        name,
+        folder,
+        given,
+        redact,
+    )
 
 
 @test_app.command("run")
@@ -190,6 +178,4 @@ def test_run(
     json: JsonOption = False,
 ) -> None:
     """Run the regression tests; leaves with 1 if one fails. `agent-server test` does the same."""
-    from agent_server.cli.replay import run_tests
-
-    leave(run_tests, paths or [], agents, json)
+    leave(work.replay.run_tests, paths or [], agents, json)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from agent_server.cli import work
 from agent_server.cli.options import ApiKeyOption, File, JsonOption, ServerOption, Text, do
 
 memory_app = typer.Typer(
@@ -32,12 +33,9 @@ def search(
     json: JsonOption = False,
 ) -> None:
     """Find memories, as an agent would, and say why each was found."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.memory import search as work
-
     kinds = [kind] if kind else None
     fields = dict(namespace=namespace, kinds=kinds, session_id=session, as_of=as_of, limit=limit)
-    do(work, target(server, api_key), query, fields, as_json=json)
+    do(work.memory.search, work.connect.target(server, api_key), query, fields, as_json=json)
 
 
 @memory_app.command("show")
@@ -54,11 +52,8 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Show one memory with its source, history and uses; or list the newest."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.memory import show as work
-
     filters = {"namespace": namespace, "kind": kind, "subject": subject, "limit": limit}
-    do(work, target(server, api_key), memory_id, filters, as_json=json)
+    do(work.memory.show, work.connect.target(server, api_key), memory_id, filters, as_json=json)
 
 
 @memory_app.command("add")
@@ -72,11 +67,8 @@ def add(
     api_key: ApiKeyOption = None,
 ) -> None:
     """Keep one memory and print its id."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.memory import add as work
-
     fields = {"kind": kind, "key": key, "namespace": namespace, "subject": subject}
-    do(work, target(server, api_key), content, fields)
+    do(work.memory.add, work.connect.target(server, api_key), content, fields)
 
 
 @memory_app.command("import")
@@ -93,11 +85,14 @@ def import_(
     api_key: ApiKeyOption = None,
 ) -> None:
     """Import documents or memories. Safe to repeat: what is there already is left as it is."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.memory_import import run_import
-
     fields = {"namespace": namespace, "subject": subject}
-    if not do(run_import, target(server, api_key), source, fields, batch=batch):
+    if not do(
+        work.memory_import.run_import,
+        work.connect.target(server, api_key),
+        source,
+        fields,
+        batch=batch,
+    ):
         raise typer.Exit(1)
 
 
@@ -114,20 +109,14 @@ def export(
     api_key: ApiKeyOption = None,
 ) -> None:
     """Export memories, oldest first, in a form that `import` reads."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.memory_import import run_export
-
     filters = {"namespace": namespace, "kind": kind, "subject": subject}
-    do(run_export, target(server, api_key), file, filters)
+    do(work.memory_import.run_export, work.connect.target(server, api_key), file, filters)
 
 
 @memory_app.command("forget")
 def forget(memory_id: str, server: ServerOption = None, api_key: ApiKeyOption = None) -> None:
     """Delete one memory with every version of it."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.memory import forget as work
-
-    do(work, target(server, api_key), memory_id)
+    do(work.memory.forget, work.connect.target(server, api_key), memory_id)
 
 
 @memory_app.command("erase")
@@ -140,10 +129,7 @@ def erase(
     """Erase one person: memories, sessions and runs about them. Cannot be undone."""
     if not yes:
         typer.confirm(f"Erase everything about {subject!r}?", abort=True)
-    from agent_server.cli.connect import target
-    from agent_server.cli.memory import erase as work
-
-    do(work, target(server, api_key), subject)
+    do(work.memory.erase, work.connect.target(server, api_key), subject)
 
 
 @memory_app.command("stats")
@@ -151,10 +137,7 @@ def stats(
     server: ServerOption = None, api_key: ApiKeyOption = None, json: JsonOption = False
 ) -> None:
     """Count what is remembered."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.memory import stats as work
-
-    do(work, target(server, api_key), as_json=json)
+    do(work.memory.stats, work.connect.target(server, api_key), as_json=json)
 
 
 @memory_app.command("eval")
@@ -165,6 +148,4 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure how well recall finds what is known to answer."""
-    from agent_server.cli.memory_eval import evaluate as work
-
-    do(work, dataset, mode, against, as_json=json)
+    do(work.memory_eval.evaluate, dataset, mode, against, as_json=json)

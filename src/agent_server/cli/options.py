@@ -3,6 +3,7 @@
 Leans on Typer alone, so that ``--help`` answers at once. Refuses to know any command.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -41,9 +42,7 @@ ApproveOption = Annotated[
 
 def do(work: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the coroutine function ``work`` to its end."""
-    from functools import partial
-
-    import anyio
+    import anyio  # noqa: PLC0415  # `--help` does not need it
 
     return anyio.run(partial(work, *args, **kwargs))
 

@@ -178,7 +178,7 @@ class Application:
     def __init__(self, settings: Settings) -> None:
         # Here, so that a port in use is found out before the SDK is loaded.
         with loading():
-            from agent_server.server import create_app
+            from agent_server.server import create_app  # noqa: PLC0415
 
             self.app = create_app(settings)
         self.drain_delay_s = settings.drain_delay_s

@@ -8,6 +8,7 @@ from typing import Annotated, List, Optional  # noqa: UP035
 
 import typer
 
+from agent_server.cli import work
 from agent_server.cli.options import (
     AgentsOption,
     ApiKeyOption,
@@ -38,10 +39,7 @@ def validate(
 ) -> None:
     """Say everything that is wrong with workflow files. With `--server` or `--agents`, the names
     of agents and tools are looked up, too."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.workflows import validate as work
-
-    leave(work, target(server, api_key), files, agents, json)
+    leave(work.workflows.validate, work.connect.target(server, api_key), files, agents, json)
 
 
 @workflow_app.command("show")
@@ -52,10 +50,7 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Print a workflow's definition and, of a stored one, its versions."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.workflows import show as work
-
-    do(work, target(server, api_key), workflow, as_json=json)
+    do(work.workflows.show, work.connect.target(server, api_key), workflow, as_json=json)
 
 
 @workflow_app.command("run")
@@ -87,19 +82,13 @@ def run(
     no other is named."""
     if (output or fail) and not dry:
         raise typer.BadParameter("--output and --fail go with --dry.")
-    from agent_server.cli.connect import target, warn_of_unknown_variables
-    from agent_server.cli.run import Show, decision_of
-    from agent_server.cli.workflows import Asked
-    from agent_server.cli.workflows import dry_run as rehearse
-    from agent_server.cli.workflows import run as work
-
-    warn_of_unknown_variables()
-    asked = Asked.read(workflow, variable or [], variables, agents)
-    where = target(server, api_key)
-    shown = Show(json=json, quiet=quiet, decision=decision_of(approve))
+    work.connect.warn_of_unknown_variables()
+    asked = work.workflows.Asked.read(workflow, variable or [], variables, agents)
+    where = work.connect.target(server, api_key)
+    shown = work.run.Show(json=json, quiet=quiet, decision=work.run.decision_of(approve))
     if dry:
-        leave(rehearse, where, asked, output or [], fail or [], json)
-    leave(work, where, asked, {"model": model, "session_id": session}, shown)
+        leave(work.workflows.dry_run, where, asked, output or [], fail or [], json)
+    leave(work.workflows.run, where, asked, {"model": model, "session_id": session}, shown)
 
 
 @workflow_app.command("graph")
@@ -116,10 +105,14 @@ def graph(
     """Draw a workflow, or a run with how far each node is, as a tree or as Mermaid text."""
     if (workflow is None) == (run is None):
         raise typer.BadParameter("name a workflow, or a run with --run.")
-    from agent_server.cli.connect import target
-    from agent_server.cli.workflows import graph as work
-
-    do(work, target(server, api_key), workflow, run, as_mermaid=mermaid, as_json=json)
+    do(
+        work.workflows.graph,
+        work.connect.target(server, api_key),
+        workflow,
+        run,
+        as_mermaid=mermaid,
+        as_json=json,
+    )
 
 
 @workflow_app.command("list")
@@ -130,10 +123,12 @@ def list_(
     json: JsonOption = False,
 ) -> None:
     """List the stored workflows, the youngest first."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.workflows import list_workflows
-
-    do(list_workflows, target(server, api_key), limit=limit, as_json=json)
+    do(
+        work.workflows.list_workflows,
+        work.connect.target(server, api_key),
+        limit=limit,
+        as_json=json,
+    )
 
 
 @workflow_app.command("push")
@@ -145,16 +140,16 @@ def push(
     json: JsonOption = False,
 ) -> None:
     """Store workflow files under their names; what changed becomes a new version."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.workflows import push as work
-
-    do(work, target(server, api_key), files, agents=agents, as_json=json)
+    do(
+        work.workflows.push,
+        work.connect.target(server, api_key),
+        files,
+        agents=agents,
+        as_json=json,
+    )
 
 
 @workflow_app.command("delete")
 def delete(name: str, server: ServerOption = None, api_key: ApiKeyOption = None) -> None:
     """Delete a stored workflow with all its versions. Runs under way go on."""
-    from agent_server.cli.connect import target
-    from agent_server.cli.workflows import delete as work
-
-    do(work, target(server, api_key), name)
+    do(work.workflows.delete, work.connect.target(server, api_key), name)

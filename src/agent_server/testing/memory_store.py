@@ -119,8 +119,8 @@ class MemoryStoreContract:
                 [m async for m in store.export(tenant, every)],
                 [await store.history(tenant, one) for one in (whole, piece)],
                 await store.used_by(tenant, piece),
-                await _search(store, "zeppelin doc", tenant),
-                await store.stats(tenant),
+                await _search(store, "zeppelin doc", tenant, mode="text"),
+                (await store.stats(tenant)).by_kind,
             )
 
         for tenant, word in ((ONE, "red"), (TWO, "blue")):
@@ -232,8 +232,8 @@ class MemoryStoreContract:
         assert (edited.version, edited.position, edited.author) == (2, 0, "Ana")
         assert edited.created_at == added.memory.created_at
         assert [m.content for m in await store.history(ONE, there)] == ["red car", "blue car"]
-        assert await _search(store, "red") == []
-        assert [m.id for m in await _search(store, "blue")] == [there]
+        assert await _search(store, "red", mode="text") == []
+        assert [m.id for m in await _search(store, "blue", mode="text")] == [there]
         with pytest.raises(PreconditionFailed):
             await store.edit(
                 ONE, there, MemoryChange(content="x"), source=MemorySource(), expected_version=1
