@@ -40,7 +40,7 @@ from sqlalchemy import (
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import InvalidRequest
 from agent_server.domain.ids import Tenant
-from agent_server.domain.memories import Found, MemoryQuery
+from agent_server.domain.memories import Found, MemoryKind, MemoryQuery
 from agent_server.memory.moments import Period, asks_for_latest, periods_in
 from agent_server.memory.ranking import (
     Candidates,
@@ -124,7 +124,7 @@ class _Read(NamedTuple):
     happened: int
     importance: float | None
     cosine: float | None
-    kind: str
+    kind: MemoryKind
     by_text: int
     """1 if it is among the best by text. Of a row whose serial is -n: how many have word n."""
 

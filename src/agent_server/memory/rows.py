@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -146,7 +146,7 @@ class Ready:
         ]
         with connection.exec_driver_sql(statement, tuple(bound)) as result:
             assert result.cursor is not None, statement
-            return cast(Sequence[Any], result.cursor.fetchall())
+            return result.cursor.fetchall()
 
     def _make(self, dialect: Dialect) -> "tuple[str, list[_Bind]]":
         made = self._query.compile(dialect=dialect)
@@ -174,10 +174,12 @@ def insert_rows(connection: Connection, rows: Sequence[JsonObject]) -> None:
         [row[name] for row in rows] if stored is None else [stored(row[name]) for row in rows]
         for name, stored in columns
     ]
-    in_rows = connection.dialect.name == "sqlite"
-    connection.exec_driver_sql(
-        statement, list(zip(*values, strict=True)) if in_rows else tuple(values)
-    )
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(statement, list(zip(*values, strict=True)))
+        return
+    # What is NULL in every row takes no list: the shorter ones are filled up with it.
+    given = [[] if column.count(None) == len(rows) else column for column in values]
+    connection.exec_driver_sql(statement, tuple(given))
 
 
 @lru_cache(maxsize=8)

@@ -196,7 +196,8 @@ class Lexemes:
         )
 
     def lexemes(self, space: int, words: str) -> str | None:
-        return " ".join(f"'{placed(space, word)}'" for word in dict.fromkeys(words.split()))
+        placed_all = f"' '{placed(space, '')}".join(dict.fromkeys(words.split()))
+        return f"'{placed(space, '')}{placed_all}'" if words else ""
 
     def add(self, connection: Connection, rows: Sequence[tuple[int, int, str]]) -> None:
         pass  # The column is the index.
