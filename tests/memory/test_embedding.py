@@ -146,10 +146,14 @@ async def test_a_new_embedder_takes_over_while_the_old_one_still_answers(
         await moving.settled()
 
         async def taken_over() -> bool:
-            return old.closed
+            known = "SELECT count(*) FROM memory_embedders"
+            there = await store.database.read(lambda c: c.exec_driver_sql(known).scalar())
+            return bool(there == 1)
 
         await until(taken_over)
         assert (await moving.found("feline"))[0] == "a kitten"
+    await moving.embedding.close()
+    assert old.closed and new.closed
     numbers = await store.database.read(
         lambda c: c.exec_driver_sql("SELECT count(*) FROM memory_vectors").scalar()
     )

@@ -130,7 +130,7 @@ class MemoryRoutes:
                 name="search_memories",
                 body=MemoryQuery,
                 answers={200: SearchAnswer},
-                errors=writes,
+                errors=(*writes, 503),
             ),
             route(
                 "GET",

@@ -52,9 +52,12 @@ class Embedding:
     def __init__(self, store: MemoryStore, embedder: Embedder, make: MakeEmbedder) -> None:
         self._store = store
         self.embedder = embedder
+        self._opened = [embedder]
         self._make = make
         self._number: int | None = None
-        self._before: tuple[int, Embedder] | None = None
+        self._dimension = 0
+        self._before: tuple[int, int, Embedder] | None = None
+        """Its number, the dimension of its vectors, and itself."""
         self._wake = anyio.Event()
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self.refused: ConfigurationError | None = None
@@ -66,15 +69,16 @@ class Embedding:
         return f"{self.embedder.provider}/{self.embedder.model}", self._number
 
     async def of(self, text: str) -> Sequence[QueryVector]:
-        asked = [(self._number, self.embedder)]
+        asked = [] if self._number is None else [(self._number, self._dimension, self.embedder)]
         if self._before is not None:
             asked.append(self._before)
         found = []
-        for number, embedder in asked:
-            if number is not None:
-                vector = await self._query(number, embedder, text[:MAX_CHARS])
-                if vector is not None:
-                    found.append(QueryVector(number, vector))
+        for number, dimension, embedder in asked:
+            vector = await self._query(number, embedder, text[:MAX_CHARS])
+            if vector is not None and len(vector) != 4 * dimension:
+                log.warning("memory.query_of_another_dimension", given=len(vector) // 4)
+            elif vector is not None:
+                found.append(QueryVector(number, vector))
         return found
 
     async def _query(self, number: int, embedder: Embedder, text: str) -> bytes | None:
@@ -115,9 +119,8 @@ class Embedding:
                 await self._wake.wait()
 
     async def close(self) -> None:
-        await self.embedder.close()
-        if self._before is not None:
-            await self._before[1].close()
+        for embedder in self._opened:
+            await embedder.close()
 
     async def _register(self) -> None:
         """Find out how long its vectors are, and which embedder's are there."""
@@ -151,11 +154,13 @@ class Embedding:
                 connection.execute(others.order_by(e.c.complete.desc(), e.c.id.desc())).first(),
             )
 
+        self._dimension = here["dimension"]
         self._number, before = await self._store.database.write(transaction)
         if before is not None:
             with suppress(AgentServerError):
                 if (old := self._make(before.provider, before.model)) is not None:
-                    self._before = (before.id, old)
+                    self._opened.append(old)
+                    self._before = (before.id, before.dimension, old)
 
     async def catch_up(self) -> int:
         """Embed everything that has no vector yet; how many.
@@ -217,11 +222,10 @@ class Embedding:
     ) -> None:
         index = self._store.vectors
         assert index is not None and self._number is not None
-        dimension = connection.execute(select(e.c.dimension).where(e.c.id == self._number)).scalar()
-        if any(len(vector) != 4 * (dimension or 0) for vector in vectors):
+        if any(len(vector) != 4 * self._dimension for vector in vectors):
             lengths = sorted({len(vector) // 4 for vector in vectors})
             raise Unavailable(
-                f"The embedder gave vectors of {lengths} numbers, and {dimension} before.",
+                f"The embedder gave vectors of {lengths} numbers, and {self._dimension} before.",
                 hint="Its model was changed behind its name: restart to embed anew.",
             )
         # Locked and looked at again: it may be gone, edited, or embedded by another process.
@@ -266,9 +270,7 @@ class Embedding:
         if await self._store.database.read(lambda c: c.execute(state).first()) is None:
             return
         await self._store.database.write(transaction)
-        if self._before is not None:
-            (_, embedder), self._before = self._before, None
-            await embedder.close()
+        self._before = None  # Closed with the others: a query may be asking it at this moment.
 
 
 def _text(row: Row[Any]) -> str:

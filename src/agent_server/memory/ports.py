@@ -108,7 +108,8 @@ class Memories(Protocol):
 
     async def search(self, tenant: Tenant, query: MemoryQuery) -> list[Found]:
         """The best ``query.limit``, best first. Any text is a valid query; one without a word
-        finds nothing. With mode ``vector`` and no embedder: ``InvalidRequest``."""
+        finds nothing. With mode ``vector`` and no embedder: ``InvalidRequest``; while none gives a
+        vector that fits: ``Unavailable``."""
 
     async def neighbours(
         self, tenant: Tenant, memory_id: str, *, before: int = 2, after: int = 2

@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.errors import InvalidRequest
+from agent_server.domain.errors import InvalidRequest, Unavailable
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import Found, MemoryKind, MemoryQuery
 from agent_server.memory.moments import Period, asks_for_latest, periods_in
@@ -156,6 +156,13 @@ class Recall:
         vectors: Sequence[QueryVector] = ()
         if query.mode != "text" and self._store.vectors is not None:
             vectors = await self._vectors.of(query.query)
+        if query.mode == "vector" and not vectors:
+            raise Unavailable(
+                "There is no vector to search by: "
+                + (self._store.no_vectors_because or "the embedder gave none that fits")
+                + ".",
+                hint="Search with mode `text` or `hybrid`, which answer by words meanwhile.",
+            )
         return await self._store.database.read(lambda c: self._found(c, tenant, query, vectors))
 
     def _found(
