@@ -18,10 +18,11 @@ from agent_server.domain.stored_workflows import DryRun, DryRunNode, DryRunReque
 from agent_server.domain.workflows import Node, WorkflowDefinition, walk
 from agent_server.execution.ports import ApprovalAsk, RunSnapshot, TaskOutcome, TaskSpec
 from agent_server.inference.demo_fill import Filler
+from agent_server.workflow.calls import reference_to, split_name
 from agent_server.workflow.interpreter import run_workflow
 from agent_server.workflow.leaves import PAUSE_KIND
 from agent_server.workflow.steps import Steps
-from agent_server.workflow.validation import check_inputs, reference_to, split_name, validate
+from agent_server.workflow.validation import check_inputs, validate
 from agent_server.workflow.values import did_you_mean
 
 MAX_NODES: Final = 2_000
