@@ -81,7 +81,10 @@ async def test_nothing_of_what_was_deleted_is_left_in_the_file(
 
 async def test_what_was_bought_answers_a_question_about_buying(store: MemoryStore) -> None:
     await store.add(ONE, [fact("We bought it in Paris."), fact("The children slept."), fact("Tea")])
-    for query, found in (("buy", "We bought it in Paris."), ("a sleeping child", "The children slept.")):
+    for query, found in (
+        ("buy", "We bought it in Paris."),
+        ("a sleeping child", "The children slept."),
+    ):
         results = await store.search(ONE, MemoryQuery(query=query))
         assert [one.memory.content for one in results] == [found]
 

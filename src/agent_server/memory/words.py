@@ -64,7 +64,9 @@ IRREGULAR: dict[str, str] = {
         steal stole stolen, stick stuck, strike struck, swear swore sworn, sweep swept,
         swim swam swum, take took taken, teach taught, tear tore torn, tell told, think thought,
         throw threw thrown, tooth teeth, understand understood, wake woke woken, wear wore worn,
-        wife wives, win won, woman women, write wrote written""".split(",")
+        wife wives, win won, woman women, write wrote written""".split(
+            ","
+        )
     )
     for form in forms
 }
