@@ -85,10 +85,11 @@ from agent_server.storage.database import Database, database_at, ping
 from agent_server.storage.files import Files
 from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
 from agent_server.storage.outside import keep_outside
+from agent_server.workflow.calls import split_name
 from agent_server.workflow.library import Library
 from agent_server.workflow.tasks import handlers as workflow_handlers
 from agent_server.workflow.tasks import timed
-from agent_server.workflow.validation import check_inputs, split_name, validate
+from agent_server.workflow.validation import check_inputs, validate
 
 FEATURES = ("runs", "goals", "agents", "workflows", "sessions", "memories", "events")
 
@@ -209,7 +210,8 @@ def build_parts(
     def observe(events: list[EventBase]) -> None:
         for event in events:
             metrics.observe(event)
-            log_end(event)
+            if event.ends_run:
+                log_end(event)
         if consolidator is not None:
             consolidator.notice(events)
 
@@ -515,6 +517,8 @@ class _Checks:
             if isinstance(workflow, str):
                 workflow = await self.library.definition(tenant, *split_name(workflow))
             check_inputs(self.definition(workflow, None), request.variables)
-            pinned = await self.library.pinned(tenant, workflow)
+            pinned = await self.library.pinned(
+                tenant, workflow, stored=isinstance(request.workflow, str)
+            )
             request = request.model_copy(update={"workflow": pinned})
         return request

@@ -40,7 +40,7 @@ def constant(name: str, value: Any, **more: Any) -> dict[str, Any]:
     return {"name": name, "nodes": [node], "output": "{{ vars.x }}", **more}
 
 
-def calling(name: str, other: str, **more: Any) -> dict[str, Any]:
+def calling(name: str, other: Any, **more: Any) -> dict[str, Any]:
     return {"name": name, "nodes": [{"id": "sub", "type": "workflow", "workflow": other, **more}]}
 
 
@@ -243,15 +243,51 @@ async def test_sub_workflows_may_name_a_version_or_be_held_by_the_definition(
 async def test_workflows_that_come_to_call_themselves_are_refused(
     client: AgentServerClient,
 ) -> None:
-    with pytest.raises(InvalidWorkflow, match="no stored workflow 'a'"):
-        await client.workflows.create(calling("a", "a"))
+    async def refused(definition: Any, chain: str) -> None:
+        """By whoever checks, stores, rehearses or runs it: with the same words."""
+        name = definition["name"]
+        report = await client.workflows.validate(json.dumps(definition, indent=1))
+        (told,) = report.errors
+        assert not report.valid and told.line is not None and told.path == "/nodes/0/workflow"
+        for asked in (
+            client.workflows.put(name, definition),
+            client.workflows.dry_run(definition),
+            client.runs.create(workflow=definition),
+        ):
+            with pytest.raises(InvalidWorkflow, match=f"calls itself: {chain}") as caught:
+                await asked
+            (found,) = caught.value.errors
+            assert (found.path, found.message) == (told.path, told.message)
+
+    await refused(calling("a", "a"), "a → a")
+    await refused(calling("a", "a@7", version=None) | {"version": 7}, "a@7 → a@7")
+    inner = {"name": "in", "nodes": calling("a", "a")["nodes"]}
+    await refused({"name": "a", "nodes": [calling("", inner)["nodes"][0]]}, "a → in → a")
     await client.workflows.create(constant("a", 1))
     await client.workflows.create(calling("b", "a"))
-    with pytest.raises(InvalidWorkflow, match="calls itself: a@2 → b@1 → a@2") as refused:
-        stored = await client.workflows.put("a", calling("a", "b"))
-        assert stored.version == "2"
-        await client.runs.create(workflow="a")
-    assert refused.value.errors[0].path.startswith("/nodes/0")
+    await client.workflows.create(calling("c", "b"))
+    await refused(calling("a", "a"), "a → a")
+    await refused(calling("a", "b"), "a → b@1 → a")
+    await refused(calling("a", "c"), "a → c@1 → b@1 → a")
+    assert (await client.workflows.put("a", calling("a", "a@1"))).version == "2"
+    assert (await carried_out(client, "c")).output == 1
+
+
+async def test_what_is_stored_calls_the_version_it_names_and_not_itself(
+    client: AgentServerClient,
+) -> None:
+    """A workflow that was valid stays so when a newer version calls another one back."""
+    await client.workflows.create(constant("a", 1))
+    await client.workflows.create(calling("b", "a"))
+    await client.workflows.put("a", calling("a", "a@1"))
+    for name in ("a", "a@1", "a@2", "b"):
+        assert (await client.workflows.dry_run(name)).output == 1
+        assert (await carried_out(client, name)).output == 1
+    chain = {"name": "w", "nodes": [{"id": "x", "type": "set", "variables": {"x": 1}}]}
+    for n in range(8):
+        chain = calling(f"n{n}", chain)
+    with pytest.raises(InvalidWorkflow, match="more than 8 workflows"):
+        await client.runs.create(workflow=chain)
 
 
 async def test_a_definition_with_faults_is_refused_with_the_line_of_each(

@@ -27,9 +27,9 @@ from agent_server.cli.tree import MARKS, arguments, short
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo, InvalidRequest, InvalidWorkflow
 from agent_server.domain.stored_workflows import DryRun, WorkflowGraph, WorkflowReport
+from agent_server.workflow.calls import split_name
 from agent_server.workflow.picture import draw
 from agent_server.workflow.source import Source, read_source
-from agent_server.workflow.validation import split_name
 from agent_server.workflow.validation import validate as check
 
 UNTOLD = frozenset({"output_schema", "workflow", "on_expiry", "on_reject", "timeout_s"})

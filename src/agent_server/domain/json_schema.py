@@ -16,6 +16,11 @@ from agent_server.domain.errors import FieldError
 MAX_FAULTS: Final = 50
 MAX_MESSAGE: Final = 500
 """Characters of a message: jsonschema quotes the whole value."""
+_NOTES: Final = (
+    "title description default examples deprecated readOnly writeOnly format definitions"
+)
+KEYWORDS: Final = frozenset((*jsonschema.Draft202012Validator.VALIDATORS, *_NOTES.split()))
+"""What a schema may say, keywords that begin with ``$`` aside."""
 _NOTHING_ELSE: Final[Registry[Any]] = Registry()
 
 

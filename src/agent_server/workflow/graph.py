@@ -478,7 +478,9 @@ def _check_sight(graph: Graph, use: Use, place: Place | None, known: frozenset[s
             if target is None:
                 if name not in known:
                     message = f"there is no node {name!r}"
-                    hint = did_you_mean(name, graph.places)
+                    dashed = (each for each in graph.places if each.startswith(f"{name}-"))
+                    split = next(dashed, None)
+                    hint = f"Write nodes['{split}']." if split else did_you_mean(name, graph.places)
             else:
                 message, hint = _sight(graph, use, place, target)
             is_map = target is not None and isinstance(target.node, MapNode)
@@ -489,7 +491,7 @@ def _check_sight(graph: Graph, use: Use, place: Place | None, known: frozenset[s
                 hint = (
                     f"Did you mean {near!r}?"
                     if near
-                    else f"Write nodes.{name}.output.{reference.keys[1]}."
+                    else f"Write nodes.{name}.output, or .output.{reference.keys[1]} for a part of it."
                 )
         if message is not None:
             graph.problems.append(FieldError(path=use.path, message=message, hint=hint))

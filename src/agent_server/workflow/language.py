@@ -73,11 +73,10 @@ class Compiler:
             raise Wrong(f"it is nested deeper than {MAX_NESTING} levels")
         make = _FORMS.get(type(node))
         if make is None:
+            hint = "It has values, names, operators, conditions, indexes and the functions "
             raise Wrong(
                 f"{_construct(node)} is not part of the language",
-                "It has values, names, operators, conditions, indexes and the functions "
-                + ", ".join(sorted(FUNCTIONS))
-                + ".",
+                _INSTEAD.get(type(node)) or hint + ", ".join(sorted(FUNCTIONS)) + ".",
             )
         return make(self, node, depth - 1)
 
@@ -162,10 +161,9 @@ class Compiler:
     def binary(self, node: ast.BinOp, depth: int) -> Evaluate:
         operate = OPERATORS.get(type(node.op))
         if operate is None:
-            raise Wrong(
-                f"the operator {type(node.op).__name__} is not part of the language",
-                "There is + - * / // % **.",
-            )
+            sign = _SIGNS.get(type(node.op), type(node.op).__name__)
+            hint = "There is + - * / // % **, and there are functions: upper(a), not a | upper."
+            raise Wrong(f"the operator {sign!r} is not part of the language", hint)
         left, right = self.compile(node.left, depth), self.compile(node.right, depth)
         return lambda scope, work: operate(left(scope, work), right(scope, work), work)
 
@@ -241,7 +239,9 @@ class Compiler:
 
     def call(self, node: ast.Call, depth: int) -> Evaluate:
         if not isinstance(node.func, ast.Name):
-            raise Wrong("there are no methods", "Functions: " + ", ".join(sorted(FUNCTIONS)) + ".")
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            known = "Functions: " + ", ".join(sorted(FUNCTIONS)) + "."
+            raise Wrong("there are no methods", f"Write {name}(…)." if name in FUNCTIONS else known)
         name = node.func.id
         found = FUNCTIONS.get(name)
         if found is None:
@@ -308,6 +308,19 @@ def _construct(node: ast.AST) -> str:
     return names.get(type(node), type(node).__name__)
 
 
+_INSTEAD: Final[dict[type, str]] = {
+    ast.JoinedStr: "Write the text with {{ … }} in it, or add texts with +.",
+    ast.ListComp: "A 'map' node does something for each item of a list.",
+    ast.GeneratorExp: "A 'map' node does something for each item of a list.",
+}
+_SIGNS: Final[dict[type[ast.operator], str]] = {
+    ast.BitOr: "|",
+    ast.BitAnd: "&",
+    ast.BitXor: "^",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+    ast.MatMult: "@",
+}
 _CONSTANTS: Final[dict[str, Any]] = {"true": True, "false": False, "null": None}
 
 

@@ -29,16 +29,23 @@ from agent_server.domain.stored_workflows import (
     WorkflowReport,
     WorkflowVersion,
 )
-from agent_server.domain.workflows import WorkflowDefinition, WorkflowNode, walk
+from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.runs import Idempotency
 from agent_server.storage.database import Database
 from agent_server.workflow import store
+from agent_server.workflow.calls import (
+    MAX_CHAIN,
+    endless,
+    names_itself,
+    reference_to,
+    references_in,
+    split_name,
+)
 from agent_server.workflow.dry_run import dry_run
 from agent_server.workflow.graph import analyse
 from agent_server.workflow.picture import draw, mermaid, states_of
-from agent_server.workflow.ports import MAX_CHAIN
 from agent_server.workflow.source import read_source
-from agent_server.workflow.validation import invalid, parse, reference_to, split_name, validate
+from agent_server.workflow.validation import invalid, parse, validate
 from agent_server.workflow.values import did_you_mean
 
 NAMES_KNOWN: Final = 1_000
@@ -150,37 +157,33 @@ class Library:
             raise UnknownWorkflow(error.detail, hint=error.hint) from error
         return {**stored.definition, "version": stored.version}
 
-    async def pinned(self, tenant: Tenant, workflow: JsonObject) -> JsonObject:
+    async def pinned(
+        self, tenant: Tenant, workflow: JsonObject, *, stored: bool = False
+    ) -> JsonObject:
         """``workflow`` with every stored definition that its nodes name written down in it.
 
-        Raises ``UnknownWorkflow``, and ``InvalidWorkflow`` for one that comes to call itself.
+        ``stored``: it is kept under its name itself; else its own name, wherever it is called, means
+        what is sent here. Raises ``UnknownWorkflow``, and ``InvalidWorkflow`` for one that comes to
+        call itself.
         """
         held: dict[str, JsonObject] = dict(workflow.get("workflows") or {})
-
-        async def follow(definition: JsonObject, chain: tuple[str, ...], entry: str = "") -> None:
-            model, _ = parse(definition)
-            for node in walk(model.nodes if model else ()):
-                if not isinstance(node, WorkflowNode):
-                    continue
-                if not isinstance(node.workflow, str):
-                    await follow(node.workflow, chain, entry or node.id)
-                    continue
-                name, version = split_name(node.workflow, node.version)
+        outermost, _ = parse(workflow)
+        models = [outermost, *(parse(each)[0] for each in held.values())]
+        for _ in range(MAX_CHAIN):
+            named = [ref for model in models if model for ref in references_in(model)]
+            models = []
+            for name, version in dict.fromkeys(named):
+                itself = not stored and outermost and names_itself(outermost, name, version)
                 reference = reference_to(name, version)
-                if reference not in held:
+                if not itself and reference not in held:
                     held[reference] = await self.definition(tenant, name, version)
-                found = held[reference]
-                title = _title(found)
-                longer = (*chain, title)
-                if title in chain or len(longer) > MAX_CHAIN:
-                    raise _endless(longer, workflow, entry or node.id)
-                if title not in followed:
-                    await follow(found, longer, entry or node.id)
-                    followed.add(title)
-
-        followed = set[str]()
-        await follow(workflow, (_title(workflow),))
-        return {**workflow, "workflows": held} if held else workflow
+                    models.append(parse(held[reference])[0])
+        pinned = {**workflow, "workflows": held} if held else workflow
+        model, _ = parse(pinned)
+        errors = [] if model is None else list(endless(analyse(model)))
+        if errors:
+            raise invalid(errors)
+        return pinned
 
     async def dry_run(self, tenant: Tenant, asked: DryRunRequest) -> DryRun:
         """The way that a workflow would go. Raises ``InvalidRequest`` or a kind of it."""
@@ -188,7 +191,8 @@ class Library:
         if isinstance(workflow, str):
             workflow = await self.definition(tenant, *split_name(workflow))
         self._check(workflow, None)
-        return await dry_run(tenant, await self.pinned(tenant, workflow), asked)
+        pinned = await self.pinned(tenant, workflow, stored=isinstance(asked.workflow, str))
+        return await dry_run(tenant, pinned, asked)
 
     async def graph(self, tenant: Tenant, name: str, version: str | None = None) -> WorkflowGraph:
         """A stored workflow as nodes and edges. Raises ``NotFound``."""
@@ -285,23 +289,3 @@ def _label_errors(data: JsonObject, name: str | None) -> Sequence[FieldError]:
         hint = "Use letters, digits, '.', '_', '+' and '-', at most 64, or leave it out."
         found.append(FieldError(path="/version", message=message, hint=hint))
     return found
-
-
-def _title(definition: JsonObject) -> str:
-    return reference_to(str(definition.get("name")), definition.get("version"))
-
-
-def _endless(chain: tuple[str, ...], workflow: JsonObject, entry: str) -> InvalidWorkflow:
-    """``entry``: the node of ``workflow`` through which the chain goes."""
-    model, _ = parse(workflow)
-    assert model is not None
-    message = (
-        f"the workflow calls itself: {' → '.join(chain)}"
-        if chain[-1] in chain[:-1]
-        else f"more than {MAX_CHAIN} workflows stand inside each other: {' → '.join(chain)}"
-    )
-    return InvalidWorkflow(
-        message[0].upper() + message[1:] + ".",
-        hint="Use a loop, whose bound says how often it may go round.",
-        errors=[FieldError(path=analyse(model).places[entry].path, message=message)],
-    )

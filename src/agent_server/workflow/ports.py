@@ -4,14 +4,11 @@ Leans on the domain alone. Refuses to know how definitions are kept; a run asks 
 workflow that it begins, and keeps what it was told in its ledger.
 """
 
-from typing import Final, Protocol
+from typing import Protocol
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import UnknownWorkflow
 from agent_server.domain.ids import Tenant
-
-MAX_CHAIN: Final = 8
-"""How many workflows may stand inside each other."""
 
 
 class StoredWorkflows(Protocol):

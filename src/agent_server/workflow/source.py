@@ -28,6 +28,18 @@ _WORDS: Final[Mapping[str, Any]] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+_HINTS: Final[Mapping[str, str]] = {
+    "cannot start any token": "YAML is indented by spaces, not by tabs; a text that begins with "
+    "'@', '`', '%' or '|' stands in quotes.",
+    "mapping values are not allowed": "A text with ': ' in it stands in quotes; what belongs to a "
+    "key is indented deeper than it.",
+    "did not find expected": "Look at the indentation, here and in the line before: the fields of a "
+    "node begin in one column, and so do the '- ' of a list. Quotes and brackets are closed.",
+    "could not find expected ':'": "A field is written 'name: value'; what belongs to it is indented "
+    "deeper than it.",
+    "unknown escape character": "Use single quotes, in which a backslash is itself.",
+}
+"""What mends the file, by words of the parser."""
 _INT = re.compile(r"[-+]?[0-9]{1,300}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]{1,300}(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
 
@@ -101,17 +113,17 @@ def _unreadable(error: Exception) -> InvalidWorkflow:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
     line = None if mark is None else mark.line + 1
-    tab = "cannot start any token" in str(problem)
-    hint = "YAML is indented by spaces, not by tabs." if tab else None
+    hint = next((hint for words, hint in _HINTS.items() if words in str(problem)), None)
     return _refused(f"it is neither YAML nor JSON: {problem}", line, hint=hint)
 
 
 def _refused(message: str, line: int | None, *, hint: str | None = None) -> InvalidWorkflow:
     where = "" if line is None else f" in line {line}"
+    hint = hint or "Send one YAML or JSON document."
     return InvalidWorkflow(
         f"The workflow cannot be read{where}: {message}.",
-        hint=hint or "Send one YAML or JSON document.",
-        errors=[FieldError(path="", message=message, line=line)],
+        hint=hint,
+        errors=[FieldError(path="", message=message, line=line, hint=hint)],
     )
 
 
@@ -186,7 +198,8 @@ class _Reader:
                 path = f"{holder.path}/{len(holder.value)}"
                 holder.value.append(value)
             elif holder.key is None:
-                raise _refused("a key must be a text", line)
+                hint = 'A value with {{ … }} in it stands in quotes: "{{ inputs.topic }}".'
+                raise _refused("a key must be a text", line, hint=hint)
             else:
                 path = f"{holder.path}/{holder.key}"
                 holder.value[holder.key] = value

@@ -5,6 +5,7 @@ names of agents and tools. Refuses to know how a workflow is carried out.
 """
 
 import copy
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final, Protocol
@@ -15,7 +16,7 @@ from pydantic_core import ErrorDetails
 from agent_server.actions.firing import trigger_fault
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError, InvalidRequest, InvalidWorkflow
-from agent_server.domain.json_schema import faults_in, schema_fault
+from agent_server.domain.json_schema import KEYWORDS, faults_in, schema_fault
 from agent_server.domain.workflows import (
     NODE_MODELS,
     NODE_TYPES,
@@ -30,9 +31,10 @@ from agent_server.domain.workflows import (
     WorkflowDefinition,
     WorkflowNode,
 )
+from agent_server.workflow.calls import endless, split_name
 from agent_server.workflow.checks import check, names_missing
 from agent_server.workflow.graph import MAX_PROBLEMS, Graph, analyse
-from agent_server.workflow.values import RESERVED, did_you_mean
+from agent_server.workflow.values import RESERVED, did_you_mean, kind_of
 
 MAX_REPORTED: Final = 100
 """Errors listed; the message counts all of them."""
@@ -63,6 +65,7 @@ def validate(
     workflows: Collection[str] | None = None,
     known: Iterable[str] = (),
     line: Line | None = None,
+    under_way: bool = False,
 ) -> WorkflowDefinition:
     """``definition`` as a model, if nothing is wrong with it.
 
@@ -70,29 +73,45 @@ def validate(
     its line where ``line`` finds one (``source.Source.line``), and a suggestion. The names that
     exist are those of ``catalog``, ``actions`` and ``workflows`` (stored ones); without one of
     them its names are not looked at. ``known`` are ids of nodes that ended earlier, which a
-    revised plan may refer to.
+    revised plan may refer to. ``under_way``: what calls itself is told by the node that comes to.
     """
-    model, errors = parse(definition)
-    if model is not None:
-        broken = {error.path for error in errors}
-        graph = analyse(model, known)
-        if workflows is not None and model.workflows:
-            workflows = {*workflows, *(split_name(held)[0] for held in model.workflows)}
-        found = [
-            *graph.problems,
-            *islice(_names(graph, catalog, actions), MAX_PROBLEMS),
-            *islice(check(graph, catalog), MAX_PROBLEMS),
-            *_sub_workflows(graph, catalog, actions, workflows),
-            *_held(model, catalog, actions, workflows),
-            *_local_names(graph),
-            *_schemas(graph),
-            *_actions(model, graph, actions),
-        ]
-        errors += [e for e in found if not any(_within(e.path, path) for path in broken)]
+    graph, errors = _faults(definition, catalog, actions, workflows, known)
+    if graph is not None:
+        for reference, held in graph.definition.workflows.items():
+            _, found = _inner(held, f"/workflows/{reference}", catalog, actions, workflows)
+            errors += found
+        errors += () if under_way else endless(graph)
     if errors:
         raise invalid(errors, line)
-    assert model is not None
-    return model
+    assert graph is not None
+    return graph.definition
+
+
+def _faults(
+    definition: WorkflowDefinition | JsonObject,
+    catalog: Catalog | None,
+    actions: Collection[str] | None,
+    workflows: Collection[str] | None,
+    known: Iterable[str] = (),
+) -> tuple[Graph | None, list[FieldError]]:
+    """The order of ``definition``, and its faults but for the workflows that it holds."""
+    model, errors = parse(definition)
+    if model is None:
+        return None, errors
+    broken = {error.path for error in errors}
+    graph = analyse(model, known)
+    if workflows is not None:
+        workflows = {*workflows, model.name, *(split_name(held)[0] for held in model.workflows)}
+    found = [
+        *graph.problems,
+        *islice(_names(graph, catalog, actions), MAX_PROBLEMS),
+        *islice(check(graph, catalog), MAX_PROBLEMS),
+        *_sub_workflows(graph, catalog, actions, workflows),
+        *_local_names(graph),
+        *_schemas(graph),
+        *_actions(model, graph, actions),
+    ]
+    return graph, errors + [e for e in found if not any(_within(e.path, p) for p in broken)]
 
 
 def invalid(errors: Iterable[FieldError], line: Line | None = None) -> InvalidWorkflow:
@@ -148,7 +167,7 @@ def parse(
     for _ in range(_ROUNDS):
         real = [p for p in problems if not _only_follows(p)]
         if not errors:
-            errors = [_form_error(definition, p) for p in real]
+            errors = _joined(_form_error(definition, p) for p in real)
         for problem in real:
             _mend(mended, problem)
         try:
@@ -163,8 +182,11 @@ def _only_follows(problem: ErrorDetails) -> bool:
     return problem["type"] == "too_short" and bool(problem["input"])
 
 
-def _steps(definition: Any, loc: tuple[int | str, ...]) -> tuple[list[Any], Any]:
-    """``loc`` without the node types that pydantic puts into it, and the holder of its end."""
+def _steps(definition: Any, problem: ErrorDetails) -> tuple[list[Any], Any]:
+    """Where it is, without the types that pydantic puts in there, and the holder of its end."""
+    loc = problem["loc"]
+    if problem["type"] in _KINDS and loc and loc[-1] in _ALTERNATIVES:
+        loc = loc[:-1]
     steps: list[Any] = []
     value = definition
     holder: Any = None
@@ -184,7 +206,7 @@ def _steps(definition: Any, loc: tuple[int | str, ...]) -> tuple[list[Any], Any]
 
 
 def _form_error(definition: Any, problem: ErrorDetails) -> FieldError:
-    steps, holder = _steps(definition, problem["loc"])
+    steps, holder = _steps(definition, problem)
     path = "".join(f"/{part}" for part in steps)
     kind, message, hint = problem["type"], problem["msg"], None
     if kind == "extra_forbidden":
@@ -211,7 +233,59 @@ def _form_error(definition: Any, problem: ErrorDetails) -> FieldError:
     elif kind == "string_pattern_mismatch" and steps and steps[-1] == "id":
         message = f"{problem['input']!r} cannot be an id"
         hint = "An id begins with a letter and goes on with letters, digits, '_' and '-'."
+    elif kind == "literal_error":
+        message = f"{problem['input']!r} is none of {problem['ctx']['expected']}"
+        hint = did_you_mean(str(problem["input"]), re.findall("'([^']*)'", message)[1:])
+    elif kind in _KINDS:
+        message, hint = _wrong_kind(problem, steps)
+    else:
+        message = message.replace("Input should be", "it must be").replace("String", "the text")
     return FieldError(path=path, message=message, hint=hint)
+
+
+_KINDS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "an object"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "string_type": "text",
+}
+"""What was asked for, by pydantic's name of the error."""
+_ALTERNATIVES: Final = ("str", "int", "float", "tuple[any, ...]", "dict[str,any]")
+"""What pydantic appends to the place of a field that takes one of several types."""
+
+
+def _joined(errors: Iterable[FieldError]) -> list[FieldError]:
+    """``errors``, of which those about the types that one field takes are told as one."""
+    found: dict[tuple[str, str], FieldError] = {}
+    for error in errors:
+        wanted, a_type, given = error.message.partition(", not ")
+        key = (error.path, "" if a_type else error.message)
+        if key in found:
+            other = found[key].message.partition(", not ")[0]
+            message = f"{other} or {wanted.removeprefix('it must be ')}, not {given}"
+            error = error.model_copy(update={"message": message})
+        found[key] = error
+    return list(found.values())
+
+
+def _wrong_kind(problem: ErrorDetails, steps: list[Any]) -> tuple[str, str | None]:
+    given, field, wanted = (
+        problem["input"],
+        str(steps[-1] if steps else ""),
+        _KINDS[problem["type"]],
+    )
+    shown = f"{given!r}" if isinstance(given, str) and len(given) < 60 else kind_of(given)
+    hint = None
+    if wanted == "a list" and isinstance(given, str):
+        hint = f"Write [{given}]."
+    elif wanted == "a list":
+        hint = "Begin each of them with '- '."
+    elif field == "retry":
+        hint = f"Write {{max_attempts: {given}}}." if isinstance(given, int) else None
+    elif field.endswith("_s") and isinstance(given, str):
+        hint = "Seconds, without a unit."
+    return f"it must be {wanted}, not {shown}", hint
 
 
 def _fields(holder: Any, steps: list[Any]) -> list[str]:
@@ -230,7 +304,7 @@ def _fields(holder: Any, steps: list[Any]) -> list[str]:
 
 def _mend(definition: JsonObject, problem: ErrorDetails) -> None:
     """Put a stand-in where ``problem`` is, so that everything else can be checked."""
-    steps, holder = _steps(definition, problem["loc"])
+    steps, holder = _steps(definition, problem)
     end = steps[-1] if steps else None
     kind = problem["type"]
     try:
@@ -320,19 +394,6 @@ def _unknown(path: str, what: str, name: str, known: Collection[str]) -> FieldEr
     return FieldError(path=path, message=f"there is no {what} {name!r}", hint=hint)
 
 
-def split_name(workflow: str, version: str | int | None = None) -> tuple[str, str | None]:
-    """The name and the version that ``name@version`` stands for, or a name and ``version``."""
-    name, at, written = workflow.partition("@")
-    if at:
-        return name, written
-    return name, None if version is None else str(version)
-
-
-def reference_to(name: str, version: str | None) -> str:
-    """What ``split_name`` splits."""
-    return name if version is None else f"{name}@{version}"
-
-
 def _sub_workflows(
     graph: Graph,
     catalog: Catalog | None,
@@ -351,41 +412,26 @@ def _sub_workflows(
             if workflows is not None and name not in workflows:
                 yield _unknown(f"{path}/workflow", "stored workflow", name, workflows)
             continue
-        try:
-            inner = _inner(node.workflow, catalog, actions, workflows)
-        except InvalidWorkflow as invalid:
-            for error in invalid.errors:
-                yield error.model_copy(update={"path": f"{path}/workflow{error.path}"})
-        else:
+        inner, errors = _inner(node.workflow, f"{path}/workflow", catalog, actions, workflows)
+        yield from errors
+        if inner is not None and not errors:
             yield from names_missing(node.input, inner.inputs, f"{path}/input")
-
-
-def _held(
-    model: WorkflowDefinition,
-    catalog: Catalog | None,
-    actions: Collection[str] | None,
-    workflows: Collection[str] | None,
-) -> Iterator[FieldError]:
-    for reference, definition in model.workflows.items():
-        try:
-            _inner(definition, catalog, actions, workflows)
-        except InvalidWorkflow as invalid:
-            for error in invalid.errors:
-                yield error.model_copy(update={"path": f"/workflows/{reference}{error.path}"})
 
 
 def _inner(
     definition: JsonObject,
+    path: str,
     catalog: Catalog | None,
     actions: Collection[str] | None,
     workflows: Collection[str] | None,
-) -> WorkflowDefinition:
-    """A definition inside another one, if nothing is wrong with it."""
-    inner = validate(definition, catalog, actions=actions, workflows=workflows)
-    if inner.workflows:
+) -> tuple[WorkflowDefinition | None, list[FieldError]]:
+    """A definition that stands at ``path`` of another one, and its faults."""
+    graph, errors = _faults(definition, catalog, actions, workflows)
+    if graph is not None and graph.definition.workflows:
         message = "only the outermost definition of a run holds 'workflows'"
-        raise InvalidWorkflow(message, errors=[FieldError(path="/workflows", message=message)])
-    return inner
+        errors.append(FieldError(path="/workflows", message=message))
+    placed = [error.model_copy(update={"path": f"{path}{error.path}"}) for error in errors]
+    return None if graph is None else graph.definition, placed
 
 
 def _local_names(graph: Graph) -> Iterable[FieldError]:
@@ -401,8 +447,16 @@ def _local_names(graph: Graph) -> Iterable[FieldError]:
 
 def _schemas(graph: Graph) -> Iterable[FieldError]:
     schemas: list[tuple[str, JsonObject]] = []
-    if graph.definition.inputs is not None:
-        schemas.append(("/inputs", graph.definition.inputs))
+    inputs = graph.definition.inputs
+    if inputs is not None:
+        schemas.append(("/inputs", inputs))
+        for name in () if "properties" in inputs else inputs:
+            if name not in KEYWORDS and not name.startswith(("$", "x-")):
+                yield FieldError(
+                    path=f"/inputs/{name}",
+                    message=f"{name!r} is no keyword of JSON Schema",
+                    hint=f"Write inputs: {{properties: {{{name}: {{type: string}}}}}}.",
+                )
     for place in graph.places.values():
         if isinstance(place.node, (AgentNode, ApproachNode, PlanNode)) and place.node.output_schema:
             schemas.append((f"{place.path}/output_schema", place.node.output_schema))
