@@ -220,7 +220,11 @@ class Recall:
         return self._answer(connection, query, rows, ranked)
 
     def _answer(
-        self, connection: Connection, query: MemoryQuery, rows: Sequence[Sequence[Any]], ranked: Ranked
+        self,
+        connection: Connection,
+        query: MemoryQuery,
+        rows: Sequence[Sequence[Any]],
+        ranked: Ranked,
     ) -> list[Found]:
         """The first ``limit`` without two of the same wording, and no more of a kind than asked."""
         kept: list[tuple[int, int]] = []
