@@ -182,3 +182,13 @@ async def test_vacuum_says_what_it_would_delete_and_what_it_deleted(
     assert "1 deleted: runs that succeeded" in capsys.readouterr().out
     async with running(url, {"agent": _agent}) as runs:
         assert await left(runs, ids) == {"young"}
+
+
+@pytest.mark.parametrize("role", ["api", "worker", "all"])
+async def test_an_api_server_deletes_nothing_by_itself(sqlite_url: str, role: str) -> None:
+    """One that looks at a restored copy would empty the place of large values that the original
+    still uses."""
+    async with running(sqlite_url, {}, role=role, retention_days=1):
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        assert ({"engine-forget", "engine-collect"} <= names) is (role != "api")
+        assert bool({"engine-forget", "engine-collect"} & names) is (role != "api")

@@ -165,11 +165,13 @@ class Engine:
             await self.roster.relay.start()
         if self.roster.slots:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
+            # Not by an API server: one that only looks at a restored copy must not delete from a
+            # place for large values that the original still uses.
+            forgetting = keep_forgetting(self.database, self._settings)
+            self._loops.append(asyncio.create_task(forgetting, name="engine-forget"))
+            collecting = keep_collecting(self.database)
+            self._loops.append(asyncio.create_task(collecting, name="engine-collect"))
         self._loops.append(asyncio.create_task(self._watch.run(), name="engine-watch"))
-        forgetting = keep_forgetting(self.database, self._settings)
-        self._loops.append(asyncio.create_task(forgetting, name="engine-forget"))
-        collecting = keep_collecting(self.database)
-        self._loops.append(asyncio.create_task(collecting, name="engine-collect"))
 
     def _joined(self, url: str) -> Relay:
         roster = self.roster
