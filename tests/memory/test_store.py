@@ -86,6 +86,16 @@ async def test_nothing_of_what_was_deleted_is_left_in_the_file(
     assert (await store.get(ONE, kept.memory.id)).content == "keep this zeppelin"
 
 
+async def test_what_was_bought_answers_a_question_about_buying(store: MemoryStore) -> None:
+    await store.add(ONE, [fact("We bought it in Paris."), fact("The children slept."), fact("Tea")])
+    for query, found in (
+        ("buy", "We bought it in Paris."),
+        ("a sleeping child", "The children slept."),
+    ):
+        results = await store.search(ONE, MemoryQuery(query=query))
+        assert [one.memory.content for one in results] == [found]
+
+
 async def test_one_writer_and_four_readers_never_meet_a_locked_database(
     store: MemoryStore,
 ) -> None:
