@@ -10,7 +10,7 @@ import time_machine
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import SessionBusy
 from agent_server.domain.ids import DEFAULT_TENANT
-from agent_server.domain.runs import RunStatus
+from agent_server.domain.runs import Run, RunStatus
 from agent_server.execution.ports import TaskContext
 from tests.execution.kit import event_types, finished, running, submit
 
@@ -123,8 +123,12 @@ async def test_two_nodes_begin_what_is_due_once_whatever_their_clock_does(
             running(postgres_url, {"agent": agent}) as runs,
             running(postgres_url, {"agent": agent}) as beside,
         ):
-            due = {
-                name: [
+            due: dict[str, list[Run]] = {}
+            for name, moment in (
+                ("summer", "2026-10-25T02:30:00+02:00"),
+                ("winter", "2026-10-25T02:30:00+01:00"),
+            ):
+                due[name] = [
                     await submit(
                         (runs, beside)[n % 2],
                         **{"agent": "a", "input": f"{name} {n}"},
@@ -132,11 +136,6 @@ async def test_two_nodes_begin_what_is_due_once_whatever_their_clock_does(
                     )
                     for n in range(10)
                 ]
-                for name, moment in {
-                    "summer": "2026-10-25T02:30:00+02:00",
-                    "winter": "2026-10-25T02:30:00+01:00",
-                }.items()
-            }
             clock.shift(15 * 60)
             for run in due["summer"]:
                 assert (await finished(beside, run)).output == "done"
