@@ -210,7 +210,8 @@ def build_parts(
     def observe(events: list[EventBase]) -> None:
         for event in events:
             metrics.observe(event)
-            log_end(event)
+            if event.ends_run:
+                log_end(event)
         if consolidator is not None:
             consolidator.notice(events)
 

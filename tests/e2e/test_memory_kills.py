@@ -120,6 +120,8 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
     (folder / "guide.md").write_text("# Guide\n\n" + "Words. " * 400 + "\n\n## Kiln\n\nRoom 3.")
     (folder / "sub" / "note.txt").write_text("The loom is in room 7.")
     (folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 broken")
+    (folder / "empty.txt").touch()
     (folder / "out").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_text("not this either")
     api = house.start()
@@ -128,7 +130,9 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
         imported = house.run("memory", "import", str(folder), *at)
         assert imported.exit_code() == 1
         assert "picture.png" in imported.output and "not text" in imported.output
-        assert "2 documents imported, 1 failed" in imported.output
+        assert "broken.pdf: The document is not a PDF that can be read" in imported.output
+        assert "empty.txt: The memory is not valid: content must not be empty." in imported.output
+        assert "2 documents imported, 3 failed" in imported.output
         titles = {memory["metadata"]["title"] for memory in everything(api)}
         assert titles == {"guide.md", "sub/note.txt"} and len(everything(api)) == 2
     (folder / "sub" / "note.txt").write_text("The loom is in room 8.")
@@ -142,6 +146,8 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
         MEMORIES, json={"kind": "knowledge", "content": {"a": [1]}, "importance": 0.5}
     ).raise_for_status()
     before = everything(api)
+    said = house.run("memory", "export", "-", *at)
+    assert said.exit_code() == 0 and len(said.output.splitlines()) == len(before), said.output
     files = {suffix: tmp_path / f"all{suffix}" for suffix in (".jsonl", ".json")}
     for file in files.values():
         out = house.run("memory", "export", str(file), *at)
@@ -184,6 +190,9 @@ def test_what_is_wrong_with_a_file_is_said_line_by_line_and_the_rest_is_imported
     assert missing.exit_code() == 1 and "no file or folder" in missing.output
     stats = house.run("memory", "stats", "--json")
     assert stats.exit_code() == 0 and json.loads(stats.output)["memories"] == 2
+    for wrong in (("add", " "), ("search", "x", "--kind", "banana")):
+        refused = house.run("memory", *wrong)
+        assert refused.exit_code() == 1 and "Error: The " in refused.output, refused.output
     added = house.run("memory", "add", "Ada likes green.", "--subject", "ada", "--key", "a")
     assert added.exit_code() == 0
     identity = added.output.strip().splitlines()[-1]

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]  # ships no types
 import pytest
 from sqlalchemy import Connection, inspect, select, text
 
@@ -16,6 +17,7 @@ from agent_server.storage.tables import metadata
 from tests.memory.kit import Home, home
 from tests.memory.test_tools import script
 from tests.support.durable import say
+from tests.support.postgres import PostgresServer
 
 SECRET = "zanzibarquux"
 LEARN = ("remember", {"content": f"Ada lives in {SECRET}.", "key": "ada/home"})
@@ -218,3 +220,25 @@ def _rows_of(connection: Connection, tenant: str) -> dict[str, list[tuple[Any, .
         name: sorted(map(tuple, connection.execute(query).all()), key=str)
         for name, query in asked.items()
     }
+
+
+async def test_on_postgresql_a_full_vacuum_takes_the_last_bytes_out_of_its_files(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    """As docs/memory.md tells operators: tables and indexes, but for the log."""
+    if (files := postgres_server.files) is None:
+        pytest.skip("the server of TEST_POSTGRES_URL keeps its files to itself")
+    url = postgres_server.fresh_database()
+    async with home(url, tmp_path, rule=script(LEARN, RECALL)) as server:
+        await server.run(f"I live in {SECRET}.", subject="ada", session_id="first")
+        connection = await asyncpg.connect(url)
+        own = await connection.fetchval(
+            "SELECT oid::text FROM pg_database WHERE datname = current_database()"
+        )
+        await connection.execute("CHECKPOINT")
+        assert files_with(files / "base" / own, SECRET)
+        assert (await server.call("DELETE", "/subjects/ada"))["files"] == "left to vacuum"
+        await connection.execute("VACUUM FULL")
+        await connection.execute("CHECKPOINT")
+        await connection.close()
+        assert files_with(files / "base" / own, SECRET) == []

@@ -160,6 +160,11 @@ class PostgresServer:
             process.wait()
 
     @property
+    def files(self) -> Path | None:
+        """The folder of its files; None for a server that was given."""
+        return None if self._folder is None else self._data
+
+    @property
     def _data(self) -> Path:
         assert self._folder is not None
         return self._folder / "data"

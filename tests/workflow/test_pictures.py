@@ -103,6 +103,93 @@ async def test_a_dry_run_says_which_stubs_name_nothing() -> None:
         await dry(EVERYTHING, variables={"n": "x"})
 
 
+UNDONE = """\
+name: saga
+nodes:
+  - {id: book, type: tool, tool: echo, arguments: {value: b}, compensate: [
+      {id: unbook, type: tool, tool: echo, arguments: {value: "not {{ nodes.book.output }}"}}]}
+  - {id: sub, type: workflow, workflow: {name: sub, nodes: [
+      {id: hire, type: tool, tool: echo, compensate: [{id: fire, type: set, variables: {x: 1}}]},
+      {id: sign, type: tool, tool: echo}]}, compensate: [{id: unsub, type: tool, tool: echo}]}
+  - {id: pay, type: tool, tool: echo, compensate: [{id: refund, type: tool, tool: echo}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("errors", "undone"),
+    [
+        ({}, []),
+        ({"book": "tool_error"}, []),
+        ({"pay": "tool_error"}, ["2!.1 unsub", "1!.1 unbook"]),
+        ({"pay": "task_timeout"}, ["3!.1 refund", "2!.1 unsub", "1!.1 unbook"]),
+        ({"sign": "tool_error"}, ["2.1!.1 fire", "1!.1 unbook"]),
+        ({"pay": "tool_error", "unsub": "tool_error"}, ["2!.1 unsub", "1!.1 unbook"]),
+    ],
+)
+async def test_a_dry_run_that_fails_tells_what_would_be_undone_and_in_which_order(
+    errors: dict[str, str], undone: list[str]
+) -> None:
+    found = await dry(UNDONE, errors=errors, outputs={"book": "B"})
+    told = {f"{n.path} {n.node}": n for n in found.nodes if "!" in n.path}
+    assert (list(told), found.status) == (undone, "failed" if errors else "succeeded")
+    if "1!.1 unbook" in told:
+        assert told["1!.1 unbook"].input["arguments"] == {"value": "not B"}
+    if "unsub" in errors:
+        assert found.error is not None and "'sub' could not be undone" in (found.error.hint or "")
+
+
+STANDING = """\
+name: w
+nodes:
+  - {id: ask, type: approval, subject: "Pay {{ inputs.n }}?", on_reject: continue}
+  - {id: rest, type: plan, goal: "Do {{ inputs.n }}", output_schema: {type: array, items: {type: integer}}}
+  - {id: each, type: map, over: nodes.rest.output, on_item_error: drop, nodes: [
+      {id: work, type: tool, tool: echo, arguments: {value: "{{ item }}"}}]}
+  - {id: go, type: wait, signal: "go-{{ len(nodes.each.output) }}"}
+  - id: race
+    type: parallel
+    first: 2
+    branches:
+      - [{id: slow, type: wait, duration_s: 60, compensate: [{id: unslow, type: tool, tool: echo}]},
+         {id: then, type: tool, tool: echo}, {id: last, type: tool, tool: echo}]
+      - [{id: quick, type: tool, tool: echo}]
+      - [{id: odd, type: tool, tool: echo, on_error: saved},
+         {id: saved, type: tool, tool: echo}]
+"""
+
+
+async def test_a_dry_run_waits_for_nobody_and_takes_what_it_is_told_of_those_who_decide() -> None:
+    said = {"rest": [4, 5], "go": {"by": 1}, "ask": {"approved": False}}
+    found = await dry(STANDING, variables={"n": 3}, outputs=said, errors={"3.2.1": "tool_error"})
+    told = {n.path: n for n in found.nodes}
+    assert found.status == "succeeded", found.error
+    assert told["1"].input["subject"] == "Pay 3?" and told["1"].output == {"approved": False}
+    assert told["2"].input["goal"] == "Do 3" and not told["2"].made_up
+    assert [told[p].status for p in ("3.1.1", "3.2.1", "3")] == ["succeeded", "failed", "succeeded"]
+    assert told["4"].input == {"signal": "go-1"} and told["4"].output == {"by": 1}
+    assert told["5"].output == ["[what quick gives]", "[what odd gives]"]
+    assert told["5.3.2"].status == "skipped"
+    assert "5.1.3" not in told and told["5.1.1!.1"].node == "unslow"
+    made_up = await dry(STANDING, variables={"n": 3}, errors={"quick": "tool_error"})
+    told = {n.path: n for n in made_up.nodes}
+    assert told["1"].output["approved"] is True and told["2"].made_up
+    assert told["5"].output[-1] == "[what last gives]" and "5.1.1!.1" not in told
+    rescued = await dry(STANDING, variables={"n": 3}, errors={"odd": "tool_error"})
+    told = {n.path: n.status for n in rescued.nodes}
+    assert (told["5.3.1"], told["5.3.2"]) == ("failed", "succeeded")
+
+
+async def test_a_dry_run_that_fails_on_what_was_made_up_says_so() -> None:
+    text = (
+        "name: w\nnodes:\n  - {id: list, type: agent, agent: clerk, input: x}\n"
+        "  - {id: each, type: map, over: nodes.list.output, nodes: [{id: s, type: set, variables: {x: 1}}]}"
+    )
+    found = await dry(text)
+    assert found.error is not None and "not a list" in found.error.message
+    assert "made up" in (found.error.hint or "")
+    assert (await dry(text, outputs={"list": [1]})).status == "succeeded"
+
+
 async def test_a_dry_run_that_would_not_end_is_stopped() -> None:
     text = (
         "name: w\ninputs: {properties: {n: {type: integer}}}\nnodes:\n"

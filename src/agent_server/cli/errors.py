@@ -21,9 +21,10 @@ def report(error: BaseException) -> bool:
     return True
 
 
-def print_error(info: ErrorInfo) -> None:
-    """Print a recorded error on stderr: message, the fields that are wrong, hint."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+def print_error(info: ErrorInfo, console: Console | None = None) -> None:
+    """Print a recorded error on stderr: message, the fields that are wrong, hint. ``console`` is
+    the one of a progress bar that is shown, which the lines then stand above."""
+    console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(Text.assemble(("Error: ", "bold red"), printable(info.message)))
     for field in info.errors:
         line = f" line {field.line}" if field.line is not None else ""

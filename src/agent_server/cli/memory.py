@@ -28,7 +28,7 @@ async def search(where: Target, query: str, fields: dict[str, Any], *, as_json: 
         return
     for one in found:
         why = ", ".join(f"{name} {value:.3f}" for name, value in one.matched.items())
-        _print(one.memory, f"{one.score:.3f} ({why})")
+        _print(one.memory, f"score {one.score:.3f}: {why}")
     if not found:
         wide_console().print("Nothing is found.")
 
@@ -118,7 +118,10 @@ def _print(memory: Memory, score: str = "") -> None:
     run = f" in {source.run_id}" if source.run_id else ""
     head = f"{memory.id}  {memory.kind}  {memory.created_at:%Y-%m-%d %H:%M}  by {by}{run}"
     out = wide_console()
-    out.print(Text(f"{head}  {score}".rstrip(), style="bold"), soft_wrap=True)
+    out.print(Text(head, style="bold"), soft_wrap=True)
+    details = [f"key {printable(memory.key)}"] if memory.key is not None else []
+    if details := [*details, score] if score else details:
+        out.print(Text(f"  {', '.join(details)}", style="dim"), soft_wrap=True)
     out.print(Text(f"  {_text(memory)}"), soft_wrap=True)
 
 

@@ -100,7 +100,9 @@ def import_(
 def export(
     file: Annotated[
         File,
-        typer.Argument(help="`.json`: one readable file; else JSONL. Default: JSONL to stdout."),
+        typer.Argument(
+            help="`.json`: one readable file; else JSONL. Default, and `-`: JSONL to stdout."
+        ),
     ] = None,
     namespace: NamespaceOption = None,
     kind: KindOption = None,

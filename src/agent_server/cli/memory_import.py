@@ -16,7 +16,14 @@ from typing import Any, TextIO
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from agent_server.cli.connect import Target, connect
 from agent_server.cli.errors import print_error
@@ -48,7 +55,7 @@ async def run_export(where: Target, file: Path | None, filters: dict[str, Any]) 
     """Export what the filters leave to ``file``, or to stdout."""
     async with connect(where, LOOKING) as client:
         found = client.memories.export(**filters)
-        if file is None:
+        if file is None or file == Path("-"):
             await _write_lines(found, sys.stdout)
             return
         with file.open("w", encoding="utf-8") as out:
@@ -72,8 +79,8 @@ async def _import_documents(
                 await client.memories.add(**_document(file, name), **given)
             except AgentServerError as error:
                 failed += 1
-                _complain(name, error)
-            bar()
+                bar.complain(name, error)
+            bar.done()
     sys.stderr.write(f"{len(files) - failed} documents imported, {failed} failed\n")
     return failed == 0
 
@@ -128,8 +135,8 @@ async def _import_memories(
                 waiting.append(_memory(line, given, seen))
             except (ValidationError, ValueError) as error:
                 failed += 1
-                _complain(f"{source.name}:{number}", InvalidRequest(_words(error)))
-                bar()
+                bar.complain(f"{source.name}:{number}", InvalidRequest(_words(error)))
+                bar.done()
             if len(waiting) >= batch:
                 written += await _write(client, waiting, bar)
         written += await _write(client, waiting, bar)
@@ -179,11 +186,11 @@ def _media_type(metadata: JsonObject) -> str:
     return "text/markdown" if metadata.get("media_type") == "text/markdown" else "text/plain"
 
 
-async def _write(client: AgentServerClient, waiting: list[MemoryInput], bar: Any) -> int:
+async def _write(client: AgentServerClient, waiting: list[MemoryInput], bar: "_Bar") -> int:
     count = len(waiting)
     if count:
         await client.memories.add_all(waiting)
-        bar(count)
+        bar.done(count)
         waiting.clear()
     return count
 
@@ -213,28 +220,34 @@ async def _write_readable(found: AsyncIterator[Any], out: TextIO) -> int:
 # What a person sees
 
 
+class _Bar:
+    """What is done of it, and what went wrong, which is said above the bar."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def done(self, count: int = 1) -> None:
+        self._progress.advance(self._task, count)
+
+    def complain(self, place: str, error: AgentServerError) -> None:
+        info = error.info()
+        told = ErrorInfo(code=info.code, message=f"{place}: {info.message}", hint=info.hint)
+        print_error(told, self._progress.console)
+
+
 @asynccontextmanager
-async def _progress(total: int, what: str) -> AsyncIterator[Any]:
-    """A bar on a terminal's stderr; call what it gives for each part that is done."""
+async def _progress(total: int, what: str) -> AsyncIterator[_Bar]:
+    """A bar on a terminal's stderr."""
     columns: Sequence[Any] = (
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-
-        def advance(count: int = 1) -> None:
-            bar.advance(task, count)
-
-        yield advance
-
-
-def _complain(place: str, error: AgentServerError) -> None:
-    info = error.info()
-    print_error(ErrorInfo(code=info.code, message=f"{place}: {info.message}", hint=info.hint))
+        yield _Bar(bar, bar.add_task(what, total=total))
 
 
 def _words(error: Exception) -> str:

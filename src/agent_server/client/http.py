@@ -4,14 +4,15 @@ Leans on httpx2 and the domain's error tree. Refuses to know which calls exist.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from agent_server.domain.errors import (
     AgentServerError,
     FieldError,
+    InvalidRequest,
     ModelError,
     Unavailable,
     error_codes,
@@ -20,6 +21,9 @@ from agent_server.domain.errors import (
 START_HINT = (
     "Start one with `agent-server serve`, or give its address with `--server` or AGENT_SERVER_URL."
 )
+
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class UnexpectedAnswer(AgentServerError):
@@ -65,6 +69,23 @@ def transport_error(url: httpx2.URL | str, error: httpx2.HTTPError) -> Unavailab
 
 def _reason(error: httpx2.HTTPError) -> str:
     return (str(error) or type(error).__name__).rstrip(".")
+
+
+def checked(model: type[M], fields: Mapping[str, Any], what: str) -> M:
+    """``fields`` as a ``model``, before they are sent. Raises ``InvalidRequest``, which calls it
+    ``what``."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        errors = [
+            FieldError(
+                path="/".join(str(p) for p in e["loc"]),
+                message=e["msg"].removeprefix("Value error, "),
+            )
+            for e in error.errors()
+        ]
+        told = "; ".join(f"{e.path}: {e.message}" if e.path else e.message for e in errors)
+        raise InvalidRequest(f"The {what} is not valid: {told}.", errors=errors) from error
 
 
 async def failed(response: httpx2.Response) -> AgentServerError:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import httpx2
 
-from agent_server.client.http import exchange, failed, transport_error
+from agent_server.client.http import checked, exchange, failed, transport_error
 from agent_server.client.runs import Page
 from agent_server.domain.base import JsonObject
 from agent_server.domain.memories import (
@@ -39,7 +39,7 @@ class MemoriesClient:
     async def add(self, content: Any, *, kind: str = "knowledge", **fields: Any) -> Memory:
         """Write one memory. Without an ``idempotency_key`` of yours, one is made for this call."""
         key = fields.pop("idempotency_key", None)
-        draft = MemoryInput.model_validate({"kind": kind, "content": content, **fields})
+        draft = checked(MemoryInput, {"kind": kind, "content": content, **fields}, "memory")
         answer = await self._post(PREFIX, _body(draft), key)
         return Memory.model_validate(answer)
 
@@ -54,7 +54,7 @@ class MemoriesClient:
     async def search(self, query: str | MemoryQuery, **fields: Any) -> Sequence[Found]:
         """What an agent that asked the same would be given, best first, with why."""
         if isinstance(query, str):
-            query = MemoryQuery.model_validate({"query": query, **fields})
+            query = checked(MemoryQuery, {"query": query, **fields}, "search")
         body = query.model_dump(mode="json", exclude_unset=True)
         answer = await exchange(self._http, "POST", f"{PREFIX}/search", json=body)
         return [Found.model_validate(found) for found in answer["data"]]

@@ -16,9 +16,9 @@ import anyio
 import httpx2
 from pydantic import ValidationError
 
-from agent_server.client.http import exchange, failed, transport_error
+from agent_server.client.http import checked, exchange, failed, transport_error
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import FieldError, InvalidRequest, Unavailable
+from agent_server.domain.errors import Unavailable
 from agent_server.domain.events import EVENT, Event
 from agent_server.domain.history import Comparison, ForkedRun, Redact, RunExport
 from agent_server.domain.plans import PlanDifference, PlanEdit, PlanState
@@ -71,7 +71,7 @@ class RunsClient:
         With ``wait_s`` (at most 60) the answer may be the ended run. Without a key of yours, one
         is made for this call, so that a request repeated by the network makes one run.
         """
-        body = request if request is not None else _request(fields)
+        body = request if request is not None else checked(RunRequest, fields, "run")
         answer = await exchange(
             self._http,
             "POST",
@@ -332,18 +332,6 @@ def _event(data: str) -> Event:
         return EVENT.validate_json(data)
     except ValidationError:
         return EVENT.validate_python(json.loads(data))
-
-
-def _request(fields: JsonObject) -> RunRequest:
-    try:
-        return RunRequest.model_validate(fields)
-    except ValidationError as error:
-        errors = [
-            FieldError(path="/".join(str(p) for p in e["loc"]), message=e["msg"])
-            for e in error.errors()
-        ]
-        told = "; ".join(f"{e.path}: {e.message}" if e.path else e.message for e in errors)
-        raise InvalidRequest(f"The run is not valid. {told}", errors=errors) from error
 
 
 def _place(run_id: str, task: str | None) -> str:

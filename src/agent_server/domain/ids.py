@@ -33,12 +33,9 @@ def derived_id(prefix: str, owner: str, name: str) -> str:
     """A UUIDv7 too, but always the same for the same ``name``: of the moment at which the id
     ``owner`` was made, and of what is theirs alone."""
     moment = int(owner.rpartition("_")[2], 16) >> 80
-    chance = int.from_bytes(
-        sha256(f"{owner}/{name}".encode("utf-8", "surrogatepass")).digest()[:10], "big"
-    )
-    version, variant = 0x7 << 76, 0b10 << 62
-    fields = (chance & ~(0xF << 76) & ~(0b11 << 62)) | version | variant
-    return f"{prefix}_{moment << 80 | fields:032x}"
+    chance = sha256(f"{owner}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
+    variant = "89ab"[int(chance[4], 16) & 0b11]
+    return f"{prefix}_{moment:012x}7{chance[1:4]}{variant}{chance[5:20]}"
 
 
 def task_path(run_id: str, task: str, step: str) -> str:

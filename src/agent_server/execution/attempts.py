@@ -6,7 +6,6 @@ Leans on the journal and the ports. Refuses to act: the engine does.
 import asyncio
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Row
@@ -90,11 +89,11 @@ class Attempt:
     """Its row is still to be inserted."""
     task: "asyncio.Task[None] | None" = None
     journal: DurableJournal | None = None
+    identity: TaskId | None = field(init=False)
+    """The task's id; a run's root has none."""
 
-    @cached_property
-    def identity(self) -> TaskId | None:
-        """The task's id; a run's root has none."""
-        return task_id(self.local.snapshot.id, self.path) if self.path else None
+    def __post_init__(self) -> None:
+        self.identity = task_id(self.local.snapshot.id, self.path) if self.path else None
 
     @property
     def ordered(self) -> bool:

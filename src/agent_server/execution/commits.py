@@ -28,7 +28,7 @@ from agent_server.domain.runs import Usage
 from agent_server.execution import store
 from agent_server.execution.budget import Meter, warnings
 from agent_server.execution.crash import crash_point
-from agent_server.execution.events import EventHub, StoredEvent, splice_seq
+from agent_server.execution.events import TERMINAL, EventHub, StoredEvent, splice_seq
 from agent_server.execution.ports import Holder, LostLease, StepRecord, Suspend
 from agent_server.storage.database import Database
 from agent_server.storage.outside import owned
@@ -131,9 +131,11 @@ HandOver = Callable[[], Entry | None]
 
 @dataclass(frozen=True)
 class _Stored:
-    """``published`` is for readers; None: they must look in the store."""
+    """``events`` are for readers, the first with the number ``first``; None: they must look in the
+    store."""
 
-    published: list[StoredEvent] | None
+    events: list[tuple[str, str]] | None
+    first: int
     observed: list[EventBase]
     existing: dict[str, Row[Any]]
     ended: bool = True
@@ -300,10 +302,10 @@ class Commits:
         """Whoever waits, readers and observers hear of what was stored."""
         if any(entry.batch.settled or entry.batch.cut_off for entry in entries):
             self.meter.settled()
-        if stored.published is None:
+        if stored.events is None:
             self.hub.wake(self.run_id)
-        elif stored.published:
-            self.hub.publish(self.run_id, stored.published)
+        elif stored.events:
+            self.hub.publish(self.run_id, self._told(stored.first, stored.events))
         self._observe(stored.observed)
         for birth in births:
             if birth.path not in stored.existing:
@@ -313,6 +315,15 @@ class Commits:
         for entry in entries:
             self._untold.pop(entry, None)
             entry.told(None, stored.ended and entry.last is not None)
+
+    def _told(self, first: int, events: list[tuple[str, str]]) -> list[StoredEvent]:
+        """As readers get them; where there are none, what ends the run is enough."""
+        whole = self.hub.read(self.run_id)
+        return [
+            StoredEvent(seq, kind, splice_seq(seq, data))
+            for seq, (kind, data) in enumerate(events, first)
+            if whole or kind in TERMINAL
+        ]
 
     def _tell_failed(self, one: Birth | Entry, error: Exception) -> None:
         self._untold.pop(one, None)
@@ -341,16 +352,15 @@ class Commits:
                 entries = entries if ended else [replace(entry, last=None)]
         existing = self._take_hold(connection, births, entries)
         if not entries:
-            return _Stored([], [], existing)
+            return _Stored([], 0, [], existing)
         for entry in entries:
             for write in entry.batch.writes:
                 write(connection)
             if entry.last is not None and entry.last.also is not None:
                 # Before the run's row is locked: tasks first, then their run, by everybody.
                 entry.last.also(connection)
-        used = dict(store.NO_USAGE)
-        growth = [_grown(used, entry.batch.used) for entry in entries]
-        warned = self._settle(connection, entries, growth)
+        used = _sum([usage for entry in entries for usage in entry.batch.used])
+        warned = self._settle(connection, entries)
         count = sum(
             len(entry.batch.events) + len(said) + (entry.last.count if entry.last else 0)
             for entry, said in zip(entries, warned, strict=True)
@@ -375,11 +385,7 @@ class Commits:
         ]
         if steps:
             store.upsert_steps(connection, self._tenant, self.run_id, steps)
-        published = [
-            StoredEvent(first + i, kind, splice_seq(first + i, data))
-            for i, (kind, data) in enumerate(events)
-        ]
-        return _Stored(published, observed, existing, ended)
+        return _Stored(events, first, observed, existing, ended)
 
     def _take_hold(
         self, connection: Connection, births: Sequence[Birth], entries: Sequence[Entry]
@@ -419,9 +425,7 @@ class Commits:
             store.end_tasks(connection, ends)
         return existing
 
-    def _settle(
-        self, connection: Connection, entries: Sequence[Entry], growth: Sequence[dict[str, int]]
-    ) -> list[list[EventBase]]:
+    def _settle(self, connection: Connection, entries: Sequence[Entry]) -> list[list[EventBase]]:
         """Give back what the calls that ended had reserved; what is to be said of the budget by
         each entry."""
         meter = self.meter
@@ -435,6 +439,7 @@ class Commits:
             store.forget_reservations(connection, self.run_id)
         elif settled:
             store.settle(connection, self.run_id, settled)
+        growth = [_sum(entry.batch.used) for entry in entries]
         if not any(any(used.values()) for used in growth):
             return [[] for _ in entries]
         before: Any = store.locked_run_row(connection, self.run_id)
@@ -465,7 +470,7 @@ class Commits:
         if ended:
             totals = store.engine_run_row(connection, self.run_id)
             said = self._last_words(entry, store.usage_of(totals))
-        return _Stored(None, entry.batch.observed + said, {}, ended)
+        return _Stored(None, 0, entry.batch.observed + said, {}, ended)
 
 
 def _distinct(births: list[Birth]) -> tuple[list[Birth], list[Birth]]:
@@ -493,14 +498,13 @@ def _company(entries: Sequence[Entry], unborn: Collection[str]) -> tuple[list[En
     return some, rest
 
 
-def _grown(used: dict[str, int], usages: Sequence[Usage]) -> dict[str, int]:
-    """What ``usages`` come to, added to ``used`` too."""
-    more = dict(store.NO_USAGE)
+def _sum(usages: Sequence[Usage]) -> dict[str, int]:
+    """What ``usages`` come to."""
+    used = dict(store.NO_USAGE)
     for usage in usages:
         for name, amount in store.usage_columns(usage).items():
-            more[name] += amount
             used[name] += amount
-    return more
+    return used
 
 
 def _end(holder: Holder, last: Ending) -> dict[str, Any]:

@@ -265,13 +265,14 @@ class Engine:
     async def _claim_loop(self) -> None:
         while not self.roster.draining:
             await wait_nudged(self.roster.wake, POLL_S)
+            self.roster.unseen = True
             free = self.roster.slots - self.roster.busy
             if free <= 0 or self.roster.draining:
                 continue
             claim = partial(self._claim, free=free, tries=self._may_try())
             try:
                 rows, more = await self.database.write(claim)
-                self.roster.contended = more
+                self.roster.contended = self.roster.unseen = more
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
                 if more and len(rows) == free:
@@ -467,7 +468,10 @@ class Engine:
         if attempt.outcome is None:
             self.hub.wake(run_id)
         self.roster.busy -= 1
-        self.roster.wake.set()
+        if attempt.path and attempt.outcome is not None:
+            self.roster.freed()
+        else:  # It may be queued again, or what stood behind its run may be.
+            self.roster.wake.set()
         self.roster.answer(run_id, attempt.path, attempt.outcome)
 
     async def _fail_unrecorded(

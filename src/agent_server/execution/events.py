@@ -150,6 +150,12 @@ class EventHub:
             self._elsewhere is not None and self._elsewhere.wanted(run_id)
         )
 
+    def read(self, run_id: str) -> bool:
+        """Whether anybody reads the run's facts, here or elsewhere."""
+        return run_id in self._readers or (
+            self._elsewhere is not None and self._elsewhere.wanted(run_id)
+        )
+
     def followed(self) -> list[str]:
         """The runs whose events, or whose end, somebody waits for here."""
         return list(self._readers.keys() | self._ends.keys())

@@ -52,6 +52,8 @@ class Roster:
         self.turns = store.Turns()
         self.contended = False
         """More was due when last looked than could be taken: what is new stands in the queue."""
+        self.unseen = True
+        """There may be more to take than was seen when last looked."""
         self.runs: dict[str, LocalRun] = {}
         self.waiters: dict[tuple[str, str], list[asyncio.Future[TaskOutcome]]] = {}
         self.wake = asyncio.Event()
@@ -84,6 +86,12 @@ class Roster:
         self.wake.set()
         if self.relay is not None and not self.free_slot():
             self.relay.tell_work()
+
+    def freed(self) -> None:
+        """A slot is free: look for a task, unless there was none left when last looked. One that has
+        come since was offered."""
+        if self.unseen or self.tenant_slots:
+            self.wake.set()
 
     def share(self) -> None:
         """There is something to take, best by another node: this one looks a little later."""
@@ -151,7 +159,7 @@ class Roster:
         attempt.awaited += 1
         if attempt.awaited == 1:
             self.busy -= 1
-            self.wake.set()
+            self.freed()
 
     def take_slot_back(self, attempt: Attempt) -> None:
         attempt.awaited -= 1

@@ -7,7 +7,7 @@ come from, how runs are stored, and what becomes of the result.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any, Protocol, TypeVar
 
@@ -23,18 +23,18 @@ from agent_server.execution.ports import Suspend, TaskContext
 from agent_server.inference.approvals import SeenCall, ask, ask_for_all, needs_consent
 from agent_server.inference.attachments import Fetch
 from agent_server.inference.durable_run import (
+    At,
     DurableRun,
     HintedPolicies,
     Place,
     Throttle,
     ToolPolicies,
-    at,
     enter,
 )
 from agent_server.inference.failures import SEE_LOG, as_run_error
 from agent_server.inference.hosting import install, run_at
 from agent_server.inference.ledgered_model import History
-from agent_server.inference.ledgered_tool import called, instrument
+from agent_server.inference.ledgered_tool import called, ledger
 from agent_server.inference.prices import Prices
 from agent_server.inference.steered import Steered
 from agent_server.inference.tailored import calls_among, client_tools
@@ -232,7 +232,7 @@ class AgentLoop:
         """What a part of the run of ``agent`` gives; what it raises is told as ``run`` promises."""
         run = place.run
         try:
-            with at(place):
+            with At(place):
                 result = await playing
         except asyncio.CancelledError as cancelled:
             run.stop(cancelled)
@@ -266,17 +266,17 @@ class AgentLoop:
         run = self._durable_run(ctx, None, one_call=True)
         above, _, call_id = key.rpartition("/")
         place = enter(run, above.removesuffix("tool").rstrip("/"))
-        instrument(run, [tool])
+        ledger(tool)
         text = json.dumps(arguments)
         tool_context: ToolContext[Any] = ToolContext(
             context=None,
-            usage=replace(_UNUSED, request_usage_entries=[]),
+            usage=_unused(),
             tool_name=tool.name,
             tool_call_id=call_id,
             tool_arguments=text,
         )
         try:
-            with at(place):
+            with At(place):
                 if await needs_consent(run, tool, tool_context, arguments, call_id):
                     whole = place.scope.tool_key(call_id)
                     await ask(run, SeenCall(None, whole, tool.qualified_name, arguments, tool))
@@ -325,7 +325,15 @@ class AgentLoop:
 
 
 _UNUSED = Usage()
-"""Made once: the SDK checks each part of it anew."""
+
+
+def _unused() -> Usage:
+    """As ``Usage()``, of which the SDK checks each part anew."""
+    usage = object.__new__(Usage)
+    usage.__dict__.update(_UNUSED.__dict__, request_usage_entries=[])
+    return usage
+
+
 _NOT_SAID = frozenset({"tool_approval_item"})
 """Items of the SDK's own bookkeeping, which no model reads."""
 

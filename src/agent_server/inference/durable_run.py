@@ -6,11 +6,10 @@ exceptions of tools into text for the model.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
-    contextmanager,
     nullcontext,
 )
 from contextvars import ContextVar
@@ -166,17 +165,16 @@ class DurableRun:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
-    @contextmanager
-    def acting(self, key: str) -> Iterator[None]:
-        """While the tool call ``key`` acts: ``suspend`` lets it end, so that none is cut off."""
+    def acts(self, key: str) -> None:
+        """The tool call ``key`` acts, until it has ``acted``: ``suspend`` lets it end, so that none is
+        cut off."""
         self._acting.add(key)
         self._quiet.clear()
-        try:
-            yield
-        finally:
-            self._acting.discard(key)
-            if not self._acting:
-                self.on_loop(self._quiet.set)
+
+    def acted(self, key: str) -> None:
+        self._acting.discard(key)
+        if not self._acting:
+            self.on_loop(self._quiet.set)
 
     def on_loop(self, act: Callable[..., None], *args: Any) -> None:
         """``act(*args)`` on the run's own loop: at once if this is it."""
@@ -233,14 +231,19 @@ PLACE: ContextVar[Place | None] = ContextVar("agent_server_place", default=None)
 """Set inside a durable run, and inherited by whatever tasks and threads it starts."""
 
 
-@contextmanager
-def at(place: Place) -> Iterator[None]:
-    """Run the block at ``place``."""
-    token = PLACE.set(place)
-    try:
-        yield
-    finally:
-        PLACE.reset(token)
+class At:
+    """Runs its block at a place. Written out, since each call of a tool passes through two."""
+
+    __slots__ = ("_place", "_token")
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        self._token = PLACE.set(self._place)
+
+    def __exit__(self, *_: object) -> None:
+        PLACE.reset(self._token)
 
 
 def enter(run: DurableRun, *parts: str) -> Place:

@@ -11,6 +11,7 @@ when a model is about to be asked with the tool, since nothing can call it befor
 import asyncio
 import inspect
 import json
+import math
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ from agent_server.inference.approvals import (
 )
 from agent_server.inference.audit import AUDIT
 from agent_server.inference.claims import Scope
-from agent_server.inference.durable_run import PLACE, DurableRun, Place, at
+from agent_server.inference.durable_run import PLACE, At, DurableRun, Place
 from agent_server.inference.reconcile import reconciled
 from agent_server.inference.tags import hint
 from agent_server.inference.tool_output import output_from_json, output_to_json
@@ -64,13 +65,18 @@ def instrument(run: DurableRun, tools: Iterable[Tool]) -> None:
         if not isinstance(tool, FunctionTool):
             continue
         hold_by_policy(run, tool)
-        invoke = tool.on_invoke_tool
-        if isinstance(invoke, _LedgeredInvoker) or hasattr(invoke, _OURS):
-            continue
-        if isinstance(invoke, _FailureHandlingFunctionToolInvoker):
-            tool.on_invoke_tool = _LedgeredInvoker(tool, invoke)
-        else:
-            tool.on_invoke_tool = _ledgered(tool, invoke)
+        ledger(tool)
+
+
+def ledger(tool: FunctionTool) -> None:
+    """Make the calls of ``tool`` steps of whichever durable run they happen in."""
+    invoke = tool.on_invoke_tool
+    if isinstance(invoke, _LedgeredInvoker) or hasattr(invoke, _OURS):
+        return
+    if isinstance(invoke, _FailureHandlingFunctionToolInvoker):
+        tool.on_invoke_tool = _LedgeredInvoker(tool, invoke)
+    else:
+        tool.on_invoke_tool = _ledgered(tool, invoke)
 
 
 async def _as_called(ctx: ToolContext[Any], input: str) -> Any:
@@ -172,7 +178,7 @@ async def call_tool(
         audit.tool(now, recorded, earlier is not None)
         earlier = recorded
         if tool._is_agent_tool and recorded is not None and recorded.status == "done":
-            with at(place.inside(key)):
+            with At(place.inside(key)):
                 output = await invoke(context, arguments)
             run.check()
             audit.output(f"the agent {name!r}", output_to_json(tool, output), recorded.output, key)
@@ -221,11 +227,14 @@ async def call_tool(
             if call.overdue():
                 return await call.timed_out(context, cast(float, tool.timeout_seconds), True)
             raise
-        with at(inside):
+        with At(inside):
             if container:
                 return await call.carry_out(context, arguments, invoke)
-            with run.acting(key):
+            run.acts(key)
+            try:
                 return await call.carry_out(context, arguments, invoke)
+            finally:
+                run.acted(key)
 
 
 @dataclass(frozen=True)
@@ -248,7 +257,7 @@ class _Call:
         output: Any = None
         timed_out = True
         try:
-            with anyio.move_on_after(limit_s):
+            with anyio.CancelScope(deadline=self._deadline(limit_s)):
                 output = await invoke(context, arguments)
                 timed_out = False
         except asyncio.CancelledError:
@@ -300,6 +309,10 @@ class _Call:
             gone_s = asyncio.get_running_loop().time() - self.entered_s
             return max(0.0, own - min(0.01, own * 0.02) - gone_s), True
         return policy, False
+
+    def _deadline(self, limit_s: float | None) -> float:
+        """By the loop's clock."""
+        return math.inf if limit_s is None else asyncio.get_running_loop().time() + limit_s
 
     def overdue(self) -> bool:
         """Whether the tool's own timeout has passed, so that a cancellation is the SDK's.

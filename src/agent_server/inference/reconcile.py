@@ -16,7 +16,7 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import AgentServerError
 from agent_server.domain.runs import Reconciled, WaitingFor
 from agent_server.execution.ports import StepRecord, Suspend, reconciled_key
-from agent_server.inference.durable_run import Place, at
+from agent_server.inference.durable_run import At, Place
 
 
 async def reconciled(place: Place, tool: FunctionTool, doubted: StepRecord) -> Reconciled:
@@ -66,7 +66,7 @@ async def _asked(place: Place, tool: FunctionTool, doubted: StepRecord) -> Recon
         tool_arguments=text,
     )
     try:
-        with at(place.inside(doubted.key)):
+        with At(place.inside(doubted.key)):
             said = await invoke_function_tool(function_tool=asked, context=context, arguments=text)
         if isinstance(said, str):
             said = json.loads(said)

@@ -9,7 +9,7 @@ namespace; nothing but the answer's own rows is read whole.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import lru_cache
@@ -23,11 +23,11 @@ from sqlalchemy import (
     Connection,
     Float,
     Integer,
-    Row,
     Select,
     and_,
     bindparam,
     cast,
+    exists,
     func,
     literal_column,
     null,
@@ -40,7 +40,7 @@ from sqlalchemy import (
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import InvalidRequest, Unavailable
 from agent_server.domain.ids import Tenant
-from agent_server.domain.memories import Found, MemoryQuery
+from agent_server.domain.memories import Found, MemoryKind, MemoryQuery
 from agent_server.memory.moments import Period, asks_for_latest, periods_in
 from agent_server.memory.ranking import (
     Candidates,
@@ -110,6 +110,25 @@ class NoVectors:
         return ()
 
 
+class _Read(NamedTuple):
+    """What is read of a candidate, in this order."""
+
+    serial: int
+    space: int | None
+    """None of one that the query may not find: nothing else is told of it."""
+    session_id: str | None
+    position: int | None
+    author: str | None
+    words: str
+    length: int
+    happened: int
+    importance: float | None
+    cosine: float | None
+    kind: MemoryKind
+    by_text: int
+    """1 if it is among the best by text. Of a row whose serial is -n: how many have word n."""
+
+
 class Recall:
     """Searches one store."""
 
@@ -157,19 +176,16 @@ class Recall:
         spaces = self._spaces(connection, tenant, query.namespace)
         if not spaces:
             return []
-        statistics = _joined([self._statistics(connection, space) for space in spaces])
+        parts = {space: self._statistics(connection, space) for space in spaces}
+        statistics = _joined(parts.values())
         words = query_words(query.query) if query.mode != "vector" else []
-        counts: Counter[str] = Counter()
-        for space in spaces if words else ():
-            counts.update(self._store.words.occurrences(connection, space, words))
-        rare = {word: rarity(counts[word], statistics.rows) for word in counts}
-        if len(rare) > MAX_WORDS:
-            rare = dict(sorted(rare.items(), key=lambda pair: -pair[1])[:MAX_WORDS])
+        if len(words) > MAX_WORDS:
+            words = self._rarest(connection, spaces, words)
         periods = periods_in(query.query[:MAX_QUERY_CHARS], now)
         facets = [self._has_value(spaces, key, value) for key, value in query.filter.items()]
         asked = _Asked(
-            self._store, rare, max(statistics.mean_length, 1.0), periods if rare else [],
-            vectors, found_by(connection.dialect.name, query, now, *facets),
+            self._store, words, periods if words else [], vectors,
+            found_by(connection.dialect.name, query, now, *facets),
             _Most(
                 max(TEXT_CANDIDATES, query.limit), max(VECTOR_CANDIDATES, 2 * query.limit),
                 min(max(ROOTS, 2 * query.limit), MOST_ROOTS) if query.mode != "vector" else 0,
@@ -177,7 +193,13 @@ class Recall:
             bool(query.filter),
         )  # fmt: skip
         narrow = narrows(query)
-        rows = [row for space in spaces for row in asked.rows(connection, space, narrow)]
+        rows: list[_Read] = []
+        counts: Counter[str] = Counter()
+        for space, part in parts.items():
+            found, held = asked.rows(connection, space, part, narrow)
+            rows += found
+            counts.update(held)
+        rare = {word: rarity(counts[word], statistics.rows) for word in words if counts[word]}
         recency = query.recency
         if not recency and asks_for_latest(query.query):
             recency = self._weights.latest
@@ -194,7 +216,7 @@ class Recall:
         return self._answer(connection, query, rows, ranked)
 
     def _answer(
-        self, connection: Connection, query: MemoryQuery, rows: Sequence[Any], ranked: Ranked
+        self, connection: Connection, query: MemoryQuery, rows: Sequence[_Read], ranked: Ranked
     ) -> list[Found]:
         """The first ``limit`` without two of the same wording, and no more of a kind than asked."""
         kept: list[int] = []
@@ -236,6 +258,15 @@ class Recall:
             self._store.remember_space(tenant, name, number)
         return [number]
 
+    def _rarest(
+        self, connection: Connection, spaces: Sequence[int], words: Sequence[str]
+    ) -> list[str]:
+        """As many of ``words`` as are looked for."""
+        counts: Counter[str] = Counter()
+        for space in spaces:
+            counts.update(self._store.words.occurrences(connection, space, words))
+        return sorted(counts, key=lambda word: counts[word])[:MAX_WORDS]
+
     def _has_value(self, spaces: Sequence[int], key: str, value: Any) -> ColumnElement[bool]:
         values = value if isinstance(value, list) else [value]
         if not values:
@@ -269,8 +300,7 @@ class _Asked:
     """A query, made ready for the indexes."""
 
     store: MemoryStore
-    rare: dict[str, float]
-    mean_length: float
+    words: Sequence[str]
     periods: Sequence[Period]
     vectors: Sequence[QueryVector]
     scope: Scope
@@ -278,32 +308,38 @@ class _Asked:
     passing: bool
     """Whether its condition is a new one each time, and not worth keeping."""
 
-    def rows(self, connection: Connection, space: int, narrow: bool) -> list[Row[Any]]:
+    def rows(
+        self, connection: Connection, space: int, statistics: Statistics, narrow: bool
+    ) -> tuple[list[_Read], dict[str, int]]:
         """The best of a namespace by text, by vector and by date, and what stands around them, as
-        far as the query may find it.
+        far as the query may find it; and how many memories there have each word.
 
         Unless it is ``narrow`` the indexes are first asked for whatever they hold, which costs no
         look at the rows; and once more when some took the places of others and may not be found:
         replaced, or expired.
         """
-        rows = self._read(connection, space, narrow)
+        read = [_Read._make(row) for row in self._read(connection, space, statistics, narrow)]
+        rows = [row for row in read if row.serial > 0]
         found = [row for row in rows if row.space is not None]
         if not narrow and len(found) < len(rows):
             full = sum(row.by_text for row in rows) >= self.most.by_text or (
                 sum(row.cosine is not None for row in rows) >= self.most.by_vector
             )
             if full:
-                return self.rows(connection, space, True)
-        return found
+                return self.rows(connection, space, statistics, True)
+        return found, {self.words[-row.serial - 1]: row.by_text for row in read if row.serial < 0}
 
-    def _read(self, connection: Connection, space: int, narrow: bool) -> Sequence[Row[Any]]:
+    def _read(
+        self, connection: Connection, space: int, statistics: Statistics, narrow: bool
+    ) -> Sequence[Any]:
         words, index = self.store.words, self.store.vectors
-        if not self.rare and not self.vectors:
+        if not self.words and not self.vectors:
             return []
         within = self.scope if narrow else None
         values = {"space": space, **self.scope.values}
-        if self.rare:
-            values |= words.sought(space, self.rare, self.mean_length)
+        if self.words:
+            mean_length = max(statistics.mean_length, 1.0)
+            values |= words.sought(space, self.words, statistics.rows, mean_length)
         for n, one in enumerate(self.vectors):
             values |= index.sought(  # type: ignore[union-attr]  # is not None
                 connection, one.embedder, n, one.vector, space, within, self.most.by_vector
@@ -312,7 +348,7 @@ class _Asked:
         for n, period in enumerate(dates):
             values |= {f"from{n}": _midnight(period.start), f"to{n}": _midnight(period.end)}
         shape = (
-            connection.dialect.name, words if self.rare else None, index,
+            connection.dialect.name, words if self.words else None, index,
             tuple(one.embedder for one in self.vectors), len(dates),
             self.scope.condition, narrow, self.most,
         )  # fmt: skip
@@ -347,7 +383,7 @@ def _around_the_best(
 ) -> Select[Any]:
     """What the ranking reads of the candidates, and of what stands within ``REACH`` of a root in
     its conversation: one row for each, with nothing but its serial where ``condition`` does not
-    hold."""
+    hold. And a row for each word, see ``_Read.by_text``."""
     within = condition if narrow else None
     no_cosine: ColumnElement[Any] = cast(null(), Float).label("cosine")
     not_by_text: ColumnElement[Any] = cast(0, Integer).label("by_text")
@@ -359,8 +395,10 @@ def _around_the_best(
         roots.append(select(best.subquery().c.serial))
 
     if words is not None:
-        by_text = words.best(within, most.by_text).cte("by_text")
+        best, counted = words.best(within, most.by_text)
+        by_text = best.cte("by_text")
         found.append(select(by_text.c.serial, no_cosine, cast(1, Integer).label("by_text")))
+        found.append(select(-counted.c.n, no_cosine, counted.c.count))
         best_of(by_text, by_text.c.score)
     seen: list[CTE] = []
     for n, embedder in enumerate(embedders):
@@ -373,7 +411,7 @@ def _around_the_best(
         found.append(cosines.where(*(near.c.serial.not_in(select(cte.c.serial)) for cte in seen)))
         best_of(near, near.c.distance)
         seen.append(near)
-    if dates:
+    if words is not None and dates:
         spans = [
             and_(
                 m.c.occurred_at >= bindparam(f"from{n}", type_=Moment()),
@@ -382,8 +420,9 @@ def _around_the_best(
             for n in range(dates)
         ]
         dated = select(m.c.serial).where(
-            m.c.space == bindparam("space"), m.c.occurred_at.is_not(None), or_(*spans), condition
-        )
+            m.c.space == bindparam("space"), m.c.occurred_at.is_not(None), or_(*spans), condition,
+            exists(select(counted.c.n)),
+        )  # fmt: skip
         dated_cte = dated.limit(literal_column(str(DATE_CANDIDATES))).cte("by_date")
         found.append(select(dated_cte.c.serial, no_cosine, not_by_text))
     if most.roots and roots:
@@ -409,8 +448,10 @@ def _around_the_best(
         .group_by(every.c.serial)
         .cte("wanted")
     )
+    # Not to be looked for by its namespace, all of which PostgreSQL would else read for each row.
+    space = bindparam("space", type_=Integer)
     allowed = and_(
-        m.c.serial == wanted.c.serial, m.c.space == bindparam("space", type_=Integer), condition
+        m.c.serial == wanted.c.serial, m.c.space + literal_column("0") == space, condition
     )
     return select(
         wanted.c.serial,
@@ -447,13 +488,13 @@ def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
 
 
-def _joined(parts: Sequence[Statistics]) -> Statistics:
+def _joined(parts: Collection[Statistics]) -> Statistics:
     rows = sum(part.rows for part in parts)
     words = sum(part.rows * part.mean_length for part in parts)
     return Statistics(rows, words / rows if rows else 1.0)
 
 
-def _candidates(rows: Sequence[Any], words: Sequence[str]) -> Candidates:
+def _candidates(rows: Sequence[_Read], words: Sequence[str]) -> Candidates:
     columns: Sequence[Sequence[Any]] = tuple(zip(*rows, strict=True)) or ((),) * 10
     serials, spaces, sessions, positions, authors, texts, lengths = columns[:7]
     happened, importance, cosines = columns[7:10]

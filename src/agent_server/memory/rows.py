@@ -134,7 +134,7 @@ class Ready:
         self._made: dict[Dialect, tuple[str, list[_Bind]]] = {}
 
     def rows(self, connection: Connection, values: JsonObject) -> Sequence[Any]:
-        """Run it with ``values`` for what it binds, by name."""
+        """Run it with ``values`` for what it binds, by name; each row is a tuple."""
         made = self._made.get(connection.dialect)
         if made is None:
             self._made.clear()
@@ -144,7 +144,9 @@ class Ready:
             values.get(name, fixed) if stored is None else stored(values.get(name, fixed))
             for name, fixed, stored in binds
         ]
-        return connection.exec_driver_sql(statement, tuple(bound)).all()
+        with connection.exec_driver_sql(statement, tuple(bound)) as result:
+            assert result.cursor is not None, statement
+            return result.cursor.fetchall()
 
     def _make(self, dialect: Dialect) -> "tuple[str, list[_Bind]]":
         made = self._query.compile(dialect=dialect)
@@ -172,10 +174,12 @@ def insert_rows(connection: Connection, rows: Sequence[JsonObject]) -> None:
         [row[name] for row in rows] if stored is None else [stored(row[name]) for row in rows]
         for name, stored in columns
     ]
-    in_rows = connection.dialect.name == "sqlite"
-    connection.exec_driver_sql(
-        statement, list(zip(*values, strict=True)) if in_rows else tuple(values)
-    )
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(statement, list(zip(*values, strict=True)))
+        return
+    # What is NULL in every row takes no list: the shorter ones are filled up with it.
+    given = [[] if column.count(None) == len(rows) else column for column in values]
+    connection.exec_driver_sql(statement, tuple(given))
 
 
 @lru_cache(maxsize=8)

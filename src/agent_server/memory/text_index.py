@@ -6,10 +6,11 @@ with the others. Refuses to rank: it hands out candidates by a rough score, of w
 ``memory.ranking`` makes the order, the same on both.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from sqlalchemy import (
+    CTE,
     TEXT,
     ColumnElement,
     Connection,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
@@ -34,7 +36,7 @@ from agent_server.memory.rows import Ready, listed
 from agent_server.memory.words import FACET
 from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import SECURE_TEXT_INDEX
-from agent_server.storage.tables import memories
+from agent_server.storage.tables import JsonText, memories
 
 K1, B = 1.2, 0.75
 """The usual constants of BM25 (Robertson and Zaragoza, 2009)."""
@@ -66,12 +68,13 @@ class TextIndex(Protocol):
     ) -> dict[str, int]:
         """How many rows of the namespace have each word; those of none are left out."""
 
-    def best(self, within: ColumnElement[bool] | None, limit: int) -> Select[Any]:
+    def best(self, within: ColumnElement[bool] | None, limit: int) -> tuple[Select[Any], CTE]:
         """The query for the ``serial`` of rows with any of the words, with a rough ``score`` of
-        which the least is the best; ``within`` None for any version that there is."""
+        which the least is the best; ``within`` None for any version that there is. And, as
+        ``occurrences``, for how many rows (``count``) have the ``n``-th word, from 1."""
 
-    def sought(self, space: int, weights: Mapping[str, float], mean_length: float) -> JsonObject:
-        """The values that ``best`` binds."""
+    def sought(self, space: int, words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
+        """The values that ``best`` binds: ``rows`` are in the namespace, of that length."""
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint
@@ -139,15 +142,22 @@ class Fts5:
         rows = _COUNTED.rows(connection, {"terms": list(asked)})
         return {asked[term]: count for term, count in rows}
 
-    def best(self, within: ColumnElement[bool] | None, limit: int) -> Select[Any]:
+    def best(self, within: ColumnElement[bool] | None, limit: int) -> tuple[Select[Any], CTE]:
+        terms = func.json_each(bindparam("terms", type_=JsonText()))
+        term = terms.table_valued(column("key", Integer), column("value", TEXT), name="term")
+        counted = select((term.c.key + 1).label("n"), _vocabulary.c.doc.label("count")).select_from(
+            term.join(_vocabulary, _vocabulary.c.term == term.c.value)
+        )
         asked = select(_fts.c.rowid.label("serial"), _fts.c.rank.label("score"))
         asked = asked.where(_fts.c.memory_words.op("MATCH")(bindparam("sought")))
         if within is not None:
             asked = asked.join(memories, memories.c.serial == _fts.c.rowid).where(within)
-        return asked.order_by(_fts.c.rank).limit(literal_column(str(limit)))
+        best = asked.order_by(_fts.c.rank).limit(literal_column(str(limit)))
+        return best, counted.cte("counted")
 
-    def sought(self, space: int, weights: Mapping[str, float], mean_length: float) -> JsonObject:
-        return {"sought": _sought([space], list(weights), "OR")}
+    def sought(self, space: int, words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
+        terms = [placed(space, word) for word in words]
+        return {"sought": _sought([space], words, "OR"), "terms": terms}
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint
@@ -186,7 +196,8 @@ class Lexemes:
         )
 
     def lexemes(self, space: int, words: str) -> str | None:
-        return " ".join(f"'{placed(space, word)}'" for word in dict.fromkeys(words.split()))
+        placed_all = f"' '{placed(space, '')}".join(dict.fromkeys(words.split()))
+        return f"'{placed(space, '')}{placed_all}'" if words else ""
 
     def add(self, connection: Connection, rows: Sequence[tuple[int, int, str]]) -> None:
         pass  # The column is the index.
@@ -200,14 +211,43 @@ class Lexemes:
         rows = _HELD.rows(connection, {"words": _quoted(space, words, "'")})
         return {word: count for word, (_, count) in zip(words, rows, strict=True) if count}
 
-    def best(self, within: ColumnElement[bool] | None, limit: int) -> Select[Any]:
-        asked = _WEIGHED if within is None else _WEIGHED.where(within)
-        return asked.limit(literal_column(str(limit)))
+    def best(self, within: ColumnElement[bool] | None, limit: int) -> tuple[Select[Any], CTE]:
+        # Each word is looked up once, and how rare those are that a row has is added up. The
+        # namespace is in the words: asked for beside them, it makes the planner read the table.
+        word = (
+            func.unnest(_given_list("words", TEXT))
+            .table_valued(column("word", TEXT), with_ordinality="n", joins_implicitly=True)
+            .render_derived(name="given")
+        )
+        hits = (
+            select(
+                word.c.n,
+                memories.c.serial,
+                memories.c.length,
+                (true() if within is None else within).label("allowed"),
+            )
+            .where(memories.c.lexemes.op("@@")(cast(word.c.word, TSQUERY)))
+            .cte("hits")
+        )
+        count = func.count().label("count")
+        counted = select(hits.c.n, count).group_by(hits.c.n).cte("counted")
+        others = func.greatest(bindparam("rows", type_=Float) - counted.c.count, 0)
+        rare = func.ln(1 + (others + 0.5) / (counted.c.count + 0.5))
+        room = 1 + K1 * (1 - B) + bindparam("by_length", type_=Float) * hits.c.length
+        score = (-func.sum(rare) / room).label("score")
+        best = (
+            select(hits.c.serial, score)
+            .join(counted, counted.c.n == hits.c.n)
+            .where(hits.c.allowed)
+            .group_by(hits.c.serial, hits.c.length)
+            .order_by(score, hits.c.serial)
+        )
+        return best.limit(literal_column(str(limit))), counted
 
-    def sought(self, space: int, weights: Mapping[str, float], mean_length: float) -> JsonObject:
+    def sought(self, space: int, words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
         return {
-            "words": _quoted(space, weights, "'"),
-            "weights": list(weights.values()),
+            "words": _quoted(space, words, "'"),
+            "rows": rows,
             "by_length": K1 * B / mean_length,
         }
 
@@ -237,21 +277,6 @@ _HELD = Ready(
     )
 )
 """How many rows have each of ``words``, in their order."""
-_given = (
-    func.unnest(_given_list("words", TEXT), _given_list("weights", Float))
-    .table_valued(column("word", TEXT), column("weight", Float), joins_implicitly=True)
-    .render_derived(name="given")
-)
-_room = 1 + K1 * (1 - B) + bindparam("by_length", type_=Float) * memories.c.length
-_score = (-func.sum(_given.c.weight) / _room).label("score")
-_WEIGHED = (
-    select(memories.c.serial, _score)
-    .where(memories.c.lexemes.op("@@")(cast(_given.c.word, TSQUERY)))
-    .group_by(memories.c.serial, memories.c.length)
-    .order_by(_score, memories.c.serial)
-)
-"""Each word is looked up once, and the weights of those that a row has are added up. The namespace
-is in the words: asked for beside them, it makes the planner read the whole table."""
 
 
 def rebuild(connection: Connection) -> None:

@@ -6,7 +6,8 @@ counted as ``other``.
 """
 
 from collections.abc import Callable
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
@@ -61,6 +62,10 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._models, self._tools, self._routes = _Names(), _Names(), _Names()
         self._active: set[str] = set()
+        # The library looks a series up anew each time, under a lock.
+        self._of: Callable[..., Any] = lru_cache(maxsize=None)(
+            lambda metric, *labels: metric.labels(*labels)
+        )
 
         self._runs = self._counter("runs", "Runs that ended, by how.", "status")
         self._runs_active = self._gauge("runs_active", "Runs that this process works on now.")
@@ -129,12 +134,12 @@ class Metrics:
         if isinstance(event, e.StepCompleted):
             self._step(event.kind, event.name, "done", event.duration_ms)
             self._usage(event.usage)
+        elif isinstance(event, e.TaskCompleted):
+            self._of(self._tasks, "succeeded").inc()
         elif isinstance(event, e.StepFailed):
             self._step(event.kind, event.name, "failed", event.duration_ms)
         elif isinstance(event, e.StepInDoubt):
             self._steps.labels(event.kind, "in_doubt").inc()
-        elif isinstance(event, e.TaskCompleted):
-            self._tasks.labels("succeeded").inc()
         elif isinstance(event, e.TaskFailed):
             self._tasks.labels("failed").inc()
         elif isinstance(event, e.TaskSkipped):
@@ -148,17 +153,17 @@ class Metrics:
             self._runs.labels(_ended(event)).inc()
 
     def _step(self, kind: StepKind, name: str, status: str, duration_ms: int) -> None:
-        self._steps.labels(kind, status).inc()
+        self._of(self._steps, kind, status).inc()
         if kind == "model":
-            self._model_s.labels(self._models(name)).observe(duration_ms / 1000)
+            self._of(self._model_s, self._models(name)).observe(duration_ms / 1000)
         elif kind == "tool":
-            self._tool_s.labels(self._tools(name)).observe(duration_ms / 1000)
+            self._of(self._tool_s, self._tools(name)).observe(duration_ms / 1000)
 
     def _usage(self, usage: Usage) -> None:
         if usage.input_tokens:
-            self._tokens.labels("input").inc(usage.input_tokens)
+            self._of(self._tokens, "input").inc(usage.input_tokens)
         if usage.output_tokens:
-            self._tokens.labels("output").inc(usage.output_tokens)
+            self._of(self._tokens, "output").inc(usage.output_tokens)
         if usage.cost_usd is not None:
             self._cost.inc(float(usage.cost_usd))
         elif usage.model_calls:

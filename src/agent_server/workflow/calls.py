@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import FieldError
-from agent_server.domain.workflows import WorkflowDefinition, WorkflowNode, walk
+from agent_server.domain.workflows import Node, WorkflowDefinition, WorkflowNode, walk
 from agent_server.workflow.graph import Graph
 
 MAX_CHAIN: Final = 8
@@ -32,15 +32,20 @@ def reference_to(name: str, version: str | int | None) -> str:
     return name if version is None else f"{name}@{version}"
 
 
-def references_in(definition: WorkflowDefinition) -> Iterator[tuple[str, str | None]]:
-    """The names and versions that its nodes call, those of definitions inside it too."""
+def nodes_in(definition: WorkflowDefinition) -> Iterator[Node]:
+    """Every node, those of definitions that stand inside it too."""
     for node in walk(definition.nodes):
-        if isinstance(node, WorkflowNode):
-            inner = _inline(node)
-            if inner is not None:
-                yield from references_in(inner)
-            elif isinstance(node.workflow, str):
-                yield split_name(node.workflow, node.version)
+        yield node
+        inner = _inline(node) if isinstance(node, WorkflowNode) else None
+        if inner is not None:
+            yield from nodes_in(inner)
+
+
+def references_in(definition: WorkflowDefinition) -> Iterator[tuple[str, str | None]]:
+    """The names and versions that ``nodes_in`` it call."""
+    for node in nodes_in(definition):
+        if isinstance(node, WorkflowNode) and isinstance(node.workflow, str):
+            yield split_name(node.workflow, node.version)
 
 
 def names_itself(definition: WorkflowDefinition, name: str, version: str | None) -> bool:

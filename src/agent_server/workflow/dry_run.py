@@ -5,29 +5,32 @@ no task is stored, nothing is called, no time passes.
 """
 
 import asyncio
+import copy
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import ErrorInfo, FieldError, InvalidRequest, RunError, error_codes
 from agent_server.domain.ids import Tenant, new_run_id
 from agent_server.domain.runs import RunRequest
 from agent_server.domain.stored_workflows import DryRun, DryRunNode, DryRunRequest
-from agent_server.domain.workflows import Node, WorkflowDefinition, walk
+from agent_server.domain.workflows import Node, WorkflowDefinition
 from agent_server.execution.ports import ApprovalAsk, RunSnapshot, TaskOutcome, TaskSpec
 from agent_server.inference.demo_fill import Filler
-from agent_server.workflow.calls import reference_to, split_name
+from agent_server.workflow.calls import nodes_in, reference_to, split_name
 from agent_server.workflow.interpreter import run_workflow
 from agent_server.workflow.leaves import PAUSE_KIND
 from agent_server.workflow.steps import Steps
+from agent_server.workflow.undo import told, undo
 from agent_server.workflow.validation import check_inputs, validate
 from agent_server.workflow.values import did_you_mean
 
 MAX_NODES: Final = 2_000
 """Nodes that one dry run may carry out."""
-_PATH = re.compile(r"[0-9]+(@[0-9]+)?(\.[0-9]+(@[0-9]+)?)*")
+_MADE_UP: Final = "What some nodes give was made up, which may be why: say it under 'outputs'."
+_PATH = re.compile(r"[0-9]+(@[0-9]+)?!?(\.[0-9]+(@[0-9]+)?!?)*")
 _ATTEMPT = re.compile(r"@[0-9]+$")
 
 
@@ -44,14 +47,16 @@ async def dry_run(tenant: Tenant, pinned: JsonObject, asked: DryRunRequest) -> D
     try:
         output = await ctx.walk(definition, inputs, "", ())
     except RunError as error:
-        return DryRun(status="failed", error=error.info(), nodes=tuple(ctx.nodes))
+        info = error.info()
+        if ctx.made_up and info.hint is None:
+            info = info.model_copy(update={"hint": _MADE_UP})
+        return DryRun(status="failed", error=info, nodes=tuple(ctx.nodes))
     return DryRun(status="succeeded", output=output, nodes=tuple(ctx.nodes))
 
 
 def _check_stubs(definition: WorkflowDefinition, held: JsonObject, asked: DryRunRequest) -> None:
-    known = {node.id for node in walk(definition.nodes)}
-    for inner in held.values():
-        known |= {node.id for node in walk(validate(inner).nodes)}
+    definitions = (definition, *map(validate, held.values()))
+    known = {node.id for each in definitions for node in nodes_in(each)}
     errors = [
         FieldError(
             path=f"{field}.{name}",
@@ -80,6 +85,20 @@ def _check_stubs(definition: WorkflowDefinition, held: JsonObject, asked: DryRun
         )
 
 
+class _Kept(NamedTuple):
+    """A value in the ledger of a workflow that is rehearsed."""
+
+    name: str
+    output: Any
+
+
+class _DryJournal(dict[str, _Kept]):
+    """See ``ports.Journal``: as much of it as undoing asks for."""
+
+    def recorded(self) -> Mapping[str, _Kept]:
+        return self
+
+
 class _DryContext:
     """See ``ports.TaskContext``: children end at once, with what was said of them. Also the
     interpreter's observer."""
@@ -99,12 +118,9 @@ class _DryContext:
         self._held = held
         self._asked = asked
         self._told: dict[str, JsonObject] = {}
-        self._made_up: set[str] = set()
+        self.made_up: set[str] = set()
+        self.journal: Any = _DryJournal()
         self._steps = Steps(MAX_NODES)
-
-    @property
-    def journal(self) -> Any:
-        raise AssertionError("the interpreter writes nothing itself")
 
     async def walk(
         self,
@@ -113,18 +129,30 @@ class _DryContext:
         prefix: str,
         chain: tuple[str, ...],
     ) -> Any:
-        return await run_workflow(
-            self,
-            definition,
-            inputs,
-            path_prefix=prefix,
-            observer=self,
-            steps=self._steps,
-            chain=chain,
-        )
+        try:
+            return await run_workflow(
+                self,
+                definition,
+                inputs,
+                path_prefix=prefix,
+                observer=self,
+                steps=self._steps,
+                chain=chain,
+                undo=self._undo,
+            )
+        except BaseException as error:  # Broken off, too, by a race or a time that is up.
+            faults = await self._undo((f"{prefix}." if prefix else "",))
+            if isinstance(error, RunError):
+                told(error, faults)
+            raise
+
+    async def _undo(self, scopes: tuple[str, ...]) -> list[FieldError]:
+        return await undo(self, scopes, max_parallel=MAX_NODES, observer=self)
 
     async def child(self, spec: TaskSpec) -> TaskOutcome:
         await asyncio.sleep(0)
+        if spec.kind == "skip":  # Undoing asks for the end of what was broken off.
+            return TaskOutcome("skipped")
         if spec.kind == PAUSE_KIND:
             return TaskOutcome("succeeded")
         base = _ATTEMPT.sub("", spec.path)
@@ -138,18 +166,19 @@ class _DryContext:
                 return TaskOutcome("succeeded", output=self._asked.outputs[key])
         if spec.kind == "workflow":
             return await self._inner(spec)
-        self._made_up.add(base)
+        self.made_up.add(base)
         return TaskOutcome("succeeded", output=_stand_in(spec))
 
     async def _inner(self, spec: TaskSpec) -> TaskOutcome:
-        told = spec.payload
-        found = told["workflow"]
+        found = spec.payload["workflow"]
         if isinstance(found, str):
-            found = self._held[reference_to(*split_name(found, told.get("version")))]
+            found = self._held[reference_to(*split_name(found, spec.payload.get("version")))]
+        inner = copy.copy(self)
+        inner.journal = _DryJournal()  # Its nodes are its own to undo.
         try:
             definition = validate(found)
-            inputs = check_inputs(definition, told.get("input"))
-            return TaskOutcome("succeeded", await self.walk(definition, inputs, spec.path, ()))
+            inputs = check_inputs(definition, spec.payload.get("input"))
+            return TaskOutcome("succeeded", await inner.walk(definition, inputs, spec.path, ()))
         except (RunError, InvalidRequest) as error:
             return TaskOutcome("failed", error=error.info())
 
@@ -160,7 +189,9 @@ class _DryContext:
         """The observer is told."""
 
     async def value(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
-        return await make()
+        if key not in self.journal:
+            self.journal[key] = _Kept(key, await make())
+        return self.journal[key].output
 
     async def wait_signal(self, name: str, **how: Any) -> Any:
         raise AssertionError("the interpreter never stands still itself")
@@ -175,7 +206,7 @@ class _DryContext:
         raise AssertionError("the interpreter never stands still itself")
 
     async def node_completed(self, node: Node, path: str, output: Any) -> None:
-        self._add(node, path, "succeeded", output=output, made_up=path in self._made_up)
+        self._add(node, path, "succeeded", output=output, made_up=path in self.made_up)
 
     async def node_failed(self, node: Node, path: str, error: ErrorInfo) -> None:
         self._add(node, path, "failed", error=error)

@@ -18,6 +18,7 @@ from agent_server.workflow.failures import UNKNOWN, NodeFailed, in_doubt
 from agent_server.workflow.interpreter import Interpreter, Start
 from agent_server.workflow.sight import result_of
 from agent_server.workflow.undo_records import ENDED_KEY, UNDO_KEY
+from agent_server.workflow.walk import Observer
 
 _UNDONE: Final = "undone"
 _FAILED: Final = "failed"
@@ -25,20 +26,25 @@ _FAILED: Final = "failed"
 
 
 async def undo(
-    ctx: TaskContext, scopes: tuple[str, ...] | None = None, *, max_parallel: int
+    ctx: TaskContext,
+    scopes: tuple[str, ...] | None = None,
+    *,
+    max_parallel: int,
+    observer: Observer | None = None,
 ) -> list[FieldError]:
     """Undo what this task's nodes have done whose paths begin with one of ``scopes`` (by default
     all), the last first, and answer what could not be undone.
 
     Each is undone once, a crash in between included; one that fails keeps none of the others from
-    being undone. What still lives there of an earlier attempt is given up first.
+    being undone. What still lives there of an earlier attempt is given up first. ``observer`` is told of
+    the undoing nodes.
     """
     if scopes is None:
         scopes = (f"{ctx.path}." if ctx.path else "",)
     faults: list[FieldError] = []
     with anyio.CancelScope(shield=True):  # No race and no timeout breaks an undoing off.
         await ctx.give_up(scopes)
-        faults = await _undo(ctx, scopes, max_parallel)
+        faults = await _undo(ctx, scopes, max_parallel, observer)
     return faults
 
 
@@ -65,7 +71,9 @@ def undoing_for(ctx: TaskContext) -> RunError | None:
     return None
 
 
-async def _undo(ctx: TaskContext, scopes: tuple[str, ...], max_parallel: int) -> list[FieldError]:
+async def _undo(
+    ctx: TaskContext, scopes: tuple[str, ...], max_parallel: int, observer: Observer | None
+) -> list[FieldError]:
     kept = {step.name: step.output for step in ctx.journal.recorded().values()}
     records = [
         output
@@ -87,7 +95,7 @@ async def _undo(ctx: TaskContext, scopes: tuple[str, ...], max_parallel: int) ->
             if ended["status"] not in ("succeeded", UNKNOWN):
                 return None
             try:
-                await _carry_out(ctx, record, ended, max_parallel)
+                await _carry_out(ctx, record, ended, max_parallel, observer)
             except RunError as failure:
                 return failure.info().model_dump(mode="json")
             return None
@@ -123,7 +131,11 @@ async def _look(ctx: TaskContext, record: JsonObject) -> JsonObject:
 
 
 async def _carry_out(
-    ctx: TaskContext, record: JsonObject, ended: JsonObject, max_parallel: int
+    ctx: TaskContext,
+    record: JsonObject,
+    ended: JsonObject,
+    max_parallel: int,
+    observer: Observer | None,
 ) -> None:
     definition = WorkflowDefinition.model_validate(
         {"name": f"undo {record['node']}", "nodes": record["nodes"]}
@@ -136,6 +148,7 @@ async def _carry_out(
         record["inputs"],
         max_parallel=max_parallel,
         path_prefix=f"{record['path']}!",
+        observer=observer,
         start=Start(record["names"], {**record["results"], **own}, variables),
     )
     await interpreter.run()

@@ -10,10 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Connection,
     Row,
+    Text,
     and_,
+    any_,
     bindparam,
     case,
     delete,
@@ -37,7 +40,7 @@ from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.limits import void_permits_of_others
 from agent_server.execution.store.waits import withdraw_approvals
 from agent_server.storage.bulk import insert_rows, update_rows
-from agent_server.storage.tables import IN_QUEUE, nodes, runs, steps, tasks
+from agent_server.storage.tables import IN_QUEUE, JsonText, nodes, runs, steps, tasks
 
 NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 _INSERT_TASKS = insert(tasks)
@@ -163,11 +166,20 @@ _HELD_AMONG = (
         tasks.c.run_id == bindparam("run"),
         tasks.c.owner == bindparam("owner"),
         tasks.c.status == "running",
-        tasks.c.path.in_(bindparam("paths", expanding=True)),
     )
     .order_by(tasks.c.path)
 )
-_HELD_AMONG_LOCKED = _HELD_AMONG.with_for_update()
+# The paths are one value, so that the statement is the same however many there are.
+_HELD_AMONG_BY = {
+    "sqlite": _HELD_AMONG.where(
+        tasks.c.path.in_(
+            select(func.json_each(bindparam("paths", type_=JsonText)).table_valued("value").c.value)
+        )
+    ),
+    "postgresql": _HELD_AMONG.where(
+        tasks.c.path == any_(bindparam("paths", type_=ARRAY(Text)))
+    ).with_for_update(),
+}
 
 
 def hold_all(connection: Connection, holders: Collection[Holder]) -> set[str]:
@@ -176,12 +188,12 @@ def hold_all(connection: Connection, holders: Collection[Holder]) -> set[str]:
     ``LostLease`` unless it has them all."""
     some = next(iter(holders))
     values = {"run": some.run_id, "owner": some.owner, "paths": [h.path for h in holders]}
-    query = _HELD_AMONG_LOCKED if connection.dialect.name == "postgresql" else _HELD_AMONG
-    found = {row.path: row for row in connection.execute(query, values)}
+    found = connection.execute(_HELD_AMONG_BY[connection.dialect.name], values).all()
+    epochs = {path: epoch for path, epoch, _ in found}
     for holder in holders:
-        if holder.path not in found or found[holder.path].epoch != holder.epoch:
+        if epochs.get(holder.path) != holder.epoch:
             raise LostLease(f"task {holder.path!r} of {holder.run_id} was taken over")
-    return {path for path, row in found.items() if row.halt == PAUSE}
+    return {path for path, _, halt in found if halt == PAUSE}
 
 
 def claim(
