@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from sqlalchemy import Connection, func, select, text
 
+from agent_server.cli.database import move_blobs
 from agent_server.domain.errors import (
     ConfigurationError,
     DatabaseUnavailable,
+    InternalError,
     StorageFull,
 )
 from agent_server.domain.history import ForkRequest
@@ -430,6 +433,25 @@ async def test_what_is_deleted_while_it_is_moved_stays_deleted(url: str, tmp_pat
         moving = Outside(runs.database, Meddled(tmp_path / "blobs", delete), 65_536)
         assert await moving.move() == Moved()
         assert files_in(tmp_path / "blobs") == 0 and await counted(runs) == (0, 0)
+
+
+async def test_the_command_moves_what_the_settings_say_and_tells_how_much(
+    sqlite_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with running(sqlite_url, {"agent": large}) as runs:
+        await finished(runs, await submit(runs, agent="a", input="a"))
+    monkeypatch.setenv("AGENT_SERVER_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("AGENT_SERVER_BLOBS", f"file://{tmp_path}/blobs")
+    for number in (1, 0):
+        await move_blobs()
+        assert f"{number} large values" in capsys.readouterr().out
+    assert files_in(tmp_path / "blobs") == 1
+    shutil.rmtree(tmp_path / "blobs")
+    with pytest.raises(InternalError, match="1 large values are in none of the places"):
+        await move_blobs()
 
 
 async def test_a_place_is_not_moved_into_itself_and_what_is_lost_is_said(
