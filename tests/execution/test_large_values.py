@@ -182,7 +182,7 @@ async def test_writers_of_one_content_at_once_and_a_collector_lose_nothing(
         async def collect() -> None:
             while not stop:
                 await collected(runs)
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # the writers have their turn
 
         collector = asyncio.create_task(collect())
         for _ in range(2):

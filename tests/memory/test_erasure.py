@@ -125,7 +125,7 @@ async def test_a_run_about_a_person_who_is_erased_stops_and_stores_nothing_more(
         go_on.set()
         assert (await erasing).erased["runs"] == 1
         await server.call("GET", f"/runs/{run.id}", status=404)
-        assert await told(server) == set()
+        assert await told(server) == await told(server, run.id) == set()
 
 
 async def test_subjects_with_any_name_are_erased(url: str, tmp_path: Path) -> None:

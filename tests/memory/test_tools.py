@@ -79,6 +79,7 @@ async def test_recall_shows_its_source_and_scores_and_marks_all_of_it_as_data(
         assert [m["id"] for m in event["memories"]] == [
             one["memory"]["id"] for one in searched["data"]
         ]
+        assert {m["id"] for m in event["memories"]} <= {m["id"] for m in await stored(server)}
         assert all(m["score"] > 0 for m in event["memories"])
         uses = await server.call("GET", f"/memories/{event['memories'][0]['id']}/uses")
         assert [(use["run_id"], use["step_id"]) for use in uses["data"]] == [(run["id"], "tool/c0")]

@@ -91,6 +91,7 @@ class MortalJournal:
         self.run_id = world.run_id
         self.task_id = task_id(world.run_id, path) if path else None
         self.scope = path
+        self.notes: object = None
         self._steps = dict(world.steps.get(path, {}))
         self._pending_steps: dict[str, StepRecord] = {}
         self._pending_events: list[EventBase] = []

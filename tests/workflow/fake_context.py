@@ -39,6 +39,8 @@ class World:
     ended: dict[str, TaskOutcome] = field(default_factory=dict)
     specs: dict[str, TaskSpec] = field(default_factory=dict)
     carried_out: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """Where a node failed that was no task then."""
     """Paths in the order in which they were carried out; a path twice is a repeated effect."""
     skipped: dict[str, str] = field(default_factory=dict)
     values: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -138,6 +140,9 @@ class FakeContext:
     async def child(self, spec: TaskSpec) -> TaskOutcome:
         if spec.path in self.world.ended and spec.hidden:
             return self.world.ended[spec.path]
+        if spec.kind == "fault":
+            self.world.faults.append(spec.path)
+            return TaskOutcome("failed")
         known = self.world.specs.setdefault(spec.path, spec)
         assert (known.kind, known.node, known.payload) == (spec.kind, spec.node, spec.payload)
         if spec.path in self.world.ended:

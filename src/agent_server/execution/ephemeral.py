@@ -137,6 +137,7 @@ class EphemeralJournal:
         self.run_id = run_id
         self.task_id = task
         self.scope = scope
+        self.notes: object = None
         self.usage = Usage()
         self._on_event = on_event
         self._deltas = deltas

@@ -53,6 +53,7 @@ class DurableJournal:
         self.run_id = commits.run_id
         self.task_id = task_id
         self.scope = holder.path
+        self.notes: object = None
         self._commits = commits
         self._meter = commits.meter
         self._holder = holder

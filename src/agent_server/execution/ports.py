@@ -120,6 +120,8 @@ class Journal(Protocol):
     """False in a run of which nothing is kept."""
     scope: str
     """The prefix of this task's step keys: ``""`` for a run's root, else the task's path."""
+    notes: object
+    """What whoever carries the task out keeps as long as the journal lives; None at first."""
 
     def key(self, *parts: str) -> str:
         """``scope/part/part``; the scope of a run's root adds nothing."""

@@ -8,8 +8,6 @@ model call is therefore matched by *what* it asks; only when nothing recorded as
 place. A tool call is matched by the call id that the (replayed) model gave it.
 """
 
-from weakref import WeakKeyDictionary
-
 import structlog
 
 from agent_server.execution.ports import Journal, StepRecord
@@ -21,8 +19,6 @@ _log = structlog.get_logger(__name__)
 class Ledger:
     """What earlier attempts recorded in one task's journal, and what of it has been claimed."""
 
-    _known: "WeakKeyDictionary[Journal, Ledger]" = WeakKeyDictionary()
-
     def __init__(self, journal: Journal) -> None:
         self.earlier = dict(journal.recorded())
         self._scopes: dict[str, Scope] = {}
@@ -30,9 +26,9 @@ class Ledger:
     @classmethod
     def of(cls, journal: Journal) -> "Ledger":
         """The one ledger of ``journal``: agents that run in turn share their claims."""
-        ledger = cls._known.get(journal)
-        if ledger is None:
-            ledger = cls._known[journal] = cls(journal)
+        ledger = journal.notes
+        if not isinstance(ledger, cls):
+            ledger = journal.notes = cls(journal)
         return ledger
 
     def scope(self, prefix: str) -> "Scope":

@@ -2,8 +2,8 @@
 
 Leans on snowballstemmer. Refuses to know databases: both are given these words and split nothing
 themselves, so that they find the same. Words are lower case, without accents, and stemmed by
-English rules; Chinese, Japanese, Korean and Thai, which write no spaces, are cut into characters
-and pairs of characters; a symbol such as an emoji is a word of its own.
+English rules, irregular forms by a list; Chinese, Japanese, Korean and Thai, which write no spaces,
+are cut into characters and pairs of characters; a symbol such as an emoji is a word of its own.
 """
 
 import json
@@ -45,6 +45,36 @@ STOP_WORDS = frozenset(
 )
 
 
+IRREGULAR: dict[str, str] = {
+    form: base
+    for base, *forms in (
+        entry.split()
+        for entry in """become became, begin began begun, bend bent, bite bit bitten, blow blew blown,
+        break broke broken, bring brought, build built, burn burnt, buy bought, catch caught,
+        child children, choose chose chosen, come came, deal dealt, dig dug, do did done,
+        draw drew drawn, dream dreamt, drink drank drunk, drive drove driven, eat ate eaten,
+        fall fell fallen, feed fed, feel felt, fight fought, find found, fly flew flown, foot feet,
+        forget forgot forgotten, forgive forgave forgiven, freeze froze frozen, get got gotten,
+        give gave given, go went gone, grow grew grown, hang hung, hear heard, hide hid hidden,
+        hold held, keep kept, knife knives, know knew known, lead led, learn learnt, leave left,
+        lend lent, lose lost, make made, man men, mean meant, meet met, mouse mice, pay paid,
+        person people, ride rode ridden, run ran, say said, see saw seen, seek sought, sell sold,
+        send sent, shake shook shaken, shine shone, shoot shot, show shown, sing sang sung,
+        sink sank sunk, sit sat, sleep slept, speak spoke spoken, spend spent, stand stood,
+        steal stole stolen, stick stuck, strike struck, swear swore sworn, sweep swept,
+        swim swam swum, take took taken, teach taught, tear tore torn, tell told, think thought,
+        throw threw thrown, tooth teeth, understand understood, wake woke woken, wear wore worn,
+        wife wives, win won, woman women, write wrote written""".split(
+            ","
+        )
+    )
+    for form in forms
+}
+"""The form under which a common English word is found whose other forms no rule of endings brings
+together: what was "bought" answers when somebody asks what they should "buy". Forms that are more
+often another word ("rose", "lay") are left out."""
+
+
 def folded(text: str) -> str:
     """Lower case and without accents, also of letters that Unicode composes."""
     if text.isascii():
@@ -67,7 +97,9 @@ _stem_word = stemmer("english").stemWord
 @lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
     """``word`` without its English ending; others, and long ones, nearly as they are."""
-    return word[:MAX_WORD] if len(word) > 32 or not word.isascii() else str(_stem_word(word))
+    if len(word) > 32 or not word.isascii():
+        return word[:MAX_WORD]
+    return str(_stem_word(IRREGULAR.get(word, word)))
 
 
 def index_words(text: str) -> list[str]:

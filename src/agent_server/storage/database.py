@@ -62,6 +62,9 @@ MAX_BATCH = 256
 READERS = 2
 TRIES = 4
 """Times a transaction is run on PostgreSQL when each time it was rolled back by circumstance."""
+PREPARED = 512
+"""Statements that SQLite need not read anew. One of many rows is another for each number of them, and
+reading it takes longer than carrying it out."""
 BUSY_TIMEOUT_MS = 10_000
 SCRUB_TRIES = 5
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
@@ -467,7 +470,7 @@ def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
         f"sqlite:///{path}",
         module=driver,
         poolclass=pool.NullPool,
-        connect_args={"check_same_thread": False},
+        connect_args={"check_same_thread": False, "cached_statements": PREPARED},
     )
 
     @event.listens_for(engine, "connect")

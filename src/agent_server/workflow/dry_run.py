@@ -21,7 +21,7 @@ from agent_server.execution.ports import ApprovalAsk, RunSnapshot, TaskOutcome, 
 from agent_server.inference.demo_fill import Filler
 from agent_server.workflow.calls import nodes_in, reference_to, split_name
 from agent_server.workflow.interpreter import run_workflow
-from agent_server.workflow.leaves import PAUSE_KIND
+from agent_server.workflow.leaves import FAULT_KIND, PAUSE_KIND
 from agent_server.workflow.steps import Steps
 from agent_server.workflow.undo import told, undo
 from agent_server.workflow.validation import check_inputs, validate
@@ -153,7 +153,7 @@ class _DryContext:
         await asyncio.sleep(0)
         if spec.kind == "skip":  # Undoing asks for the end of what was broken off.
             return TaskOutcome("skipped")
-        if spec.kind == PAUSE_KIND:
+        if spec.kind in (PAUSE_KIND, FAULT_KIND):
             return TaskOutcome("succeeded")
         base = _ATTEMPT.sub("", spec.path)
         self._told[base] = {k: v for k, v in spec.payload.items() if k != "chain"}

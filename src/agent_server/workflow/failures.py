@@ -6,13 +6,16 @@ Leans on the domain's errors. Refuses to know how nodes are carried out.
 from collections.abc import Mapping
 from typing import Any, Final
 
+from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import (
     LASTING,
     BudgetExceeded,
     ErrorInfo,
     RunCancelled,
+    RunError,
     TaskFailed,
     TaskTimeout,
+    error_codes,
 )
 from agent_server.domain.workflows import Node
 
@@ -54,6 +57,14 @@ class NodeFailed(TaskFailed):
         self.path = path
         self.error = error
         self.finished = dict(finished)
+
+
+def error_of(told: JsonObject) -> RunError:
+    """The error that ``ErrorInfo`` as JSON tells of."""
+    info = ErrorInfo.model_validate(told)
+    error = error_codes()[info.code](info.message, hint=info.hint, errors=info.errors)
+    assert isinstance(error, RunError)
+    return error
 
 
 def in_doubt(node_type: str, code: str | None) -> bool:

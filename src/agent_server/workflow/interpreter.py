@@ -21,6 +21,9 @@ How it stays exact:
 - What happened below a node that fails or loses while the workflow goes on is undone before anything
   else happens there: a composite that is repeated or whose failure somebody handles, an item of a
   map that may fail, a branch that did not win.
+- A node that fails without a task of its own (an expression, a bound, a time that is up) leaves one
+  that failed in its place, so that its failure can be seen; a task whose output is too large for a
+  variable has ended well, and the failure stands at ``….0``.
 - Who was first (``join: any``, ``first``) and whether the time of a node with others inside was up
   is decided once and kept in the ledger. A replay takes only the ways that won.
 """
@@ -56,7 +59,7 @@ from agent_server.workflow.failures import (
     worth_retrying,
 )
 from agent_server.workflow.graph import POLICIES, Lane, analyse
-from agent_server.workflow.leaves import PAUSE_KIND, STANDING_STILL, payload_of, spec_of
+from agent_server.workflow.leaves import FAULT_KIND, PAUSE_KIND, STANDING_STILL, payload_of, spec_of
 from agent_server.workflow.race import Race
 from agent_server.workflow.sight import Frame, Results, Variables, merged, result_of
 from agent_server.workflow.steps import Steps
@@ -289,7 +292,8 @@ class Interpreter:
         doubtful = False
         while True:
             self._walk.steps.take(self._walk.ctx.path)
-            here = path if attempt == 1 else f"{path}@{attempt}"
+            here = place = path if attempt == 1 else f"{path}@{attempt}"
+            unseen = True
             try:
                 if attempt == 1 and node.when is not None:
                     if not expression(node.when).evaluate(scope):
@@ -307,15 +311,19 @@ class Interpreter:
                 if ended is None:
                     return await self._walk.skipped(node, path, frame, "the task was skipped")
                 if node.output is not None:
+                    place = f"{here}.0" if isinstance(node, LEAF_TYPES) else here
                     bounded(ended.output, f"The variable {node.output!r}")
                 break
             except ExpressionError as error:
                 failed = Failed(node.id, here, error.info())
             except Failed as error:
                 failed = error
+                unseen = error.node_id == node.id and not isinstance(node, LEAF_TYPES)
             if failed.error.code in FATAL:
                 fatal, info = FATAL[failed.error.code], failed.error
                 raise fatal(info.message, hint=info.hint, errors=info.errors)
+            if unseen:
+                await self._seen(node, place, failed.error)
             attempt += 1
             doubtful = doubtful or in_doubt(node.type, failed.error.code)
             again = worth_retrying(node, failed.error, attempt)
@@ -334,6 +342,12 @@ class Interpreter:
         if self._walk.observer is not None:
             await self._walk.observer.node_completed(node, path, ended.output)
         return ended
+
+    async def _seen(self, node: Node, place: str, error: ErrorInfo) -> None:
+        """Record a failure that was no task's."""
+        told = {"error": error.model_dump(mode="json")}
+        spec = replace(spec_of(node, place, told), kind=FAULT_KIND)
+        await self._walk.ctx.child(spec)
 
     async def _given_up(self, node: Node, path: str, frame: Frame, failed: Failed) -> Ended:
         frame.results[node.id] = result_of("failed", None, failed.error)

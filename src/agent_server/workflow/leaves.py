@@ -23,6 +23,8 @@ from agent_server.workflow.values import Scope
 
 ACTION_KIND: Final = "action_node"
 PAUSE_KIND: Final = "pause"
+FAULT_KIND: Final = "fault"
+"""The failure of a node that was no task when it failed, recorded as one."""
 _KINDS: Final = {"approach": "agent", "action": ACTION_KIND}
 """Where the kind of the task is not the type of the node."""
 STANDING_STILL: Final = (WaitNode, ApprovalNode)

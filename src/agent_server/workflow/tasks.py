@@ -25,9 +25,9 @@ from agent_server.domain.workflows import WorkflowDefinition
 from agent_server.execution.ports import Handler, TaskContext
 from agent_server.workflow.calls import MAX_CHAIN, reference_to, split_name
 from agent_server.workflow.expressions import render
-from agent_server.workflow.failures import timed_out
+from agent_server.workflow.failures import error_of, timed_out
 from agent_server.workflow.interpreter import run_workflow
-from agent_server.workflow.leaves import ACTION_KIND, PAUSE_KIND
+from agent_server.workflow.leaves import ACTION_KIND, FAULT_KIND, PAUSE_KIND
 from agent_server.workflow.ports import NoStoredWorkflows, StoredWorkflows
 from agent_server.workflow.standing import approval, pause, wait
 from agent_server.workflow.steps import MAX_NODES, Trees
@@ -185,6 +185,11 @@ class ActionNodeTask:
         return await self._actions.get(name).handle(ctx, parameters, event)
 
 
+async def fault(ctx: TaskContext) -> None:
+    """The handler that records a failure. The payload: ``error``."""
+    raise error_of(ctx.payload["error"])
+
+
 def timed(handler: Handler) -> Handler:
     """``handler`` that keeps the ``timeout_s`` of its payload, if there is one. After a crash the
     time begins again."""
@@ -234,6 +239,7 @@ def handlers(
         "tool": timed(ToolTask(call_tool)),
         ACTION_KIND: timed(ActionNodeTask(actions)),
         PAUSE_KIND: pause,
+        FAULT_KIND: fault,
         "wait": wait,
         "approval": approval,
     }

@@ -11,10 +11,10 @@ from typing import Any, Final
 import anyio
 
 from agent_server.domain.base import JsonObject
-from agent_server.domain.errors import FieldError, RunError, error_codes
+from agent_server.domain.errors import FieldError, RunError
 from agent_server.domain.workflows import LEAF_TYPES, NODE_MODELS, WorkflowDefinition
 from agent_server.execution.ports import TaskContext, TaskSpec
-from agent_server.workflow.failures import UNKNOWN, NodeFailed, in_doubt
+from agent_server.workflow.failures import UNKNOWN, NodeFailed, error_of, in_doubt
 from agent_server.workflow.interpreter import Interpreter, Start
 from agent_server.workflow.sight import result_of
 from agent_server.workflow.undo_records import ENDED_KEY, UNDO_KEY
@@ -63,11 +63,7 @@ def undoing_for(ctx: TaskContext) -> RunError | None:
     """Why an earlier attempt has begun to undo all: nothing else may happen any more."""
     for step in ctx.journal.recorded().values():
         if step.name == _FAILED:
-            why = dict(step.output)
-            errors = [FieldError.model_validate(each) for each in why["errors"]]
-            error = error_codes()[why["code"]](why["message"], hint=why["hint"], errors=errors)
-            assert isinstance(error, RunError)
-            return error
+            return error_of(step.output)
     return None
 
 
