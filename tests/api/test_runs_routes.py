@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.api.harness import Server, settings
+from tests.support.until import until
 
 RUNS = "/api/v1/runs"
 AGENT = {"agent": "clerk", "input": "hello"}
@@ -56,8 +57,7 @@ async def test_a_long_poll_answers_as_soon_as_the_run_ends(server: Server) -> No
 async def test_draining_ends_a_long_poll_with_the_run_as_it_is(server: Server) -> None:
     run_id = (await server.call("POST", RUNS, AGENT)).json()["id"]
     poll = asyncio.create_task(server.call("GET", f"{RUNS}/{run_id}?wait=60"))
-    while not server.streams._polls:
-        await asyncio.sleep(0)
+    await until(lambda: server.streams._polls)
     server.streams.drain()
     answer = await asyncio.wait_for(poll, 5)
     assert answer.json()["status"] == "running"

@@ -8,6 +8,7 @@ import pytest
 from agent_server.api.sse import ENDING, Streams
 from tests.api.fake_runs import FakeRuns
 from tests.api.harness import Server, listening, settings, stream
+from tests.support.until import until
 
 RUNS = "/api/v1/runs"
 AGENT = {"agent": "clerk", "input": "hello"}
@@ -24,14 +25,6 @@ def server() -> Server:
 
 async def new_run(server: Server) -> str:
     return str((await server.call("POST", RUNS, AGENT)).json()["id"])
-
-
-async def until(condition: object) -> None:
-    async def poll() -> None:
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0)
-
-    await asyncio.wait_for(poll(), 5)
 
 
 async def test_each_event_is_one_write_with_its_number(server: Server) -> None:
@@ -131,7 +124,7 @@ async def test_a_reader_that_reads_nothing_is_given_up_and_memory_stays_bounded(
             await until(lambda: server.streams.open == 1)
             for _ in range(300):
                 server.runs.say(run_id, "message.delta", text="x" * 100_000)
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # the stream has its turn
             await until(lambda: server.streams.open == 0)
     assert server.runs.runs[run_id].status == "running"
 

@@ -94,7 +94,7 @@ class Answers:
             for event in told:
                 yield f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
             while self.open_ended:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # between two pings, as a server has them
                 yield ": ping\n\n"
 
         return StreamingResponse(body(), media_type="text/event-stream")

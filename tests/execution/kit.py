@@ -6,7 +6,7 @@ from typing import Any
 
 from agent_server.domain.errors import DatabaseUnavailable
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
-from agent_server.domain.runs import Run, RunRequest
+from agent_server.domain.runs import Run, RunRequest, RunStatus
 from agent_server.execution.control import Control
 from agent_server.execution.engine import Engine
 from agent_server.execution.events import EventHub
@@ -18,6 +18,7 @@ from agent_server.settings import Settings
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 from agent_server.storage.outside import keep_outside
+from tests.support.until import until
 
 RULE = BlameRule(most=10, lease_s=8)
 Handler = Callable[[TaskContext], Awaitable[Any]]
@@ -31,6 +32,17 @@ async def accept(request: RunRequest, tenant: Tenant) -> RunRequest:
 def control(runs: Runs) -> Control:
     """The door for signals and decisions beside ``runs``."""
     return Control(database=runs.database, engine=runs.engine)
+
+
+async def standing(runs: Runs, run: Run) -> Run:
+    """The run, once it has ended or waits."""
+
+    async def stands() -> Run | None:
+        found = await runs.get(DEFAULT_TENANT, run.id)
+        return found if found.status.ended or found.status is RunStatus.WAITING else None
+
+    found: Run = await until(stands)
+    return found
 
 
 @asynccontextmanager

@@ -59,7 +59,7 @@ def tree(depth_calls: list[str]) -> tuple[dict[str, Handler], RuleModel]:
 
     async def rule(instructions: str, items: list[Any]) -> Any:
         depth_calls.append(instructions)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # a model answers later, and others ask meanwhile
         if instructions == "inner" or items[-1].get("type") == "function_call_output":
             return [say(f"{instructions} done")]
         return [call("inner", {"input": "deeper"}, "c1")]
@@ -161,7 +161,7 @@ async def test_calls_that_cannot_be_bounded_take_turns_when_tokens_get_scarce(ur
             nonlocal at_once, most
             at_once += 1
             most = max(most, at_once)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # others have their turn
             at_once -= 1
 
         await ask(ctx, 90, bounded=False, used=40, hold=hold)
@@ -261,7 +261,7 @@ class Wordy(RuleModel):
 
     async def get_response(self, *args: Any, **more: Any) -> ModelResponse:
         answer = await super().get_response(*args, **more)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others have their turn
         most = args[2].max_tokens
         given = self.wanted(str(args[1]))
         if most is not None and given > most:

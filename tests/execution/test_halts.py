@@ -13,6 +13,7 @@ from agent_server.execution.halts import Halts
 from agent_server.execution.ports import StepRecord, TaskContext, TaskSpec
 from agent_server.execution.runs import RunFilters, Runs
 from tests.execution.kit import control, event_types, finished, running, submit
+from tests.support.until import until
 
 AGENT = {"agent": "a", "input": "x"}
 
@@ -26,9 +27,7 @@ class World:
         self.go = asyncio.Event()
 
     async def seen(self, begun: int) -> None:
-        with anyio.fail_after(20):
-            while self.begun < begun:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.begun >= begun)
 
     async def model(self, ctx: TaskContext) -> Any:
         """One call that may be repeated and waits until it is let go."""
@@ -64,9 +63,7 @@ class World:
 
 async def stands_still(runs: Runs, run: Run) -> Run:
     """The run, once nothing of it is carried out here."""
-    with anyio.fail_after(20):
-        while runs.engine.roster.runs.get(run.id):
-            await asyncio.sleep(0.005)
+    await until(lambda: not runs.engine.roster.runs.get(run.id))
     return await runs.get(DEFAULT_TENANT, run.id)
 
 
@@ -108,9 +105,7 @@ async def test_a_tool_that_runs_has_its_grace_and_the_next_one_does_not_begin(ur
         run = await submit(runs, **AGENT)
         await world.seen(1)
         await halts.pause(DEFAULT_TENANT, run.id, by="ann")
-        with anyio.fail_after(20):
-            while not runs.engine.roster.runs[run.id].attempts[""].held:
-                await asyncio.sleep(0.005)
+        await until(lambda: runs.engine.roster.runs[run.id].attempts[""].held)
         world.go.set()
         await stands_still(runs, run)
         assert world.calls == ["one"]
@@ -125,9 +120,7 @@ async def test_a_cancelled_run_lets_its_tool_finish_within_the_grace(url: str) -
         await world.seen(1)
         async with anyio.create_task_group() as group:
             group.start_soon(runs.cancel, DEFAULT_TENANT, run.id, "enough")
-            with anyio.fail_after(20):
-                while not runs.engine.roster.runs[run.id].stops:
-                    await asyncio.sleep(0.005)
+            await until(lambda: runs.engine.roster.runs[run.id].stops)
             world.go.set()
         assert (await finished(runs, run)).status is RunStatus.CANCELLED
         steps = await runs.steps(DEFAULT_TENANT, run.id, limit=10, cursor=None)
@@ -171,13 +164,13 @@ async def test_one_task_is_paused_and_resumed_while_the_others_go_on(url: str) -
         await world.seen(2)
         one = task_id(run.id, "1")
         await halts.pause(DEFAULT_TENANT, run.id, by="ann", task=one)
-        with anyio.fail_after(20):
-            while runs.engine.roster.carries_out(run.id, "1"):
-                await asyncio.sleep(0.005)
+        await until(lambda: not runs.engine.roster.carries_out(run.id, "1"))
         world.go.set()
-        with anyio.fail_after(20):
-            while (await runs.tasks(DEFAULT_TENANT, run.id))[1].status != "succeeded":
-                await asyncio.sleep(0.01)
+
+        async def other_ended() -> bool:
+            return (await runs.tasks(DEFAULT_TENANT, run.id))[1].status == "succeeded"
+
+        await until(other_ended)
         assert (await runs.tasks(DEFAULT_TENANT, run.id))[0].status == "queued"
         with pytest.raises(NotFound):
             await halts.pause(DEFAULT_TENANT, run.id, by="ann", task="task_0")
@@ -194,9 +187,7 @@ async def test_a_cancelled_task_fails_and_its_run_decides(url: str) -> None:
         one, two = (task_id(run.id, path) for path in ("1", "2"))
         await halts.cancel_task(DEFAULT_TENANT, run.id, one, by="ann", reason="not needed")
         await halts.pause(DEFAULT_TENANT, run.id, by="ann", task=two)
-        with anyio.fail_after(20):
-            while runs.engine.roster.carries_out(run.id, "2"):
-                await asyncio.sleep(0.005)
+        await until(lambda: not runs.engine.roster.carries_out(run.id, "2"))
         cancelled = await halts.cancel_task(DEFAULT_TENANT, run.id, two, by="ann")
         assert cancelled.status == "failed" and cancelled.error is not None
         assert (await finished(runs, run)).output == ["task_cancelled", "task_cancelled"]

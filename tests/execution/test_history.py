@@ -17,8 +17,9 @@ from agent_server.execution.history import History
 from agent_server.execution.ports import StepRecord, Suspend, TaskContext, TaskSpec
 from agent_server.execution.runs import Runs
 from agent_server.memory.session_store import branch_session, items_before
+from tests.support.until import until
 
-from .kit import event_types, finished, running, submit
+from .kit import event_types, finished, running, standing, submit
 
 
 def history_of(runs: Runs) -> History:
@@ -175,18 +176,13 @@ async def test_what_was_in_doubt_stays_in_doubt_in_a_retry(url: str) -> None:
     calls.hold = lambda key: gate if key == "1/tool/pay" else None
     async with running(url, calls.handlers(width=1)) as runs:
         run = await submit(runs, goal="g")
-        while not calls.made["1/tool/pay"]:
-            await asyncio.sleep(0.01)
+        await until(lambda: calls.made["1/tool/pay"])
         await runs.cancel(DEFAULT_TENANT, run.id)
         calls.hold = lambda key: None
         cancelled = await runs.get(DEFAULT_TENANT, run.id)
         assert cancelled.status is RunStatus.CANCELLED
         made = await retried(runs, cancelled)
-        for _ in range(500):
-            now = await runs.get(DEFAULT_TENANT, made.id)
-            if now.status is RunStatus.WAITING:
-                break
-            await asyncio.sleep(0.01)
+        now = await standing(runs, made)
         assert now.waiting_for is not None and now.waiting_for.kind == "reconciliation"
         assert calls.made["1/tool/pay"] == 1, "never twice without a decision"
 
@@ -196,8 +192,12 @@ async def test_a_run_can_be_forked_while_it_goes_on(url: str) -> None:
     calls.hold = lambda key: gate if key == "2/model/2" else None
     async with running(url, calls.handlers()) as runs:
         run = await submit(runs, goal="g")
-        while len([t for t in await runs.tasks(DEFAULT_TENANT, run.id) if t.ended_at]) < 2:
-            await asyncio.sleep(0.01)
+
+        async def two_ended() -> bool:
+            tasks = await runs.tasks(DEFAULT_TENANT, run.id)
+            return len([task for task in tasks if task.ended_at]) >= 2
+
+        await until(two_ended)
         calls.hold = lambda key: None
         fork = await finished(runs, await forked(runs, run, "3/model/2"))
         assert fork.status is RunStatus.SUCCEEDED and calls.made["2/tool/pay"] == 1
@@ -216,7 +216,7 @@ async def mixed(runs: Runs, calls: Calls, chance: random.Random) -> None:
     run = await submit(runs, goal="g", budget=budget)
     if chance.random() < 0.3:
         for _ in range(chance.randint(0, 30)):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # it is cancelled somewhere on its way
         try:
             await runs.cancel(DEFAULT_TENANT, run.id)
         except Conflict:
@@ -241,11 +241,7 @@ async def mixed(runs: Runs, calls: Calls, chance: random.Random) -> None:
             done = {key for key in done if "/tool/" in key}
             repeated = set()
         run = Run(**{n: v for n, v in made.model_dump().items() if n in Run.model_fields})
-        for _ in range(1_000):
-            run = await runs.get(DEFAULT_TENANT, run.id)
-            if run.status.ended or run.status is RunStatus.WAITING:
-                break
-            await asyncio.sleep(0.005)
+        run = await standing(runs, run)
         assert not repeated and not done & set(calls.made - before), (done, calls.made - before)
         if run.status is RunStatus.WAITING:
             assert run.waiting_for is not None and run.waiting_for.kind == "reconciliation"

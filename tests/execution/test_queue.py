@@ -17,8 +17,9 @@ from agent_server.execution.runs import Runs
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 from agent_server.storage.tables import tasks
+from tests.support.until import until
 
-from .kit import RULE, control, finished, running
+from .kit import RULE, control, finished, running, standing
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -36,9 +37,7 @@ class Line:
         return "done"
 
     async def until(self, count: int) -> None:
-        with anyio.fail_after(60):
-            while len(self.served) < count:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.served) >= count, 60)
 
 
 async def ask(runs: Runs, name: str, tenant: Tenant = DEFAULT_TENANT, **more: Any) -> Run:
@@ -76,9 +75,11 @@ async def test_a_run_of_many_tasks_and_many_runs_of_one_share_the_slots(url: str
 
     async with running(url, {"agent": root, "leaf": leaf}, worker_concurrency=1) as runs:
         big = await ask(runs, "big")
-        with anyio.fail_after(30):
-            while len(await runs.tasks(DEFAULT_TENANT, big.id)) < 60:
-                await asyncio.sleep(0.01)
+
+        async def all_made() -> bool:
+            return len(await runs.tasks(DEFAULT_TENANT, big.id)) >= 60
+
+        await until(all_made, 30)
         small = [await ask(runs, f"s{number}") for number in range(60)]
         line.gate.set()
         await line.until(120)
@@ -250,9 +251,7 @@ async def test_a_root_that_kills_its_worker_beside_a_task_that_waits_is_set_asid
             began.clear()
             run = run or await ask(runs, "x")
             await asyncio.wait_for(began.wait(), 20)
-            with anyio.fail_after(20):
-                while (await runs.get(DEFAULT_TENANT, run.id)).status is not RunStatus.WAITING:
-                    await asyncio.sleep(0.01)
+            assert (await standing(runs, run)).status is RunStatus.WAITING
     assert run is not None
     async with running(url, handlers, **settings) as runs:
         ended = await finished(runs, run)
@@ -278,9 +277,7 @@ async def test_a_root_above_a_task_that_waits_outlives_any_number_of_deaths(url:
     for _ in range(3):
         async with running(url, handlers, dies=True, **settings) as runs:
             run = run or await ask(runs, "x")
-            with anyio.fail_after(30):
-                while not await runs.database.read(excused):
-                    await asyncio.sleep(0.02)
+            await until(lambda: runs.database.read(excused), 30)
     assert run is not None
     async with running(url, handlers, **settings) as runs:
         await control(runs).signal(DEFAULT_TENANT, run.id, "go", "there", by="ann")

@@ -25,6 +25,7 @@ from agent_server.storage.tables import (
 )
 from agent_server.storage.tables import runs as runs_table
 from agent_server.storage.tables import steps
+from tests.support.until import until
 
 from .kit import event_types, finished, running, submit
 
@@ -162,10 +163,11 @@ async def test_a_server_forgets_by_its_settings_beside_its_work(url: str) -> Non
     async with running(url, {"agent": _agent}, **RULES) as runs:
         run = await submit(runs, agent="a", input="ok")
         await finished(runs, run)
-        for _ in range(400):
-            if not await left(runs, {"old": old}):
-                break
-            await asyncio.sleep(0.05)
+
+        async def forgotten() -> bool:
+            return not await left(runs, {"old": old})
+
+        await until(forgotten)
         assert await left(runs, {"old": old, "new": run.id}) == {"new"}
         assert "run.succeeded" in await event_types(runs, run)
 

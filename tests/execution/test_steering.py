@@ -206,7 +206,7 @@ async def test_messages_that_race_with_the_end_of_runs_are_all_answered_once(
 
     async def later(text: str) -> Submitted:
         for _ in range(chance.randrange(60)):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # at another point of the race
         return await stage.say(text)
 
     async with stage.open(url) as runs:

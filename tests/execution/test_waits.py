@@ -23,19 +23,22 @@ from agent_server.execution.keys import Idempotency, Keyed
 from agent_server.execution.ports import ApprovalAsk, TaskContext, TaskSpec
 from agent_server.execution.runs import Runs
 from tests.execution.kit import control, event_types, finished, running, submit
+from tests.support.until import until
 
 AGENT = {"agent": "a", "input": "x"}
 
 
 async def waiting(runs: Runs, run: Run, kind: str) -> Run:
     """The run, once it stands still for that."""
-    with anyio.fail_after(20):
-        while True:
-            found = await runs.get(DEFAULT_TENANT, run.id)
-            if found.status is RunStatus.WAITING and found.waiting_for.kind == kind:
-                return found
-            assert not found.status.ended, found
-            await asyncio.sleep(0.01)
+
+    async def stands() -> Run | None:
+        found = await runs.get(DEFAULT_TENANT, run.id)
+        assert not found.status.ended, found
+        waits = found.status is RunStatus.WAITING and found.waiting_for.kind == kind
+        return found if waits else None
+
+    found: Run = await until(stands)
+    return found
 
 
 async def take_two(ctx: TaskContext) -> Any:
@@ -110,9 +113,7 @@ async def test_a_parent_of_a_task_that_waits_outlives_any_number_of_restarts(url
         await waiting(runs, run, "signal")
     for _ in range(4):
         async with running(url, handlers, max_attempts=2) as runs:
-            with anyio.fail_after(20):
-                while not runs.engine.roster.carries_out(run.id, ""):
-                    await asyncio.sleep(0.01)
+            await until(lambda: runs.engine.roster.carries_out(run.id, ""))
             await waiting(runs, run, "signal")
     async with running(url, handlers, max_attempts=2) as runs:
         for payload in (1, 2):

@@ -1,11 +1,9 @@
 """Consent to tool calls of agents in a real engine: asked, decided, edited, nested, attacked."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from agents import Agent, FunctionTool, function_tool, handoff
 
@@ -23,6 +21,7 @@ from agent_server.tools import tagged
 from tests.execution.kit import control, event_types, finished, running, submit
 from tests.execution.test_waits import waiting
 from tests.support.durable import Rule, call, loop_for, outputs_of, say
+from tests.support.until import until
 
 ASK = {"agent": "a", "input": "go"}
 
@@ -88,12 +87,12 @@ async def inbox(runs: Runs, run: Run) -> list[Approval]:
 
 async def next_asked(runs: Runs, run: Run, step: str) -> Approval:
     """What is asked about that step, once it is."""
-    with anyio.fail_after(20):
-        while True:
-            for approval in await inbox(runs, run):
-                if approval.step == step:
-                    return approval
-            await asyncio.sleep(0.01)
+
+    async def asked() -> Approval | None:
+        return next((found for found in await inbox(runs, run) if found.step == step), None)
+
+    approval: Approval = await until(asked)
+    return approval
 
 
 async def decide(runs: Runs, approval: Approval, **said: Any) -> Approval:

@@ -57,7 +57,7 @@ def _adding(*call_ids: str, effect: ToolEffect = ToolEffect.ONCE) -> Scene:
     @function_tool
     async def add(a: int, b: int) -> int:
         calls["add"] += 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the calls beside it begin
         return a + b
 
     def rule(instructions: str, items: list[Any]) -> list[Any]:

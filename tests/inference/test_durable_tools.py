@@ -67,7 +67,7 @@ async def test_a_call_in_doubt_waits_for_a_decision_until_its_siblings_have_ende
     @function_tool
     async def slow() -> str:
         release.set()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the sibling finds its call in doubt in these turns
         await asyncio.sleep(0)
         finished.append("slow")
         return "done"

@@ -32,6 +32,7 @@ from agent_server.inference.openai_model import text_of
 from agent_server.inference.responses_model import ResponsesModel
 from agent_server.inference.wire import Wire
 from tests.support.model_server import ModelServer
+from tests.support.until import until
 
 Json = dict[str, Any]
 MODELS = {"responses": ResponsesModel, "chat": ChatModel}
@@ -192,19 +193,11 @@ async def test_a_cancelled_call_closes_its_connection_at_once(
 ) -> None:
     server.default = {"fault": "silent"}
     call = asyncio.ensure_future(ask(model(api, server), True))
-    await _until(lambda: len(server.raw_calls) == 1)
+    await until(lambda: len(server.raw_calls) == 1)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await _until(lambda: not server.open)
-
-
-async def _until(condition: Any) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0)
-
-    await asyncio.wait_for(poll(), 5)
+    await until(lambda: not server.open)
 
 
 async def test_a_cancelled_pause_ends_at_once() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,7 @@ from agent_server.memory.store import MemoryStore
 from agent_server.memory.vector_index import Halfvec, Numpy, SqliteVec
 from agent_server.storage.database import Database
 from agent_server.testing.memory_store import ONE, MemoryStoreContract, fact
+from tests.support.until import until
 
 SENSES = {"cat": 0, "kitten": 0, "feline": 0, "car": 1, "auto": 1, "tea": 2, "brew": 2}
 
@@ -56,14 +57,6 @@ class Senses:
 
     async def close(self) -> None:
         self.closed = True
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    async def poll() -> None:
-        while not await holds():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(poll(), 20)
 
 
 class Embedded:

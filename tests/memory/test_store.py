@@ -48,6 +48,13 @@ async def test_the_index_is_made_anew_from_the_rows(store: MemoryStore, url: str
     assert [one.memory.content for one in await store.search(ONE, query)] == ["a zeppelin"]
 
 
+async def test_of_a_very_long_query_the_rarest_words_are_looked_for(store: MemoryStore) -> None:
+    common = " ".join(f"common{n}" for n in range(60))
+    await store.add(ONE, [fact(f"{common} {n}") for n in range(3)] + [fact("a zeppelin")])
+    found = await store.search(ONE, MemoryQuery(query=f"{common} zeppelin"))
+    assert "a zeppelin" in [one.memory.content for one in found]
+
+
 async def test_nothing_of_what_was_deleted_is_left_in_the_file(
     sqlite_store: MemoryStore, tmp_path: Path
 ) -> None:

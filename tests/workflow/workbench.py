@@ -18,6 +18,7 @@ from agent_server.execution.runs import Runs
 from agent_server.workflow.steps import MAX_NODES
 from agent_server.workflow.tasks import handlers
 from tests.execution.kit import control, finished, running, submit
+from tests.support.until import until
 
 
 class Bench:
@@ -74,11 +75,7 @@ class Bench:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Return when it holds, soon."""
-        for _ in range(2_000):
-            if holds():
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(self.calls)
+        await until(holds)
 
     async def codes(self, run: Run) -> list[str]:
         """The codes of the errors with which the run's tasks and the run itself failed."""

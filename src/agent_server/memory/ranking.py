@@ -155,9 +155,11 @@ def rank(sought: Sought, candidates: Candidates, weights: Weights) -> Ranked:
     ]  # fmt: skip
     columns = {name: _normal(score(), weight) for name, weight, score in parts if weight > 0}
     scores = {name: column for name, column in columns.items() if column}
-    totals = [sum(given) for given in zip(*scores.values(), strict=True)]
+    totals: Scores = list(map(sum, zip(*scores.values(), strict=True)))
     totals = totals or [0.0] * len(candidates.serials)
-    order = sorted(range(len(totals)), key=lambda i: (-totals[i], -candidates.serials[i]))
+    # The highest total first, and of equal ones the newest.
+    order = sorted(range(len(totals)), key=candidates.serials.__getitem__, reverse=True)
+    order.sort(key=totals.__getitem__, reverse=True)
     return Ranked(order, totals, scores)
 
 

@@ -129,6 +129,10 @@ class _Read(NamedTuple):
     """1 if it is among the best by text. Of a row whose serial is -n: how many have word n."""
 
 
+AT_SERIAL, AT_SPACE = _Read._fields.index("serial"), _Read._fields.index("space")
+"""Hundreds are read for each query: most stay as the driver gives them."""
+
+
 class Recall:
     """Searches one store."""
 
@@ -193,7 +197,7 @@ class Recall:
             bool(query.filter),
         )  # fmt: skip
         narrow = narrows(query)
-        rows: list[_Read] = []
+        rows: list[Sequence[Any]] = []
         counts: Counter[str] = Counter()
         for space, part in parts.items():
             found, held = asked.rows(connection, space, part, narrow)
@@ -216,16 +220,20 @@ class Recall:
         return self._answer(connection, query, rows, ranked)
 
     def _answer(
-        self, connection: Connection, query: MemoryQuery, rows: Sequence[_Read], ranked: Ranked
+        self,
+        connection: Connection,
+        query: MemoryQuery,
+        rows: Sequence[Sequence[Any]],
+        ranked: Ranked,
     ) -> list[Found]:
         """The first ``limit`` without two of the same wording, and no more of a kind than asked."""
-        kept: list[int] = []
+        kept: list[tuple[int, int]] = []
         seen: set[tuple[str, str | None]] = set()
         kinds: Counter[str] = Counter()
         for i in ranked.order:
             if len(kept) >= query.limit:
                 break
-            row = rows[i]
+            row = _Read._make(rows[i])
             if ranked.totals[i] <= 0 and row.cosine is None:
                 continue
             wording = (row.words, row.author)
@@ -233,11 +241,11 @@ class Recall:
                 continue
             seen.add(wording)
             kinds[row.kind] += 1
-            kept.append(i)
-        found = memories_of(connection, [rows[i].serial for i in kept])
+            kept.append((i, row.serial))
+        found = memories_of(connection, [serial for _, serial in kept])
         return [
             Found(
-                memory=found[rows[i].serial],
+                memory=found[serial],
                 score=round(ranked.totals[i], 6),
                 matched={
                     name: round(column[i], 6)
@@ -245,7 +253,7 @@ class Recall:
                     if column[i] > 0
                 },
             )
-            for i in kept
+            for i, serial in kept
         ]
 
     def _spaces(self, connection: Connection, tenant: Tenant, name: str | None) -> list[int]:
@@ -278,9 +286,8 @@ class Recall:
         at, known = self._known.get(space, (0.0, Statistics(0, 1.0)))
         if known.rows > FEW and monotonic() - at < STATISTICS_S:
             return known
-        rows, mean = connection.execute(_SAMPLE, {"space": space}).one()
-        if rows > FEW:
-            rows = connection.execute(_COUNT, {"space": space}).scalar_one()
+        [(every, some, mean)] = _COUNTED.rows(connection, {"space": space})
+        rows = every if some > FEW else some
         found = Statistics(rows, float(mean))
         _keep(self._known, space, (monotonic(), found))
         return found
@@ -310,7 +317,7 @@ class _Asked:
 
     def rows(
         self, connection: Connection, space: int, statistics: Statistics, narrow: bool
-    ) -> tuple[list[_Read], dict[str, int]]:
+    ) -> tuple[list[Sequence[Any]], dict[str, int]]:
         """The best of a namespace by text, by vector and by date, and what stands around them, as
         far as the query may find it; and how many memories there have each word.
 
@@ -318,16 +325,18 @@ class _Asked:
         look at the rows; and once more when some took the places of others and may not be found:
         replaced, or expired.
         """
-        read = [_Read._make(row) for row in self._read(connection, space, statistics, narrow)]
-        rows = [row for row in read if row.serial > 0]
-        found = [row for row in rows if row.space is not None]
-        if not narrow and len(found) < len(rows):
+        read = self._read(connection, space, statistics, narrow)
+        found = [row for row in read if row[AT_SPACE] is not None]
+        beside = [_Read._make(row) for row in read if row[AT_SPACE] is None]
+        counts = {self.words[-row.serial - 1]: row.by_text for row in beside if row.serial < 0}
+        if not narrow and len(counts) < len(beside):
+            rows = [_Read._make(row) for row in read if row[AT_SERIAL] > 0]
             full = sum(row.by_text for row in rows) >= self.most.by_text or (
                 sum(row.cosine is not None for row in rows) >= self.most.by_vector
             )
             if full:
                 return self.rows(connection, space, statistics, True)
-        return found, {self.words[-row.serial - 1]: row.by_text for row in read if row.serial < 0}
+        return found, counts
 
     def _read(
         self, connection: Connection, space: int, statistics: Statistics, narrow: bool
@@ -366,8 +375,16 @@ _sample = (
     .limit(FEW + 1)
     .subquery()
 )
-_SAMPLE = select(func.count(), func.coalesce(func.avg(_sample.c.length), 1.0))
-_COUNT = select(func.count()).select_from(m).where(m.c.space == bindparam("space"))
+_COUNTED = Ready(
+    select(
+        select(func.count())
+        .select_from(m)
+        .where(m.c.space == bindparam("space"))
+        .scalar_subquery(),
+        func.count(),
+        func.coalesce(func.avg(_sample.c.length), 1.0),
+    ).select_from(_sample)
+)
 REACH = len(Weights.reach)
 
 
@@ -494,7 +511,7 @@ def _joined(parts: Collection[Statistics]) -> Statistics:
     return Statistics(rows, words / rows if rows else 1.0)
 
 
-def _candidates(rows: Sequence[_Read], words: Sequence[str]) -> Candidates:
+def _candidates(rows: Sequence[Sequence[Any]], words: Sequence[str]) -> Candidates:
     columns: Sequence[Sequence[Any]] = tuple(zip(*rows, strict=True)) or ((),) * 10
     serials, spaces, sessions, positions, authors, texts, lengths = columns[:7]
     happened, importance, cosines = columns[7:10]
