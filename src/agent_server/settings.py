@@ -104,6 +104,11 @@ class Settings(BaseSettings):
         description="Where large values of runs are kept: `database`, `file:///folder` (seen by every "
         "node) or `s3://bucket/prefix` (extra `s3`).",
     )
+    blobs_also: str = Field(
+        default="",
+        description="Where else large values are looked for, comma-separated, as in BLOBS: where they "
+        "were kept before, or will be (`agent-server db move-blobs`).",
+    )
     blob_threshold_bytes: int = Field(
         default=65_536,
         ge=0,

@@ -4,7 +4,8 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from sqlalchemy import Connection, func, select, text
 
+from agent_server.cli.database import move_blobs
 from agent_server.domain.errors import (
     ConfigurationError,
     DatabaseUnavailable,
+    InternalError,
     StorageFull,
 )
 from agent_server.domain.history import ForkRequest
@@ -31,6 +34,7 @@ from agent_server.execution.ports import LostLease, StepRecord, TaskContext, Tas
 from agent_server.execution.runs import RunFilters, Runs
 from agent_server.settings import Settings
 from agent_server.storage.blobs import (
+    PROBE,
     BlobStore,
     DatabaseBlobs,
     DirectoryBlobs,
@@ -39,7 +43,7 @@ from agent_server.storage.blobs import (
 )
 from agent_server.storage.database import Database, database_at
 from agent_server.storage.migrate import upgrade
-from agent_server.storage.outside import GRACE, Outside, owned
+from agent_server.storage.outside import GRACE, Moved, Outside, owned
 from agent_server.storage.references import MARK, Cut, Opening, _open
 from agent_server.storage.tables import blob_bytes, blob_uses, blobs, metadata
 from agent_server.testing.blobs import BlobStoreContract
@@ -331,6 +335,142 @@ async def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_space(
         assert (await finished(runs, run)).output == BIG
 
 
+class Meddled(DirectoryBlobs):
+    """Lets a test do something right after a blob was put."""
+
+    def __init__(self, root: Path, then: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(root)
+        self._then = then
+
+    async def put(self, tenant: str, key: str, data: bytes) -> None:
+        await super().put(tenant, key, data)
+        if data != PROBE:
+            await self._then()
+
+
+def files_in(folder: Path) -> int:
+    return len([path for path in folder.rglob("*") if path.is_file()])
+
+
+async def large(ctx: TaskContext) -> Any:
+    return [str(ctx.run.request.input) * 90_000]
+
+
+@pytest.mark.parametrize(("before", "after"), [("database", "b"), ("a", "database"), ("a", "b")])
+async def test_large_values_move_to_another_place_while_runs_are_made_read_and_deleted(
+    url: str, tmp_path: Path, before: str, after: str
+) -> None:
+    """Two engines on one database is what several servers are; here one, which is asked at once."""
+    old, new = (one if one == "database" else f"file://{tmp_path}/{one}" for one in (before, after))
+    async with running(url, {"agent": large}, blobs=old) as runs:
+        made = [await submit(runs, agent="a", input=letter) for letter in "abcdef"]
+        for run in made:
+            await finished(runs, run)
+    async with running(url, {"agent": large}, blobs=new, blobs_also=old) as runs:
+
+        async def read() -> None:
+            for run in made[:4]:
+                found = (await runs.get(DEFAULT_TENANT, run.id)).output
+                assert found == [str(run.input) * 90_000]
+
+        async def more() -> None:
+            made.append(await finished(runs, await submit(runs, agent="a", input="g")))
+            await runs.delete(DEFAULT_TENANT, made[5].id)
+
+        moves = await asyncio.gather(
+            outside(runs).move(), outside(runs).move(), read(), more(), read()
+        )
+        assert sum(one.blobs for one in moves[:2] if one is not None) >= 5
+        await read()
+        assert await outside(runs).move() == Moved()
+        left = await runs.database.read(lambda c: count(c, blob_bytes))
+        blobs_now, _ = await counted(runs)
+        assert blobs_now == 6
+        assert left == (6 if after == "database" else 0)
+        assert [files_in(tmp_path / name) for name in "ab"] == [0, 6 if after == "b" else 0]
+    async with running(url, {"agent": large}, blobs=new) as runs:
+        for run in (*made[:5], made[6]):
+            assert (await runs.get(DEFAULT_TENANT, run.id)).output == [str(run.input) * 90_000]
+
+
+async def test_a_move_that_is_cut_off_loses_nothing_and_is_gone_on_with(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(url, {"agent": large}) as runs:
+        made = [await finished(runs, await submit(runs, agent="a", input=x)) for x in "abcdef"]
+    place = f"file://{tmp_path}/blobs"
+    async with running(url, {"agent": large}, blobs=place) as runs:
+        synced, sync = 0, os.fsync
+
+        def full(descriptor: int) -> None:
+            nonlocal synced
+            synced += 1
+            if synced > 9:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(descriptor)
+
+        monkeypatch.setattr("agent_server.storage.blobs.os.fsync", full)
+        with pytest.raises(StorageFull):
+            await outside(runs).move()
+        monkeypatch.setattr("agent_server.storage.blobs.os.fsync", sync)
+        for run in made:
+            assert (await runs.get(DEFAULT_TENANT, run.id)).output == run.output
+        await outside(runs).move()
+        assert await runs.database.read(lambda c: count(c, blob_bytes)) == 0
+        for run in made:
+            assert (await runs.get(DEFAULT_TENANT, run.id)).output == run.output
+        assert files_in(tmp_path / "blobs") == 6
+
+
+async def test_what_is_deleted_while_it_is_moved_stays_deleted(url: str, tmp_path: Path) -> None:
+    async with running(url, {"agent": large}) as runs:
+        run = await finished(runs, await submit(runs, agent="a", input="a"))
+
+        async def delete() -> None:
+            # By another server, which does not know the new place.
+            await runs.delete(DEFAULT_TENANT, run.id)
+
+        moving = Outside(runs.database, Meddled(tmp_path / "blobs", delete), 65_536)
+        assert await moving.move() == Moved()
+        assert files_in(tmp_path / "blobs") == 0 and await counted(runs) == (0, 0)
+
+
+async def test_the_command_moves_what_the_settings_say_and_tells_how_much(
+    sqlite_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with running(sqlite_url, {"agent": large}) as runs:
+        await finished(runs, await submit(runs, agent="a", input="a"))
+    monkeypatch.setenv("AGENT_SERVER_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("AGENT_SERVER_BLOBS", f"file://{tmp_path}/blobs")
+    for number in (1, 0):
+        await move_blobs()
+        assert f"{number} large values" in capsys.readouterr().out
+    assert files_in(tmp_path / "blobs") == 1
+    shutil.rmtree(tmp_path / "blobs")
+    with pytest.raises(InternalError, match="1 large values are in none of the places"):
+        await move_blobs()
+
+
+async def test_a_place_is_not_moved_into_itself_and_what_is_lost_is_said(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "blobs"
+    (tmp_path / "alias").symlink_to(folder)
+    async with running(sqlite_url, {"agent": large}, blobs=f"file://{folder}") as runs:
+        run = await finished(runs, await submit(runs, agent="a", input="a"))
+    both = {"blobs": f"file://{folder}", "blobs_also": f"file://{tmp_path}/alias"}
+    async with running(sqlite_url, {"agent": large}, **both) as runs:
+        with pytest.raises(ConfigurationError, match="nothing can be moved"):
+            await outside(runs).move()
+        assert (await runs.get(DEFAULT_TENANT, run.id)).output == run.output
+    async with running(sqlite_url, {"agent": large}, blobs=f"file://{tmp_path}/new") as runs:
+        assert await outside(runs).move() == Moved(lost=1)
+        assert files_in(folder) == 1
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=40),
     lambda inner: st.lists(inner, max_size=6)
@@ -433,6 +573,21 @@ class TestOnS3(BlobStoreContract):
             assert len([path async for path in kept.old(timedelta(0))]) == 1
             await runs.delete(DEFAULT_TENANT, run.id)
             assert [path async for path in kept.old(timedelta(0))] == []
+
+    async def test_large_values_move_there_and_back(
+        self, s3: str, sqlite_url: str, tmp_path: Path
+    ) -> None:
+        async with running(sqlite_url, {"agent": large}) as runs:
+            run = await finished(runs, await submit(runs, agent="a", input="a"))
+        before = "database"
+        for place in (s3, f"file://{tmp_path}/blobs", "database"):
+            async with running(
+                sqlite_url, {"agent": large}, blobs=place, blobs_also=before
+            ) as runs:
+                moved = await outside(runs).move()
+                assert (moved.blobs, moved.bytes, moved.lost) == (1, 90_002, 0)
+                assert (await runs.get(DEFAULT_TENANT, run.id)).output == run.output
+            before = place
 
 
 @pytest.mark.parametrize("url", ["", "disk", "file://relative/x", "s3:///x", "ftp://x/y"])

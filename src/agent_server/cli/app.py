@@ -230,6 +230,12 @@ def db_vacuum(
     do(work.database.vacuum_database, days, failed_days, detail_days, dry_run)
 
 
+@db_app.command("move-blobs")
+def db_move_blobs() -> None:
+    """Move large values to AGENT_SERVER_BLOBS, from the database and AGENT_SERVER_BLOBS_ALSO."""
+    do(work.database.move_blobs)
+
+
 @db_app.command("copy")
 def db_copy(
     source: Annotated[str, typer.Option("--from", help="URL of the database that is copied.")],

@@ -113,6 +113,28 @@ async def vacuum_database(
         await database.close()
 
 
+async def move_blobs() -> None:
+    """Bring every large value to the place that is set. Raises ``InternalError`` if one is lost."""
+    settings = load_settings()
+    database = database_at(settings.database)
+    outside = keep_outside(database, settings)
+    await database.open()
+    try:
+        moved = await outside.move(lambda seen: _tell("large values", seen))
+    finally:
+        await database.close()
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+    sys.stdout.write(
+        f"{moved.blobs:,} large values ({moved.bytes:,} bytes) moved to {outside.store.name}.\n"
+    )
+    if moved.lost:
+        raise InternalError(
+            f"{moved.lost:,} large values are in none of the places, or not whole.",
+            hint="Restore them from a backup, or name their place in AGENT_SERVER_BLOBS_ALSO.",
+        )
+
+
 async def check_database() -> None:
     """Name every stored value that cannot be read. Raises ``InternalError`` if there is one."""
     database = database_at(load_settings().database)

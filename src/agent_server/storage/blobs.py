@@ -17,11 +17,12 @@ from contextlib import suppress
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from anyio import to_thread
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
@@ -36,6 +37,7 @@ T = TypeVar("T")
 KEY: Final = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}")
 PROBE: Final = b"agent-server"
 """What ``check`` writes."""
+INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 def new_key(data: bytes) -> str:
@@ -60,7 +62,7 @@ class BlobStore(Protocol):
 
     async def put(self, tenant: str, key: str, data: bytes) -> None:
         """Keep ``data``; it is durable when this returns, and nothing of it is there when this
-        raises. Raises ``StorageFull``."""
+        raises. A second time changes nothing. Raises ``StorageFull``."""
 
     async def get(self, tenant: str, key: str) -> bytes:
         """The bytes. Raises ``NotFound``."""
@@ -107,7 +109,11 @@ class DatabaseBlobs:
 
     async def put(self, tenant: str, key: str, data: bytes) -> None:
         values = {"tenant": tenant, "key": key, "data": data, "made_at": utcnow()}
-        await self._database.write(lambda c: c.execute(insert(blob_bytes).values(values)))
+        await self._database.write(
+            lambda c: c.execute(
+                INSERTS[c.dialect.name](blob_bytes).values(values).on_conflict_do_nothing()
+            )
+        )
 
     async def get(self, tenant: str, key: str) -> bytes:
         query = select(blob_bytes.c.data).where(*_of(tenant, key))
@@ -201,7 +207,7 @@ class DirectoryBlobs:
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
         _make_folder(path.parent)
-        passing = path.with_name(f".{path.name}")
+        passing = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
         try:
             with open(os.open(passing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(data)
@@ -222,7 +228,8 @@ class DirectoryBlobs:
             raise missing(key) from None
 
 
-_FILE: Final = re.compile(r"[^/]+/[0-9a-f]{2}/\.?" + KEY.pattern)
+_NAME: Final = re.compile(r"(\.[0-9a-f]{8})?\.?" + KEY.pattern)
+_FILE: Final = re.compile(r"[^/]+/[0-9a-f]{2}/" + _NAME.pattern)
 
 
 def folder_of(tenant: str) -> str:
@@ -253,7 +260,7 @@ def _files(folder: Path, before: float) -> list[Path]:
     found = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):
-            if path.stat().st_mtime <= before and KEY.fullmatch(path.name.lstrip(".")):
+            if path.stat().st_mtime <= before and _NAME.fullmatch(path.name):
                 found.append(path)
     return found
 
@@ -263,7 +270,7 @@ def missing(key: str) -> NotFound:
 
 
 def blob_store(url: str, database: Transactions, timeout_s: float) -> BlobStore:
-    """The store that ``AGENT_SERVER_BLOBS`` names: ``database``, ``file:///folder`` or
+    """The store that ``AGENT_SERVER_BLOBS`` or an item of ``AGENT_SERVER_BLOBS_ALSO`` names: ``database``, ``file:///folder`` or
     ``s3://bucket/prefix``. Raises ``ConfigurationError``."""
     if url == "database":
         return DatabaseBlobs(database)

@@ -11,6 +11,7 @@ blobs before looking whether they are used: so none goes that is, without a word
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -19,10 +20,10 @@ import anyio
 import structlog
 from anyio import to_thread
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
+    ConfigurationError,
     DatabaseUnavailable,
     InternalError,
     NotFound,
@@ -30,6 +31,8 @@ from agent_server.domain.errors import (
 )
 from agent_server.settings import Settings
 from agent_server.storage.blobs import (
+    INSERTS,
+    PROBE,
     BlobStore,
     DatabaseBlobs,
     Transactions,
@@ -62,7 +65,6 @@ AT_ONCE: Final = 8
 """Blobs of one transaction that are fetched or placed side by side."""
 COLLECTED: Final = 100
 """Blobs that one transaction of the collector looks at."""
-_INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 Observer = Callable[[str, int], None]
 """Told what happened to a blob (``written``, ``read``, ``deleted``), and its bytes."""
@@ -123,7 +125,7 @@ class Owned:
             {"run_id": run_id, "key": key, "held_by": table, "tenant": self.tenant}
             for run_id, key, table in sorted(used)
         ]
-        statement = _INSERTS[connection.dialect.name](blob_uses).on_conflict_do_nothing()
+        statement = INSERTS[connection.dialect.name](blob_uses).on_conflict_do_nothing()
         connection.execute(statement, rows)
 
 
@@ -158,6 +160,16 @@ class _Opened:
         return result
 
 
+@dataclass
+class Moved:
+    """What came of moving blobs."""
+
+    blobs: int = 0
+    bytes: int = 0
+    lost: int = 0
+    """Those that are nowhere, or nowhere whole."""
+
+
 class Outside:
     """What a database asks about large values. Safe to use from any number of tasks."""
 
@@ -168,14 +180,18 @@ class Outside:
         limit: int | None,
         observe: Observer = lambda what, size: None,
         at: Callable[[str], None] = lambda point: None,
+        also: Sequence[BlobStore] = (),
     ) -> None:
         """Values over ``limit`` bytes of JSON go to ``store``, if their transaction is owned; with
-        None, none does. What is not in the store is looked for in the database, where it may have
-        been before. ``at`` is told of points at which a crash is interesting."""
+        None, none does. What is not in the store is looked for in ``also`` and in the database, where
+        it may have been before. ``at`` is told of points at which a crash is interesting."""
         self._database = database
         self.store = store
         self._limit = limit
-        self._fallback = None if isinstance(store, DatabaseBlobs) else DatabaseBlobs(database)
+        others = [*also]
+        if not any(isinstance(one, DatabaseBlobs) for one in (store, *also)):
+            others.append(DatabaseBlobs(database))
+        self._others = tuple(others)
         self._observe = observe
         self._at = at
 
@@ -268,12 +284,11 @@ class Outside:
         return data
 
     async def _get(self, tenant: str, key: str) -> bytes:
-        try:
-            return await self.store.get(tenant, key)
-        except NotFound:
-            if self._fallback is None:
-                raise
-            return await self._fallback.get(tenant, key)
+        # Twice in the first: it may be moved there meanwhile.
+        for store in (self.store, *self._others):
+            with suppress(NotFound):
+                return await store.get(tenant, key)
+        return await self.store.get(tenant, key)
 
     # Collecting --------------------------------------------------------------------------------
 
@@ -309,28 +324,88 @@ class Outside:
         return gone
 
     async def _delete(self, tenant: str, key: str) -> None:
-        for store in (self.store, self._fallback):
-            if store is not None:
-                await store.delete(tenant, key)
+        for store in (self.store, *self._others):
+            await store.delete(tenant, key)
 
     async def _discard_strays(self) -> int:
         """Delete from the store what a crash left there without a row; how many. Here nothing but
         its age tells it from what is about to have one."""
-        gone, some = 0, []
-        async for path in self.store.old(GRACE):
-            some.append(path)
-            if len(some) == COLLECTED:
-                gone += await self._discard(some)
-                some = []
-        return gone + await self._discard(some)
+        gone = 0
+        for store in (self.store, *self._others):
+            some = []
+            async for path in store.old(GRACE):
+                some.append(path)
+                if len(some) == COLLECTED:
+                    gone += await self._discard(store, some)
+                    some = []
+            gone += await self._discard(store, some)
+        return gone
 
-    async def _discard(self, paths: Sequence[str]) -> int:
+    async def _discard(self, store: BlobStore, paths: Sequence[str]) -> int:
         keys = [path.rpartition("/")[2] for path in paths]
         query = select(blobs.c.key).where(blobs.c.key.in_(keys))
         known = set(await self._database.read(lambda c: c.execute(query).scalars().all()))
         strays = [path for path, key in zip(paths, keys, strict=True) if key not in known]
-        await _side_by_side([partial(self.store.discard, path) for path in strays])
+        await _side_by_side([partial(store.discard, path) for path in strays])
         return len(strays)
+
+    # Moving ------------------------------------------------------------------------------------
+
+    async def move(self, told: Callable[[int], None] = lambda blobs: None) -> Moved:
+        """Bring every blob into ``store``, and delete it where else it was. Safe while servers work
+        that know all these places, and to be cut off: a second time does the rest. ``told`` hears
+        how many were looked at. Raises ``ConfigurationError`` when two of the places are one."""
+        await self._check_apart()
+        moved, seen, after = Moved(), 0, ""
+        columns = (blobs.c.tenant, blobs.c.key, blobs.c.size)
+        while True:
+            query = select(*columns).where(blobs.c.key > after, blobs.c.doomed.is_(False))
+            query = query.order_by(blobs.c.key).limit(COLLECTED)
+            rows = await self._database.read(lambda c: c.execute(query).all())  # noqa: B023
+            if not rows:
+                return moved
+            await _side_by_side([partial(self._move, *row, moved) for row in rows])
+            seen, after = seen + len(rows), rows[-1].key
+            told(seen)
+
+    async def _move(self, tenant: str, key: str, size: int, moved: Moved) -> None:
+        left = [store for store in self._others if await store.exists(tenant, key)]
+        there = await self.store.exists(tenant, key)
+        if there and not left:
+            return
+        try:
+            data = await self.get(tenant, key)  # Also of one that is there: is it whole?
+        except NotFound as error:
+            if await self._is_held(key):
+                log.error("a large value is lost", tenant=tenant, reason=error.detail)
+                moved.lost += 1
+            return
+        if not there:
+            await self.store.put(tenant, key, data)
+            self._at("blob.after_move")
+        for store in left:
+            await store.delete(tenant, key)
+        if not await self._is_held(key):  # Whoever deleted it may have been before us there.
+            await self.store.delete(tenant, key)
+        elif not there:
+            moved.blobs, moved.bytes = moved.blobs + 1, moved.bytes + size
+
+    async def _is_held(self, key: str) -> bool:
+        query = select(func.count()).where(blobs.c.key == key, blobs.c.doomed.is_(False))
+        return bool(await self._database.read(lambda c: c.execute(query).scalar()))
+
+    async def _check_apart(self) -> None:
+        key = new_key(PROBE)
+        await self.store.put("probe", key, PROBE)
+        try:
+            for other in self._others:
+                if await other.exists("probe", key):
+                    raise ConfigurationError(
+                        f"{other.name} is {self.store.name}: nothing can be moved.",
+                        hint="Name in AGENT_SERVER_BLOBS_ALSO where large values were before.",
+                    )
+        finally:
+            await self.store.delete("probe", key)
 
 
 def keep_outside(
@@ -341,9 +416,13 @@ def keep_outside(
 ) -> Outside:
     """Keep large values of ``database`` where the settings say; before it is opened. Raises
     ``ConfigurationError``."""
-    store = blob_store(settings.blobs, database, settings.blob_timeout_s)
+    store, *also = [
+        blob_store(url.strip(), database, settings.blob_timeout_s)
+        for url in (settings.blobs, *settings.blobs_also.split(","))
+        if url.strip() or url is settings.blobs
+    ]
     limit = max(settings.blob_threshold_bytes, LEAST) if settings.blob_threshold_bytes else None
-    database.outside = outside = Outside(database, store, limit, observe, at)
+    database.outside = outside = Outside(database, store, limit, observe, at, also)
     return outside
 
 
@@ -392,7 +471,7 @@ def _enter(connection: Connection, tenant: str, key: str, size: int) -> str:
     """Make the row of the new blob; the key of the one that came first."""
     digest = hash_of(key)
     values = {"key": key, "tenant": tenant, "sha256": digest, "size": size, "wanted_at": utcnow()}
-    statement = _INSERTS[connection.dialect.name](blobs).on_conflict_do_nothing()
+    statement = INSERTS[connection.dialect.name](blobs).on_conflict_do_nothing()
     if connection.execute(statement.values(values)).rowcount:
         return key
     return _find(connection, tenant, digest) or key
