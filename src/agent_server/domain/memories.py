@@ -196,6 +196,11 @@ class MemoryQuery(Frozen):
     kinds: tuple[MemoryKind, ...] | None = Field(default=None, max_length=len(KINDS))
     session_id: str | None = Field(default=None, max_length=200)
     subject: str | None = Field(default=None, max_length=200)
+    for_subject: str | None = Field(
+        default=None,
+        max_length=200,
+        description="What a run about this person is given: what is about them, or about nobody.",
+    )
     limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
     limits: dict[MemoryKind, int] = Field(
         default_factory=dict, description="At most so many of a kind."

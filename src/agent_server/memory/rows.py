@@ -301,6 +301,7 @@ def found_by(dialect: str, query: MemoryQuery, now: datetime, *more: ColumnEleme
         "kinds": None if query.kinds is None else list(query.kinds),
         "session": query.session_id,
         "subject": query.subject,
+        "for_subject": query.for_subject,
     }
     values = {name: value for name, value in given.items() if value is not None}
     condition = _found_by(dialect, frozenset(values), query.as_of is not None)
@@ -309,7 +310,7 @@ def found_by(dialect: str, query: MemoryQuery, now: datetime, *more: ColumnEleme
     )
 
 
-@cache  # 16 of them for a dialect.
+@cache  # 32 of them for a dialect.
 def _found_by(dialect: str, named: frozenset[str], back_then: bool) -> ColumnElement[bool]:
     moment = bindparam("moment", type_=Moment())
     conditions: list[ColumnElement[bool]] = [
@@ -325,6 +326,7 @@ def _found_by(dialect: str, named: frozenset[str], back_then: bool) -> ColumnEle
         "kinds": m.c.kind.in_(listed(dialect, "kinds", Text)),
         "session": m.c.session_id == bindparam("session"),
         "subject": m.c.subject == bindparam("subject"),
+        "for_subject": or_(m.c.subject.is_(None), m.c.subject == bindparam("for_subject")),
     }
     return and_(*conditions, *(given[name] for name in sorted(named)))
 
@@ -335,6 +337,7 @@ def narrows(query: MemoryQuery) -> bool:
         query.kinds is not None
         or query.session_id is not None
         or query.subject is not None
+        or query.for_subject is not None
         or query.filter
         or query.as_of is not None
     )

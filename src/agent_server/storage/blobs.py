@@ -270,8 +270,8 @@ def missing(key: str) -> NotFound:
 
 
 def blob_store(url: str, database: Transactions, timeout_s: float) -> BlobStore:
-    """The store that ``AGENT_SERVER_BLOBS`` or an item of ``AGENT_SERVER_BLOBS_ALSO`` names: ``database``, ``file:///folder`` or
-    ``s3://bucket/prefix``. Raises ``ConfigurationError``."""
+    """The store that ``AGENT_SERVER_BLOBS``, or an item of ``_BLOBS_ALSO``, names: ``database``,
+    ``file:///folder`` or ``s3://bucket/prefix``. Raises ``ConfigurationError``."""
     if url == "database":
         return DatabaseBlobs(database)
     parts = urlsplit(url)

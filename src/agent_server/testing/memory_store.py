@@ -241,6 +241,14 @@ class MemoryStoreContract:
         with pytest.raises(PreconditionFailed):
             await store.delete(ONE, [there], expected_version=1)
 
+    async def test_what_is_about_others_takes_no_place_in_an_answer(self, store: Memories) -> None:
+        others = [fact(f"secret word {i}", subject="bob") for i in range(200)]
+        mine = [fact("a secret of some more words", subject="ana"), fact("and a secret of nobody")]
+        await store.add(ONE, [*others, *mine])
+        for mode in ("text", "hybrid"):
+            found = await _search(store, "secret word", for_subject="ana", limit=2, mode=mode)
+            assert {memory.subject for memory in found} == {"ana", None}
+
     async def test_a_deletion_reaches_versions_pieces_uses_and_indexes(
         self, store: Memories
     ) -> None:
