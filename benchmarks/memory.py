@@ -11,7 +11,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from agent_server.domain.ids import Tenant
@@ -91,12 +91,15 @@ async def bench(url: str, rows: int, spaces: int, vectors: bool, server: int | N
         ]
         for start in range(0, rows, 1000)
     ]
-    started, cpu = time.perf_counter(), Cpu(server)
-    for batch in batches:
-        await store.add(TENANT, batch)
-    rate = rows / (time.perf_counter() - started)
-    spent = cpu.told("us/row", 1e6 / rows)
-    print(f"{label}: batches {rate:,.0f} rows/s (target 8,000), {spent}", flush=True)
+    half = len(batches) // 2
+    for writers, part in ((1, batches[:half]), (2, batches[half:])):
+        left = iter(part)
+        started, cpu = time.perf_counter(), Cpu(server)
+        await asyncio.gather(*(write(store, left) for _ in range(writers)))
+        rate = 1000 * len(part) / (time.perf_counter() - started)
+        spent = cpu.told("us/row", 1e3 / len(part))
+        who = f"batches, {writers} at a time:"
+        print(f"{label}: {who} {rate:,.0f} rows/s (target 8,000), {spent}", flush=True)
     single, cpu = [], Cpu(server)
     for _ in range(200):
         started = time.perf_counter()
@@ -122,6 +125,11 @@ async def bench(url: str, rows: int, spaces: int, vectors: bool, server: int | N
     kind, spent = "hybrid" if vectors else "text", cpu.told("ms", 1000 / len(took))
     print(f"{label}: {kind} query {show(took)} ms p50/p95, {spent}", flush=True)
     await database.close()
+
+
+async def write(store: MemoryStore, batches: Iterator[list[NewMemory]]) -> None:
+    for batch in batches:
+        await store.add(TENANT, batch)
 
 
 def show(seconds: list[float]) -> str:
