@@ -22,9 +22,9 @@ WITH_TENANT = frozenset(t.name for t in metadata.sorted_tables if "tenant" in t.
 ELSEWISE = {
     r"FROM tasks WHERE tasks\.lane = (\?|\$)": "a lane's name begins with its tenant",
     r"^UPDATE runs .* WHERE runs\.id = (\?|\$)": "the server makes ids of runs",
-    r"\bspace = (\?|\$|CAST\(value|json_extract)": "a namespace's number is of one tenant",
+    r"\bspace (\+ 0 )?= (\?|\$|CAST\(value|json_extract)": "a namespace's number is of one tenant",
     r"\(memories\.space, memories\.\"?key\"?\) IN": "a namespace's number is of one tenant",
-    r"memories\.lexemes @@ CAST\(word AS": "a namespace's number stands before each word",
+    r"memories\.lexemes @@ CAST\((given\.)?word AS": "a namespace's number stands before each word",
 }
 """Statements that may go without, and why."""
 _TABLES = re.compile(r"\b(?:FROM|JOIN|UPDATE|INTO)\s+\"?(\w+)")
