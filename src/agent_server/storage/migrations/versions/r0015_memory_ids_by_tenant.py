@@ -1,7 +1,8 @@
 """An id of a memory is its tenant's own: two tenants may import the same file of memories.
 
-Programs of the revision before serve on beside this one; theirs is only that they still refuse an
-id that another tenant has. The way back fails where two tenants have come to share one.
+Programs of the revision before serve on beside this one, but go by bare ids: they refuse an id that
+another tenant has, and delete memories of that id at every tenant that has come to share it. So end
+them before anybody imports the same ids for a second tenant. The way back fails where two share one.
 """
 
 from alembic import op
