@@ -6,7 +6,7 @@ Leans on the live side of the real event log, so that following is the real thin
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from agent_server.api.ports import ApproachInfo, ModelInfo
@@ -110,6 +110,20 @@ class FakeRuns:
             run = self.runs[run_id]
         return Submitted(run, False)
 
+    async def submit_followed(
+        self,
+        request: RunRequest,
+        *,
+        tenant: Tenant,
+        principal: str,
+        idempotency: Idempotency | None = None,
+        deltas: bool = True,
+    ) -> tuple[Submitted, AbstractAsyncContextManager[FakeFollow]]:
+        made = await self.submit(
+            request, tenant=tenant, principal=principal, idempotency=idempotency
+        )
+        return made, self.follow(tenant, made.run.id, 0, deltas=deltas)
+
     async def run_ephemeral(
         self,
         request: RunRequest,
@@ -168,7 +182,7 @@ class FakeRuns:
 
     @asynccontextmanager
     async def follow(
-        self, tenant: Tenant, run_id: RunId, after: int, *, deltas: bool = True, new: bool = False
+        self, tenant: Tenant, run_id: RunId, after: int, *, deltas: bool = True
     ) -> AsyncIterator[FakeFollow]:
         await self.get(tenant, run_id)
         subscription = self.hub.subscribe(run_id, deltas=deltas)

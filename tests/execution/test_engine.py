@@ -1,6 +1,7 @@
 """The engine through its door, with handlers of the test's own."""
 
 import asyncio
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -465,6 +466,44 @@ async def test_readers_that_resume_anywhere_see_every_event_once_and_in_order(ur
         first, whole = await asyncio.gather(read(0, 5), read(0, 10_000))
         rest = await read(first[-1], 10_000)
     assert first + rest == whole == list(range(1, len(whole) + 1))
+
+
+async def test_a_reader_that_submits_misses_no_delta_however_late_it_looks(url: str) -> None:
+    async def goal(ctx: TaskContext) -> Any:
+        for word in ("never", "too", "early"):
+            ctx.journal.delta("model/1", None, word)
+        return "done"
+
+    async with running(url, {"goal": goal}) as runs:
+        made, follow = await runs.submit_followed(
+            RunRequest(goal="g"), tenant=DEFAULT_TENANT, principal="test"
+        )
+        await finished(runs, made.run)
+        async with follow as late:
+            seen = [event async for batch in late.batches() for event in batch]
+        assert [e.seq for e in seen if e.seq is not None] == [1, 2, 3]
+        texts = [json.loads(event.data)["text"] for event in seen if event.seq is None]
+        assert texts == ["never", "too", "early"]
+
+
+async def test_a_reader_that_is_let_go_without_a_look_is_listened_for_no_longer(url: str) -> None:
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def goal(ctx: TaskContext) -> Any:
+        begun.set()
+        await end.wait()
+        return "done"
+
+    async with running(url, {"goal": goal}) as runs:
+        made, follow = await runs.submit_followed(
+            RunRequest(goal="g"), tenant=DEFAULT_TENANT, principal="test"
+        )
+        await begun.wait()
+        assert runs.hub.listened(made.run.id)
+        del follow
+        assert not runs.hub.listened(made.run.id)
+        end.set()
+        await finished(runs, made.run)
 
 
 async def test_a_reader_that_never_reads_is_cut_off_and_the_run_goes_on(url: str) -> None:

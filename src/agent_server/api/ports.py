@@ -55,6 +55,16 @@ class RunsPort(Protocol):
         idempotency: Idempotency | None = None,
     ) -> Submitted: ...
 
+    async def submit_followed(
+        self,
+        request: RunRequest,
+        *,
+        tenant: Tenant,
+        principal: str,
+        idempotency: Idempotency | None = None,
+        deltas: bool = True,
+    ) -> tuple[Submitted, AbstractAsyncContextManager[Follow]]: ...
+
     async def run_ephemeral(
         self,
         request: RunRequest,
@@ -87,7 +97,7 @@ class RunsPort(Protocol):
     ) -> Sequence[StoredEvent]: ...
 
     def follow(
-        self, tenant: Tenant, run_id: RunId, after: int, *, deltas: bool = True, new: bool = False
+        self, tenant: Tenant, run_id: RunId, after: int, *, deltas: bool = True
     ) -> AbstractAsyncContextManager[Follow]: ...
 
     async def request(self, tenant: Tenant, run_id: RunId) -> RunRequest: ...

@@ -207,18 +207,23 @@ class RunRoutes:
                     hint="Leave out the header or `store: false`.",
                 )
             return await self._ephemeral(asked, call, wanted.wait)
+        follow = None
         if asked.stream:
             self._streams.check_room(principal)
-        run, replayed, steered = await self._runs.submit(
-            asked, tenant=tenant, principal=principal, idempotency=idempotency
-        )
+            made, follow = await self._runs.submit_followed(
+                asked, tenant=tenant, principal=principal, idempotency=idempotency
+            )
+        else:
+            made = await self._runs.submit(
+                asked, tenant=tenant, principal=principal, idempotency=idempotency
+            )
+        run, replayed, steered = made
         headers = {"Location": f"{PREFIX}/{run.id}"}
         if replayed:
             headers["Idempotency-Replayed"] = "true"
         if steered is not None:
             headers["Run-Steered"] = "true"
-        if asked.stream:
-            follow = self._runs.follow(tenant, RunId(run.id), steered or 0)
+        if follow is not None:
             return EventStream(self._streams, principal, follow, headers=headers)
         if wanted.wait and not run.status.ended:
             run = await self._wait(Target(tenant, RunId(run.id)), wanted.wait)

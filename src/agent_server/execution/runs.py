@@ -6,7 +6,6 @@ names in a request are looked up by the ``prepare`` it is given. Every call is f
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from agent_server.domain.errors import (
     SessionBusy,
 )
 from agent_server.domain.events import EventBase, RunCancelled, RunStarted
-from agent_server.domain.ids import Tenant, new_run_id, task_id
+from agent_server.domain.ids import RunId, Tenant, new_run_id, task_id
 from agent_server.domain.plans import Plan, PlanState, PlanTaskState
 from agent_server.domain.runs import Run, RunRequest, RunStatus, Step, Task
 from agent_server.execution import steering, store
@@ -89,29 +88,55 @@ class Follow:
 
     ``batches()`` yields lists of events in order, without a gap or a repeat, and ends after the
     run's last event. ``lagged`` is set when this reader was too slow for its queue.
+
+    It listens from when it is made to when it is left, or let go without having been entered.
+    Entering it raises ``NotFound``, except for a ``new`` run, which the caller submits.
     """
 
-    def __init__(self, runs: "Runs", run_id: str, tenant: Tenant, after: int, deltas: bool) -> None:
+    def __init__(
+        self,
+        runs: "Runs",
+        run_id: str,
+        tenant: Tenant,
+        after: int,
+        *,
+        deltas: bool,
+        new: bool = False,
+    ) -> None:
         self._runs = runs
         self._run_id = run_id
         self._tenant = tenant
         self._last = after
+        self._new = new
         self._over = False
         self._subscription = runs.hub.subscribe(run_id, deltas=deltas)
+
+    async def __aenter__(self) -> "Follow":
+        if self._new:
+            return self
+        row = await self._runs.database.read(lambda c: store.run_row(c, self._tenant, self._run_id))
+        if row is None:
+            raise _no_run(self._run_id)
+        # Nobody can have seen more than there is.
+        self._last = min(self._last, row.last_seq)
+        self._over = RunStatus(row.status).ended
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     @property
     def lagged(self) -> bool:
         return self._subscription.lagged
 
-    def start(self, last_seq: int, ended: bool) -> None:
-        """How the run stood after the subscription. Nobody can have seen more than there is."""
-        self._last = min(self._last, last_seq)
-        self._over = ended
-
     async def batches(self) -> AsyncIterator[Events]:
-        async for batch in self._stored():
-            yield batch
-            del batch  # It would live until the next event, which may be hours.
+        if not self._new:  # Else it has heard all there is, from the first event on.
+            async for batch in self._stored():
+                yield batch
+                del batch  # It would live until the next event, which may be hours.
         while not self._over and not self.lagged:
             taken = await self._subscription.get()
             fresh = [e for e in taken if e.seq is None or e.seq > self._last]
@@ -188,9 +213,10 @@ class Runs:
         principal: str,
         idempotency: Idempotency | None = None,
         origin: Origin | None = None,
+        run_id: RunId | None = None,
     ) -> Submitted:
         """Store the run and let it begin; durable when this returns. ``origin`` is for
-        ``history.py``.
+        ``history.py``, ``run_id`` the name of a run that is new.
 
         Raises what ``prepare`` raises, and ``IdempotencyMismatch`` when the key came with
         another body. Of any number of equal requests at once, one makes the run.
@@ -202,26 +228,44 @@ class Runs:
             if known is not None:
                 return known
         request = self._limit(await self._prepare(request, tenant), tenant, principal)
-        return await asyncio.shield(self._submit(request, tenant, principal, idempotency, origin))
-
-    async def _submit(
-        self,
-        request: RunRequest,
-        tenant: Tenant,
-        principal: str,
-        idempotency: Idempotency | None,
-        origin: Origin | None,
-    ) -> Submitted:
         new = NewRun(
-            id=new_run_id(),
+            id=run_id or new_run_id(),
             tenant=tenant,
             principal=principal,
             request=request,
             now=utcnow(),
             origin=origin,
         )
+        return await asyncio.shield(self._submit(new, idempotency))
+
+    async def submit_followed(
+        self,
+        request: RunRequest,
+        *,
+        tenant: Tenant,
+        principal: str,
+        idempotency: Idempotency | None = None,
+        deltas: bool = True,
+    ) -> tuple[Submitted, Follow]:
+        """``submit`` with a reader that listens before the run begins and so misses no delta.
+
+        An earlier request's run is followed from its first event, one that was steered from
+        where it was.
+        """
+        run_id = new_run_id()
+        follow = Follow(self, run_id, tenant, 0, deltas=deltas, new=True)
+        made = await self.submit(
+            request, tenant=tenant, principal=principal, idempotency=idempotency, run_id=run_id
+        )
+        if made.run.id != run_id:
+            follow = self.follow(tenant, made.run.id, made.steered or 0, deltas=deltas)
+        return made, follow
+
+    async def _submit(self, new: NewRun, idempotency: Idempotency | None) -> Submitted:
+        request, tenant, origin = new.request, new.tenant, new.origin
         direct = self.engine.roster.free_slot(tenant) and not new.later
         interrupted: dict[str, Told] = {}
+        begun: Events = []
 
         def transaction(connection: Connection) -> Submitted:
             start, busy = direct, False
@@ -248,7 +292,7 @@ class Runs:
                     return Submitted(into, False, seq)
             run = new.shown(start)
             keep_answer(connection, tenant, idempotency, run.id, run.model_dump(mode="json"))
-            new.insert(connection, self.engine.node if start else None, behind=busy)
+            begun[:] = new.insert(connection, self.engine.node if start else None, behind=busy)
             if new.lane is not None and request.on_busy == "interrupt":
                 for other in store.lane_runs(connection, new.lane, new.id):
                     reason = f"interrupted by {new.id}"
@@ -271,6 +315,7 @@ class Runs:
             self.engine.roster.order(other)
         if submitted.steered is not None:
             return submitted
+        self.hub.publish(new.id, begun)
         if submitted.run.status is RunStatus.RUNNING:
             self._observe([RunStarted(run_id=new.id)])
             self.engine.launch_root(
@@ -280,7 +325,7 @@ class Runs:
                     request=request,
                     created_at=new.now,
                     budget=request.budget,
-                    principal=principal,
+                    principal=new.principal,
                     forked_from=new.forked_from,
                 ),
                 new.payload,
@@ -461,28 +506,12 @@ class Runs:
                 )
         return found
 
-    @asynccontextmanager
-    async def follow(
-        self, tenant: Tenant, run_id: str, after: int, *, deltas: bool = True, new: bool = False
-    ) -> AsyncIterator[Follow]:
-        """Read the run's events from number ``after`` on, until it ends. Raises ``NotFound``.
+    def follow(self, tenant: Tenant, run_id: str, after: int, *, deltas: bool = True) -> Follow:
+        """The run's events from number ``after`` on, until it ends.
 
-        Without ``deltas`` none is made for this reader, which then cannot lag. A ``new`` run was
-        submitted by the caller just now: whether there is one need not be looked up.
+        Without ``deltas`` none is made for this reader, which then cannot lag.
         """
-        follow = Follow(self, run_id, tenant, after, deltas)
-        try:
-            if new:
-                yield follow
-                return
-            row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
-            if row is None:
-                raise _no_run(run_id)
-            follow.start(row.last_seq, RunStatus(row.status).ended)
-            del row  # A reader may stay for hours.
-            yield follow
-        finally:
-            follow.close()
+        return Follow(self, run_id, tenant, after, deltas=deltas)
 
     async def request(self, tenant: Tenant, run_id: str) -> RunRequest:
         """What the run was submitted with, a workflow's definition included."""

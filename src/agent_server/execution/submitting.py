@@ -17,6 +17,7 @@ from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.runs import Run, RunRequest, RunStatus
 from agent_server.execution import store
 from agent_server.execution.attempts import root_kind
+from agent_server.execution.events import StoredEvent, splice_seq
 from agent_server.storage.references import belonging
 
 
@@ -93,14 +94,23 @@ class NewRun:
             metadata=request.metadata,
         )
 
-    def insert(self, connection: Connection, owner: str | None, *, behind: bool) -> None:
-        """Store it, queued or, with ``owner``, as carried out there (epoch 1). ``behind``: another
-        run goes before it on its lane; one that is to begin later enters the lane then.
+    def insert(
+        self, connection: Connection, owner: str | None, *, behind: bool
+    ) -> list[StoredEvent]:
+        """Store it, queued or, with ``owner``, as carried out there (epoch 1), and answer its
+        first events. ``behind``: another run goes before it on its lane; one that is to begin
+        later enters the lane then.
         """
         with belonging(self.id):
-            self._insert(connection, owner, behind)
+            encoded = self._insert(connection, owner, behind)
+        return [
+            StoredEvent(seq, kind, splice_seq(seq, data))
+            for seq, (kind, data) in enumerate(encoded, 1)
+        ]
 
-    def _insert(self, connection: Connection, owner: str | None, behind: bool) -> None:
+    def _insert(
+        self, connection: Connection, owner: str | None, behind: bool
+    ) -> list[tuple[str, str]]:
         request, now, started = self.request, self.now, owner is not None
         name = request.goal or request.agent or self.workflow or ""
         created = RunCreated(kind=request.kind, name=name, at=now)
@@ -155,3 +165,4 @@ class NewRun:
         if self.origin is not None:
             self.origin.write(connection, self.id)
         store.insert_events(connection, self.tenant, self.id, 1, encoded)
+        return encoded

@@ -18,7 +18,6 @@ from agent_server.api.sse import EventStream, Streams
 from agent_server.auth.principal import Principal
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import Conflict, ErrorInfo, Unavailable
-from agent_server.domain.ids import RunId
 from agent_server.domain.runs import RunRequest
 from agent_server.execution.events import StoredEvent
 from agent_server.protocols.openai import asking, names
@@ -143,8 +142,10 @@ class ChatRoutes:
         tenant = principal.tenant
         if not wanted.store:
             return EphemeralFollow(self._runs, wanted, tenant, principal.name)
-        run, *_ = await self._runs.submit(wanted, tenant=tenant, principal=principal.name)
-        return self._runs.follow(tenant, RunId(run.id), 0, deltas=stream, new=True)
+        _, follow = await self._runs.submit_followed(
+            wanted, tenant=tenant, principal=principal.name, deltas=stream
+        )
+        return follow
 
 
 def _check(body: CreateChat) -> None:

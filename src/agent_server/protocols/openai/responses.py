@@ -219,18 +219,25 @@ class ResponseRoutes:
         tenant = principal.tenant
         if not asked.request.store:
             return EphemeralFollow(self._runs, asked.request, tenant, principal.name, steers)
-        ref = await self._begin(asked, principal, key)
-        return self._runs.follow(tenant, ref.run_id, 0, new=asked.going is None and key is None)
+        return (await self._begin(asked, principal, key))[1]
 
-    async def _begin(self, asked: Asked, principal: Principal, key: Idempotency | None) -> Ref:
-        """Submit the run, or let the one that stands still go on."""
+    async def _begin(
+        self, asked: Asked, principal: Principal, key: Idempotency | None, deltas: bool = True
+    ) -> tuple[Ref, Any]:
+        """Submit the run, or let the one that stands still go on; with its events."""
+        tenant = principal.tenant
         if asked.going is not None:
+            follow = self._runs.follow(tenant, asked.going.run_id, 0, deltas=deltas)
             await self._consents.settle(asked.body, asked.going, principal)
-            return asked.going
-        run, *_ = await self._runs.submit(
-            asked.request, tenant=principal.tenant, principal=principal.name, idempotency=key
+            return asked.going, follow
+        made, begun = await self._runs.submit_followed(
+            asked.request,
+            tenant=tenant,
+            principal=principal.name,
+            idempotency=key,
+            deltas=deltas,
         )
-        return Ref(RunId(run.id))
+        return Ref(RunId(made.run.id)), begun
 
     async def answer(
         self, asked: Asked, principal: Principal, key: Idempotency | None
@@ -249,13 +256,11 @@ class ResponseRoutes:
                 )
                 return tale.response()
             raise Unavailable("The server is going down.")
-        ref = await self._begin(asked, principal, key)
+        ref, begun = await self._begin(asked, principal, key, deltas=False)
         if asked.body.background:
             return await self._stored.response(tenant, ref)
         with self._deps.streams.poll():
-            new = asked.going is None and key is None
-            follow_run = self._runs.follow(tenant, ref.run_id, 0, deltas=False, new=new)
-            async with follow_run as follow:
+            async with begun as follow:
                 async for batch in follow.batches():
                     for event in batch:
                         tale.feed(event)
