@@ -5,7 +5,7 @@ the implementation, on both databases; ``agent_server.testing.memory_store`` is 
 must pass. It refuses to know language models and HTTP.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -128,8 +128,17 @@ class Memories(Protocol):
     async def used_by(self, tenant: Tenant, memory_id: str, *, limit: int = 100) -> list[MemoryUse]:
         """Which runs recalled it, newest first. Raises ``NotFound``."""
 
-    def erase_subject(self, connection: Connection, tenant: Tenant, subject: str) -> MemoriesErased:
-        """Erase one person's memories, as part of the caller's transaction."""
+    def erase_subject(
+        self,
+        connection: Connection,
+        tenant: Tenant,
+        subject: str,
+        *,
+        run_ids: Collection[str] = (),
+        session_ids: Collection[str] = (),
+    ) -> MemoriesErased:
+        """Erase one person's memories, and those that the runs wrote or the sessions hold, as part
+        of the caller's transaction."""
 
     def export(
         self, tenant: Tenant, filter: MemoryFilter, *, batch: int = 500
