@@ -52,6 +52,18 @@ class Prepared(Protocol):
     """Memories made ready to be written: what can be worked out before the transaction is."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a write answers."""
+
+    memories: list[Memory]
+    """As they are now, in the order in which they were given."""
+    new: int
+    """How many of them were not there before."""
+    replayed: bool = False
+    """Whether an earlier equal call had written them."""
+
+
 class Memories(Protocol):
     """Long-term memory. Every call is about one tenant, and sees nothing of another's."""
 
