@@ -16,6 +16,7 @@ from agent_server.execution import store as execution
 from agent_server.memory.session_store import append_items
 from agent_server.storage.tables import metadata
 from tests.memory.kit import Home, home
+from tests.memory.test_experience import consolidated, consolidates
 from tests.memory.test_tools import script
 from tests.support.durable import say
 from tests.support.postgres import PostgresServer
@@ -170,6 +171,24 @@ async def test_a_run_that_recalls_a_person_while_they_are_being_erased_goes_too(
         server.parts.erasure._cancel = stop_late
         assert (await server.call("DELETE", "/subjects/ada"))["erased"]["runs"] == 2
         assert await told(server) == set()
+
+
+async def test_what_was_made_of_a_persons_runs_goes_with_them(url: str, tmp_path: Path) -> None:
+    """A run of their session that names no subject, its fork, and what both are consolidated by."""
+    said = f"I live in {SECRET}, and have lived there since May with my dog Rex."
+    fact = {"content": f"Home is {SECRET}.", "relation": "new", "key": "home"}
+    async with home(url, tmp_path, rule=consolidates([fact]), memory_consolidation=True) as server:
+        await server.run(
+            "Hello, it is me, and we have much to talk about.", subject="ada", session_id="s"
+        )
+        run = await server.run(said, session_id="s")
+        fork = await server.client.runs.fork(run["id"], input=f"And where is {SECRET}?")
+        await server.client.runs.wait(fork.id, timeout_s=20)
+        await consolidated(server, run["id"])
+        assert {"steps.output", "memories.content"} <= await told(server)
+        await server.call("DELETE", "/subjects/ada")
+        assert await told(server) == set()
+        assert (await server.call("GET", "/memories"))["data"] == []
 
 
 async def test_subjects_with_any_name_are_erased(url: str, tmp_path: Path) -> None:

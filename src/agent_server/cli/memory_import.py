@@ -179,7 +179,8 @@ def _memory(line: str, given: dict[str, Any], seen: Counter[str]) -> MemoryInput
         raise ValueError("holds half a character (a lone surrogate), which cannot be sent")
     if "version" in fields:  # An export, which says more than can be written.
         source = {name: value for name, value in (fields.get("source") or {}).items() if value}
-        metadata = {**(fields.get("metadata") or {}), "exported_source": source}
+        # What was imported before keeps the source that it had at first.
+        metadata = {"exported_source": source, **(fields.get("metadata") or {})}
         fields = {name: fields[name] for name in _KEPT if fields.get(name) is not None}
         fields["metadata"] = metadata
         # The text of a document, whatever it was read from.

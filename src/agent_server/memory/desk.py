@@ -66,7 +66,7 @@ class MemoryDesk:
                     "key": idempotency.key,
                     "fingerprint": idempotency.fingerprint,
                     "run_id": "",
-                    "response": [whole.id for whole, _ in rows],
+                    "response": [],
                     "created_at": utcnow(),
                 }
                 if not execution.take_key(connection, values):
@@ -75,6 +75,9 @@ class MemoryDesk:
             for one, parts in zip(added, pieces, strict=True):
                 if one.new and parts is not None and one.memory.replaced_at is None:
                     self.store.insert(connection, tenant, parts)
+            if idempotency is not None:  # Not those that were given: some may have been there.
+                held = [one.memory.id for one in added]
+                execution.answer_key(connection, tenant, idempotency.key, held)
             return Written([one.memory for one in added], sum(one.new for one in added))
 
         written = await self.database.write(transaction)
@@ -109,6 +112,7 @@ class MemoryDesk:
                 metadata=details | ({"page": chunk.page} if chunk.page else {}),
                 key=None,
                 session_id=None,
+                position=None,
                 part_of=MemoryPart(memory_id=memory_id, index=index, heading=chunk.headings),
             )
             for index, chunk in enumerate(chunks)
@@ -143,7 +147,7 @@ class MemoryDesk:
 def _new(draft: MemoryInput, memory_id: str, source: MemorySource, **changes: Any) -> NewMemory:
     fields: JsonObject = {
         name: getattr(draft, name)
-        for name in (*MemoryDraft.model_fields, "created_at")
+        for name in (*MemoryDraft.model_fields, "created_at", "position")
         if name not in changes
     }
     return NewMemory(**fields, **changes, id=memory_id, source=source)

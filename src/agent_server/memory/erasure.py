@@ -14,6 +14,7 @@ from agent_server.domain.errors import NotFound, RunEnded
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memory_api import ErasureReceipt
 from agent_server.execution import store as execution
+from agent_server.memory.consolidation import CONSOLIDATES
 from agent_server.memory.ports import Memories
 from agent_server.memory.session_store import forget_runs
 from agent_server.storage import outside
@@ -35,7 +36,8 @@ class Erasure:
     async def erase(self, tenant: Tenant, subject: str) -> ErasureReceipt:
         """Erase the memories about ``subject``; the runs that were submitted about them with
         their sessions and all runs of those; and the runs that wrote or recalled such a memory,
-        since they hold its words. What of this still runs is stopped.
+        since they hold its words; and what was made of such runs: forks and
+        consolidations. What of this still runs is stopped.
         """
         doomed, _ = await self._database.read(lambda c: _concerned(c, tenant, subject))
         for run_id in doomed:
@@ -82,4 +84,7 @@ def _concerned(connection: Connection, tenant: Tenant, subject: str) -> tuple[se
         memory_uses.c.memory_id.in_(select(memories.c.id).where(*theirs)),
     )
     found |= set(connection.execute(wrote.union(recalled)).scalars())
+    new = found
+    while new := execution.made_from(connection, tenant, new, CONSOLIDATES) - found:
+        found |= new
     return found, sessions

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from sqlalchemy import Connection, and_, delete, select
 
 from agent_server.execution.store.retention import OUTLIVING
-from agent_server.storage.tables import metadata, runs, tasks
+from agent_server.storage.tables import idempotency_keys, metadata, runs, tasks
 
 _AT_ONCE = 500
 _OF_RUNS = [tasks, runs] + [
@@ -37,6 +37,19 @@ def runs_of_sessions(
             runs.c.tenant == tenant, runs.c.session_id.in_(part)
         )
         found |= {row.id: row.session_id for row in connection.execute(query)}
+    return found
+
+
+def made_from(connection: Connection, tenant: str, run_ids: Iterable[str], key: str) -> set[str]:
+    """The forks of these runs, and the runs that were begun under the idempotency key ``key`` and
+    then the id of one of them."""
+    found: set[str] = set()
+    for part in parts(run_ids):
+        forks = (runs.c.tenant == tenant, runs.c.forked_from.in_(part))
+        found |= set(connection.execute(select(runs.c.id).where(*forks)).scalars())
+        k = idempotency_keys.c
+        begun = (k.tenant == tenant, k.key.in_([f"{key}{run_id}" for run_id in part]))
+        found |= set(connection.execute(select(k.run_id).where(*begun)).scalars())
     return found
 
 
