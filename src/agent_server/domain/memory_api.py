@@ -65,6 +65,13 @@ class MemoryList(Frozen):
     next_cursor: str | None = None
 
 
+class MemoriesWritten(MemoryList):
+    """What a batch wrote, in its order, with what was there already as it is there."""
+
+    new: int
+    """How many were not there before."""
+
+
 class MemoryUses(Frozen):
     """Which runs recalled a memory, the newest first."""
 

@@ -402,7 +402,7 @@ class Runs:
                     f"The run {run_id!r} has not ended: {row.status}.", hint="Cancel it first."
                 )
             blobs = outside.keys_of(connection, [run_id])
-            conversations.delete_run(connection, tenant, run_id)
+            store.erase_runs(connection, tenant, [run_id])
             return blobs
 
         await outside.forget(self.database, tenant, await self.database.write(transaction))

@@ -94,7 +94,7 @@ def read_dataset(path: Path) -> Dataset:
 
 def _lines(text: str) -> Dataset:
     found = Dataset()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

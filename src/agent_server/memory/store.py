@@ -8,7 +8,7 @@ from the log of the file.
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
@@ -48,6 +48,7 @@ from agent_server.domain.memories import (
     NewMemory,
 )
 from agent_server.execution.paging import decode_cursor, encode_cursor
+from agent_server.execution.store import parts
 from agent_server.memory.ports import Added, MemoryPage, Prepared
 from agent_server.memory.rows import (
     JOINED,
@@ -372,9 +373,22 @@ class MemoryStore:
 
         return await self._scrubbed(transaction)
 
-    def erase_subject(self, connection: Connection, tenant: Tenant, subject: str) -> MemoriesErased:
-        theirs = and_(m.c.tenant == tenant, m.c.subject == subject)
-        return self._erase(connection, tenant, theirs)
+    def erase_subject(
+        self,
+        connection: Connection,
+        tenant: Tenant,
+        subject: str,
+        *,
+        run_ids: Collection[str] = (),
+        session_ids: Collection[str] = (),
+    ) -> MemoriesErased:
+        of_runs = [m.c.run_id.in_(part) for part in parts(run_ids)]
+        of_sessions = [m.c.session_id.in_(part) for part in parts(session_ids)]
+        gone = MemoriesErased(memories=0, versions=0, vectors=0, uses=0)
+        for theirs in (m.c.subject == subject, *of_runs, *of_sessions):
+            some = self._erase(connection, tenant, and_(m.c.tenant == tenant, theirs))
+            gone = MemoriesErased(**{n: count + getattr(some, n) for n, count in gone})
+        return gone
 
     async def sweep(self, now: datetime) -> int:
         expired = and_(m.c.expires_at <= now, m.c.replaced_at.is_(None))
