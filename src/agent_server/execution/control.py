@@ -91,7 +91,6 @@ class Control:
 
         Raises ``NotFound``, ``RunEnded``, and ``AlreadyDecided`` where the step is in no doubt.
         """
-        now = utcnow()
         if said.outcome != "happened" and said.result is not None:
             raise InvalidRequest(
                 f"'result' goes with the outcome 'happened', not with {said.outcome!r}.",
