@@ -463,6 +463,7 @@ class Runs:
         self.engine.roster.tell(run_id, told)
         if not told:
             self.engine.roster.order(run_id)
+        self.engine.wake()  # What stood behind it on its session, or what is to undo something.
         await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
 

@@ -62,7 +62,7 @@ from agent_server.execution.store.nodes import (
     take_key,
     workers,
 )
-from agent_server.execution.store.queue import Turns
+from agent_server.execution.store.queue import Turns, next_moment
 from agent_server.execution.store.reservations import (
     cut_off,
     forget_reservations,
@@ -205,6 +205,7 @@ __all__ = [
     "list_approval_rows",
     "made_from",
     "list_run_rows",
+    "next_moment",
     "nudge_awaiting",
     "nudge_task",
     "order_cancel",
