@@ -152,6 +152,16 @@ class MemoryStoreContract:
         assert await store.delete_where(ONE, MemoryFilter(subject="ada", parts=True)) == 2
         assert await seen(TWO) == hers
 
+    async def test_what_expired_of_one_tenant_leaves_the_same_id_of_another(
+        self, store: Memories
+    ) -> None:
+        gone = {"expires_at": utcnow() - timedelta(seconds=1)}
+        await store.add(ONE, [fact("a", id="mem_a", **gone), fact("b", id="mem_b")])
+        await store.add(TWO, [fact("a", id="mem_a"), fact("b", id="mem_b", **gone)])
+        assert await store.sweep(utcnow()) == 2
+        assert [m.id async for m in store.export(ONE, ALL)] == ["mem_b"]
+        assert [m.id async for m in store.export(TWO, ALL)] == ["mem_a"]
+
     async def test_any_text_is_a_query_that_stays_in_its_namespace(self, store: Memories) -> None:
         await store.add(TWO, [fact("hello there")])
         await store.add(ONE, [fact("hello me"), fact("hello you", namespace="other")])
