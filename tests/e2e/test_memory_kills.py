@@ -136,7 +136,10 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
         titles = {memory["metadata"]["title"] for memory in everything(api)}
         assert titles == {"guide.md", "sub/note.txt"} and len(everything(api)) == 2
     (folder / "sub" / "note.txt").write_text("The loom is in room 8.")
-    assert house.run("memory", "import", str(folder), *at).exit_code() == 1
+    newer = house.run("memory", "import", str(folder), *at)
+    assert newer.exit_code() == 1
+    assert "1 documents imported, 1 there already, 3 failed; an older" in newer.output
+    assert "superseded by sub/note.txt\n" in newer.output
     found = house.run("memory", "search", "where is the loom?", "--json", *at)
     assert found.exit_code() == 0, found.output
     assert [one["memory"]["content"] for one in json.loads(found.output)][0] == (

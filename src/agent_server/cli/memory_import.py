@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from agent_server.cli.connect import Target, connect
-from agent_server.cli.errors import print_error
+from agent_server.cli.errors import print_error, printable
 from agent_server.cli.runs import LOOKING
 from agent_server.client import AgentServerClient
 from agent_server.client.http import checked
@@ -81,7 +81,10 @@ async def _import_documents(
         for name, file in files.items():
             try:
                 draft = checked(MemoryInput, {**_document(file, name), **given}, "document")
-                bar.count(await client.memories.add_all([draft]))
+                written = await client.memories.add_all([draft])
+                bar.count(written)
+                if written.new and written.data[0].supersedes is not None:
+                    bar.replaced.append(name)
             except OSError as error:
                 bar.complain(name, InvalidDocument(f"It cannot be read: {error.strerror}."))
             except AgentServerError as error:
@@ -278,6 +281,8 @@ class _Bar:
         self._progress = progress
         self._task = task
         self.new = self.known = self.failed = 0
+        self.replaced: list[str] = []
+        """Where something new took the place of what had its key."""
 
     @property
     def whole(self) -> bool:
@@ -311,7 +316,10 @@ async def _progress(total: int, what: str) -> AsyncIterator[_Bar]:
         bar = _Bar(progress, progress.add_task(what, total=total))
         yield bar
     told = f"{bar.new} {what} imported, {bar.known} there already, {bar.failed} failed"
-    sys.stderr.write(f"{told}\n")
+    if bar.replaced:
+        more = " and others" if len(bar.replaced) > 3 else ""
+        told += f"; an older text was superseded by {', '.join(bar.replaced[:3])}{more}"
+    sys.stderr.write(f"{printable(told)}\n")
 
 
 def _words(error: Exception) -> str:
