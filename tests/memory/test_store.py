@@ -4,7 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from agent_server.domain.errors import PreconditionFailed
+from agent_server.domain.errors import Conflict, PreconditionFailed
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import rebuild
@@ -170,3 +170,25 @@ def test_words_are_the_same_whichever_threads_make_them_at_once() -> None:
         made = list(pool.map(index_words, texts))
     stem.cache_clear()
     assert made == [index_words(text) for text in texts]
+
+
+async def test_an_edit_beside_a_write_under_the_same_key_leaves_one_that_holds(
+    store: MemoryStore,
+) -> None:
+    """Whoever is second: the edit is refused as one of history, or its words are superseded."""
+    [first] = await store.add(ONE, [fact("0", key="k")])
+    held = first.memory
+    for n in range(1, 13):
+
+        async def edited(identity: str = held.id, words: str = f"{n} edited") -> bool:
+            try:
+                await store.edit(ONE, identity, MemoryChange(content=words), source=MemorySource())
+            except Conflict:
+                return False
+            return True
+
+        done, added = await asyncio.gather(edited(), store.add(ONE, [fact(f"{n}", key="k")]))
+        [held] = (await store.page(ONE, MemoryFilter(key="k"), limit=9, cursor=None)).data
+        assert (held.content, held.supersedes) == (f"{n}", added[0].memory.supersedes)
+        past = await store.history(ONE, held.supersedes or "")
+        assert [version.content for version in past][1:] == [f"{n} edited"] * done
