@@ -12,7 +12,7 @@ from sqlalchemy import Connection, inspect, text
 
 from agent_server.storage.tables import metadata
 
-HEAD: Final = "0015"
+HEAD: Final = "0016"
 """The revision of ``tables``: the newest file in ``migrations/``."""
 ADVISORY_LOCK = 7_349_002_118
 """Any number, the same in every process: "somebody is changing the schema"."""
