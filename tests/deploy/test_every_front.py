@@ -1,4 +1,5 @@
-"""main.py, `agent-server serve`, and Gunicorn twice behind nginx: one client passes against each."""
+"""main.py, `agent-server serve`, and Gunicorn twice behind nginx and HAProxy: one client passes
+against each."""
 
 import os
 import re
@@ -70,12 +71,14 @@ async def test_the_client_passes_against_serve(folder: Path, nursery: Nursery) -
 
 
 @pytest.mark.timeout(90)
-async def test_the_client_passes_against_two_gunicorns_behind_nginx(
-    folder: Path, nursery: Nursery, postgres_url: str
+@pytest.mark.parametrize("balancer", ["nginx", "haproxy"])
+async def test_the_client_passes_against_two_gunicorns_behind_a_load_balancer(
+    folder: Path, nursery: Nursery, postgres_url: str, balancer: str
 ) -> None:
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None:
-        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
+    program = shutil.which(balancer) or shutil.which(balancer, path="/usr/sbin")
+    if program is None:
+        package = {"nginx": "nginx-light"}.get(balancer, balancer)
+        pytest.skip(f"{balancer} is not installed (Debian: apt-get install {package})")
     ports, front = (free_port(), free_port()), free_port()
     env = {
         "AGENT_SERVER_DATABASE_URL": postgres_url,
@@ -90,11 +93,12 @@ async def test_the_client_passes_against_two_gunicorns_behind_nginx(
         argv += ["--chdir", str(folder)]
         argv += ["-b", f"127.0.0.1:{port}", "agent_server.cli.serve:application()"]
         servers.append(nursery.run(*argv, env=env, folder=folder, log=f"gunicorn{port}.log"))
-    balancer = subprocess.Popen(
-        [nginx, "-p", str(folder), "-c", str(configured(folder, front, ports))],
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "nginx.log").open("w"),
-    )
+    configured = {"nginx": nginx_configured, "haproxy": haproxy_configured}[balancer]
+    seen = folder / "access.log"
+    with seen.open("w") as output, (folder / "errors.log").open("w") as errors:
+        process = subprocess.Popen(
+            [program, *configured(folder, front, ports)], stdout=output, stderr=errors
+        )
     try:
         for port in (*ports, front):
             await ready_at(f"http://127.0.0.1:{port}")
@@ -105,7 +109,7 @@ async def test_the_client_passes_against_two_gunicorns_behind_nginx(
             async with httpx2.AsyncClient(headers=client.bearer(KEY)) as each:
                 runs.append((await each.get(f"http://127.0.0.1:{port}/api/v1/runs")).json())
         assert runs[0] == runs[1] and len(runs[0]["data"]) == 4
-        used = re.findall(r'"upstream": "127.0.0.1:(\d+)"', (folder / "access.log").read_text())
+        used = re.findall(r'"upstream": "127.0.0.1:(\d+)"', seen.read_text())
         assert set(used) == {str(port) for port in ports}, "one of them was never asked"
         await slow.check(ports[1], KEY)
         # One of them goes; callers notice nothing.
@@ -113,8 +117,8 @@ async def test_the_client_passes_against_two_gunicorns_behind_nginx(
         await client.check(f"http://127.0.0.1:{front}", KEY)
         assert servers[0].exit_code(20) == 0
     finally:
-        balancer.terminate()
-        balancer.wait(10)
+        process.terminate()
+        process.wait(10)
         for server in servers:
             server.signal(signal.SIGTERM)
     assert servers[1].exit_code(20) == 0
@@ -123,13 +127,20 @@ async def test_the_client_passes_against_two_gunicorns_behind_nginx(
 KEY = "a-key-of-the-test"
 
 
-def configured(folder: Path, front: int, ports: tuple[int, int]) -> Path:
+def ours(balancer: str, file: str, front: int, ports: tuple[int, int]) -> str:
     """The configuration of deploy/, with ports of this test in place of compose's names."""
-    ours = (ROOT / "deploy" / "nginx" / "agent-server.conf").read_text()
+    text = (ROOT / "deploy" / balancer / file).read_text()
     for name, port in zip(("api-1:8000", "api-2:8000"), ports, strict=True):
-        assert name in ours
-        ours = ours.replace(name, f"127.0.0.1:{port}")
-    ours = ours.replace("listen 8080;", f"listen 127.0.0.1:{front};")
+        assert name in text
+        text = text.replace(name, f"127.0.0.1:{port}")
+    listens = re.compile(r"^( *(?:listen|bind)) :?8080(;?)$", re.MULTILINE)
+    text, found = listens.subn(rf"\1 127.0.0.1:{front}\2", text)
+    assert found == 1
+    return text
+
+
+def nginx_configured(folder: Path, front: int, ports: tuple[int, int]) -> list[str]:
+    """How to start it; each request is a line of ``access.log``."""
     logged = '\'{"status": "$status", "upstream": "$upstream_addr"}\''
     temporary = "\n".join(
         f"{kind}_temp_path {folder}/{kind};"
@@ -140,6 +151,18 @@ def configured(folder: Path, front: int, ports: tuple[int, int]) -> Path:
     path.write_text(
         f"daemon off;\n{user}\npid {folder}/nginx.pid;\nerror_log {folder}/error.log;\n"
         "events {}\nhttp {\n"
-        f"{temporary}\nlog_format seen {logged};\naccess_log {folder}/access.log seen;\n{ours}\n}}\n"
+        f"{temporary}\nlog_format seen {logged};\naccess_log {folder}/access.log seen;\n"
+        f"{ours('nginx', 'agent-server.conf', front, ports)}\n}}\n"
     )
-    return path
+    return ["-p", str(folder), "-c", str(path)]
+
+
+def haproxy_configured(folder: Path, front: int, ports: tuple[int, int]) -> list[str]:
+    """How to start it in the foreground; each request is a line of its output."""
+    logged = 'log global\n    log-format \'{"status": "%ST", "upstream": "%si:%sp"}\''
+    text = ours("haproxy", "agent-server.cfg", front, ports)
+    assert text.count("mode http\n") == 1
+    text = text.replace("mode http\n", f"mode http\n    {logged}\n")
+    path = folder / "haproxy.cfg"
+    path.write_text(f"global\n    log stdout format raw local0\n{text}")
+    return ["-db", "-f", str(path)]

@@ -82,7 +82,7 @@ MATRIX: dict[str, tuple[str, ...]] = {
     "a huge body, deep JSON, slow headers, a slow body": (
         "tests/deploy/test_every_front.py::test_the_client_passes_against_main_py",
         "tests/deploy/test_every_front.py::test_the_client_passes_against_serve",
-        "tests/deploy/test_every_front.py::test_the_client_passes_against_two_gunicorns_behind_nginx",
+        "tests/deploy/test_every_front.py::test_the_client_passes_against_two_gunicorns_behind_a_load_balancer",
         "tests/api/test_door.py::test_a_large_body_over_a_socket_is_answered_before_it_is_sent",
         "tests/api/test_door.py::test_deep_json_is_refused",
         "tests/api/test_door.py::test_a_body_that_does_not_come_is_408",

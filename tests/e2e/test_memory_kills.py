@@ -100,7 +100,7 @@ def test_an_import_that_is_killed_is_finished_by_a_second_one_without_a_double(
     assert 0 < before < LINES and before % 25 == 0
     again = house.run("memory", "import", str(source), "--batch", "100", "--server", api.url)
     assert again.exit_code() == 0, again.output
-    assert f"{LINES} memories imported" in again.output
+    assert f"{LINES - before} memories imported, {before} there already, 0 fail" in again.output
     found = everything(api, session_id="s")
     assert len(found) == LINES
     assert sorted(memory["position"] for memory in found) == list(range(LINES))
@@ -126,17 +126,20 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
     (tmp_path / "elsewhere").write_text("not this either")
     api = house.start()
     at = ("--server", api.url)
-    for _ in range(2):
+    for told in ("2 documents imported, 0 there already", "0 documents imported, 2 there already"):
         imported = house.run("memory", "import", str(folder), *at)
         assert imported.exit_code() == 1
         assert "picture.png" in imported.output and "not text" in imported.output
         assert "broken.pdf: The document is not a PDF that can be read" in imported.output
-        assert "empty.txt: The memory is not valid: content must not be empty." in imported.output
-        assert "2 documents imported, 3 failed" in imported.output
+        assert "empty.txt: The document is not valid: content must not be empty." in imported.output
+        assert f"{told}, 3 failed" in imported.output
         titles = {memory["metadata"]["title"] for memory in everything(api)}
         assert titles == {"guide.md", "sub/note.txt"} and len(everything(api)) == 2
     (folder / "sub" / "note.txt").write_text("The loom is in room 8.")
-    assert house.run("memory", "import", str(folder), *at).exit_code() == 1
+    newer = house.run("memory", "import", str(folder), *at)
+    assert newer.exit_code() == 1
+    assert "1 documents imported, 1 there already, 3 failed; an older" in newer.output
+    assert "superseded by sub/note.txt\n" in newer.output
     found = house.run("memory", "search", "where is the loom?", "--json", *at)
     assert found.exit_code() == 0, found.output
     assert [one["memory"]["content"] for one in json.loads(found.output)][0] == (
@@ -160,9 +163,9 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
     for suffix, file in files.items():
         other = House(tmp_path / f"other{suffix}", nursery, models)
         api = other.start()
-        for _ in range(2):
+        for told in ("3 memories imported, 0 there", "0 memories imported, 3 there already"):
             command = other.run("memory", "import", str(file), "--server", api.url)
-            assert command.exit_code() == 0, command.output
+            assert command.exit_code() == 0 and told in command.output, command.output
         after = everything(api)
         for name in ("id", "content", "kind", "key", "importance", "created_at"):
             assert [m[name] for m in after] == [m[name] for m in before], name
@@ -185,7 +188,16 @@ def test_what_is_wrong_with_a_file_is_said_line_by_line_and_the_rest_is_imported
     assert command.exit_code() == 1
     for line in ("some.jsonl:2", "some.jsonl:3", "some.jsonl:4"):
         assert line in command.output
-    assert "2 memories imported, 3 failed" in command.output
+    assert "2 memories imported, 0 there already, 3 failed" in command.output
+    for name, text in (("cut.json", "{"), ("other.json", "[1]"), ("latin.jsonl", "\xe9")):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        refused = house.run("memory", "import", str(tmp_path / name))
+        assert refused.exit_code() == 1 and f"{name}' is not" in refused.output, refused.output
+    nowhere = house.run("memory", "export", str(tmp_path / "no" / "all.json"))
+    assert nowhere.exit_code() == 1 and "cannot be written" in nowhere.output, nowhere.output
+    source.write_text("earlier")
+    refused = house.run("memory", "export", str(source), "--kind", "banana")
+    assert refused.exit_code() == 1 and source.read_text() == "earlier", refused.output
     missing = house.run("memory", "import", str(tmp_path / "nowhere"))
     assert missing.exit_code() == 1 and "no file or folder" in missing.output
     stats = house.run("memory", "stats", "--json")
@@ -193,6 +205,7 @@ def test_what_is_wrong_with_a_file_is_said_line_by_line_and_the_rest_is_imported
     for wrong in (("add", " "), ("search", "x", "--kind", "banana")):
         refused = house.run("memory", *wrong)
         assert refused.exit_code() == 1 and "Error: The " in refused.output, refused.output
+        assert len(refused.output.strip().splitlines()) == 1, "what is wrong is said once"
     added = house.run("memory", "add", "Ada likes green.", "--subject", "ada", "--key", "a")
     assert added.exit_code() == 0
     identity = added.output.strip().splitlines()[-1]

@@ -125,6 +125,45 @@ async def test_a_text_that_the_embedder_refuses_holds_up_no_other(store: MemoryS
         assert await world.found("poison") == ["poison"]
 
 
+async def test_an_embedder_that_refuses_everything_is_not_asked_for_each_memory(
+    store: MemoryStore,
+) -> None:
+    world = Embedded(store, embedder := Senses())
+    await world.embedding.catch_up()
+    await store.add(ONE, [fact(f"fact {n}") for n in range(50)])
+    calls: list[int] = []
+
+    async def refuse(texts: Sequence[str]) -> list[bytes]:
+        calls.append(len(texts))
+        raise ConfigurationError("The key was revoked.")
+
+    embedder.embed = refuse  # type: ignore[method-assign]  # what the service does from now on
+    with pytest.raises(ConfigurationError, match="revoked"):
+        await world.embedding.catch_up()
+    assert calls == [embedder.batch, 1]
+
+
+async def test_a_memory_in_the_place_of_a_deleted_one_does_not_get_its_vector(
+    store: MemoryStore,
+) -> None:
+    world = Embedded(store, embedder := Senses())
+    await world.embedding.catch_up()
+    [old] = await store.add(ONE, [fact("a kitten")])
+    embed = embedder.embed
+
+    async def meanwhile(texts: Sequence[str]) -> list[bytes]:
+        if embedder.asked.count("a kitten") == 0 and texts == ["a kitten"]:
+            await store.delete(ONE, [old.memory.id])
+            await store.add(ONE, [fact("some brew")])
+        return await embed(texts)
+
+    embedder.embed = meanwhile  # type: ignore[method-assign]  # slow enough for a deletion
+    await world.embedding.catch_up()
+    await world.embedding.catch_up()
+    [best] = await store.search(ONE, MemoryQuery(query="tea", mode="vector", limit=1))
+    assert (best.memory.content, best.score > 0.9) == ("some brew", True)
+
+
 async def test_a_new_embedder_takes_over_while_the_old_one_still_answers(
     store: MemoryStore,
 ) -> None:

@@ -11,10 +11,12 @@ import pytest
 from sqlalchemy import Connection, inspect, select, text
 
 from agent_server.domain.base import utcnow
-from agent_server.domain.ids import DEFAULT_TENANT
+from agent_server.domain.ids import DEFAULT_TENANT, Tenant
+from agent_server.execution import store as execution
 from agent_server.memory.session_store import append_items
 from agent_server.storage.tables import metadata
 from tests.memory.kit import Home, home
+from tests.memory.test_experience import consolidated, consolidates
 from tests.memory.test_tools import script
 from tests.support.durable import say
 from tests.support.postgres import PostgresServer
@@ -117,15 +119,76 @@ async def test_a_run_about_a_person_who_is_erased_stops_and_stores_nothing_more(
 
     async with home(url, tmp_path, rule=wait) as server:
         run = await server.client.runs.create(
-            agent="clerk", input=SECRET, subject="ada", session_id="s"
+            agent="clerk", input=SECRET, subject="ada", session_id="s", budget={"max_tokens": 10**6}
         )
         await asyncio.wait_for(reached.wait(), 10)
+        assert "reservations.run_id" in await told(server, run.id)
         erasing = asyncio.create_task(server.client.memories.erase("ada"))
         await asyncio.wait({erasing}, timeout=0.2)
         go_on.set()
         assert (await erasing).erased["runs"] == 1
         await server.call("GET", f"/runs/{run.id}", status=404)
         assert await told(server) == await told(server, run.id) == set()
+
+
+async def test_what_a_call_that_was_never_heard_of_again_holds_of_a_budget_goes_with_its_run(
+    url: str, tmp_path: Path
+) -> None:
+    async with home(url, tmp_path) as server:
+        hers = await server.run(SECRET, subject="ada")
+        other = await server.run("hello", subject="bob")
+        held = {"key": "1/model/1", "task_path": "1", "epoch": 1, "kind": "model", "tokens": 9}
+        held |= {"model_calls": 1, "tool_calls": 0, "cost_pico": 0, "under_way": False}
+        held |= {"open_ended": False}
+        for run in (hers, other):
+            values = {**held, "run_id": run["id"]}
+            await server.parts.database.write(lambda c, v=values: execution.reserve(c, v))
+        at_another = await server.parts.database.write(
+            lambda c: execution.erase_runs(c, "another", [hers["id"], other["id"]])
+        )
+        assert not any(at_another.values()), "a run's id is nothing to another tenant"
+        receipt = await server.call("DELETE", "/subjects/ada")
+        assert receipt["erased"]["reservations"] == 1
+        assert await told(server, hers["id"]) == set()
+        assert "reservations.run_id" in await told(server, other["id"])
+        await server.parts.runs.delete(DEFAULT_TENANT, other["id"])
+        assert await told(server, other["id"]) == set()
+
+
+async def test_a_run_that_recalls_a_person_while_they_are_being_erased_goes_too(
+    url: str, tmp_path: Path
+) -> None:
+    async with home(url, tmp_path, rule=script(RECALL)) as server:
+        body = {"kind": "knowledge", "content": f"Ada lives in {SECRET}.", "subject": "ada"}
+        await server.call("POST", "/memories", body, status=201)
+        await server.run("Where do I live?", subject="ada")
+        stop = server.parts.erasure._cancel
+
+        async def stop_late(tenant: Tenant, run_id: str, reason: str) -> object:
+            await server.run("Who lives where?", session_id="other")
+            return await stop(tenant, run_id, reason)
+
+        server.parts.erasure._cancel = stop_late
+        assert (await server.call("DELETE", "/subjects/ada"))["erased"]["runs"] == 2
+        assert await told(server) == set()
+
+
+async def test_what_was_made_of_a_persons_runs_goes_with_them(url: str, tmp_path: Path) -> None:
+    """A run of their session that names no subject, its fork, and what both are consolidated by."""
+    said = f"I live in {SECRET}, and have lived there since May with my dog Rex."
+    fact = {"content": f"Home is {SECRET}.", "relation": "new", "key": "home"}
+    async with home(url, tmp_path, rule=consolidates([fact]), memory_consolidation=True) as server:
+        await server.run(
+            "Hello, it is me, and we have much to talk about.", subject="ada", session_id="s"
+        )
+        run = await server.run(said, session_id="s")
+        fork = await server.client.runs.fork(run["id"], input=f"And where is {SECRET}?")
+        await server.client.runs.wait(fork.id, timeout_s=20)
+        await consolidated(server, run["id"])
+        assert {"steps.output", "memories.content"} <= await told(server)
+        await server.call("DELETE", "/subjects/ada")
+        assert await told(server) == set()
+        assert (await server.call("GET", "/memories"))["data"] == []
 
 
 async def test_subjects_with_any_name_are_erased(url: str, tmp_path: Path) -> None:

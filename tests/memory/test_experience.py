@@ -1,14 +1,21 @@
 """Past experience is kept, shown to those whom it may help, and consolidated into facts."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from agent_server.domain.base import utcnow
+from agent_server.domain.errors import InvalidRequest
 from agent_server.domain.ids import DEFAULT_TENANT
+from agent_server.domain.runs import RunRequest
 from agent_server.memory.consolidation import NAME
+from agent_server.memory.consolidator import Consolidator
 from agent_server.memory.experience import alike
+from agent_server.storage.tables import runs
 from tests.memory.kit import Home, home
 from tests.support.durable import say
 
@@ -270,3 +277,28 @@ async def test_a_memory_that_the_model_was_not_shown_is_not_touched(
         ended = await consolidated(server, (await server.run(SAID))["id"])
         assert ended["status"] == "succeeded", ended
         assert len(ended["output"]["kept"]) == len(facts)
+
+
+async def test_a_run_that_cannot_be_consolidated_holds_up_no_other(
+    url: str, tmp_path: Path
+) -> None:
+    """Nor is one left out that was begun long ago and ended now."""
+    async with home(url, tmp_path) as server:
+        first, second = [(await server.run(SAID))["id"] for _ in range(2)]
+        database = server.parts.database
+        long_ago = {"created_at": utcnow() - timedelta(days=9)}
+        await database.write(
+            lambda c: c.execute(update(runs).where(runs.c.id == second).values(**long_ago))
+        )
+        asked: list[str] = []
+
+        async def submit(request: RunRequest, **_: Any) -> None:
+            (run_id,) = request.variables.values()
+            asked.append(run_id)
+            if run_id == first:
+                raise InvalidRequest("Its model is gone.")
+
+        consolidator = Consolidator(database, submit, max_tokens=1)
+        for _ in range(2):
+            await consolidator._begin_some()
+        assert asked == [first, second, second], "the second was never noted as begun"

@@ -93,6 +93,23 @@ async def test_the_same_key_and_body_write_once_even_at_once(url: str, tmp_path:
         assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
+async def test_a_repeated_call_answers_the_memory_that_was_there_before_the_first(
+    url: str, tmp_path: Path
+) -> None:
+    body = {"kind": "knowledge", "content": "green", "key": "colour"}
+    async with home(url, tmp_path) as server:
+        first = await server.call("POST", "/memories", body, status=201)
+        for key in ("k1", "k1"):
+            again = await server.call(
+                "POST", "/memories", body, status=201, headers={"Idempotency-Key": key}
+            )
+            assert again["id"] == first["id"]
+        many = {"memories": [body, body | {"key": "other"}]}
+        for new in (1, 0):
+            batch = await server.call("POST", "/memories", many, status=201)
+            assert (batch["new"], batch["data"][0]["id"]) == (new, first["id"])
+
+
 async def test_two_writers_on_one_key_leave_one_that_holds_and_the_other_in_its_past(
     url: str, tmp_path: Path
 ) -> None:

@@ -1,13 +1,14 @@
 """The store of long-term memory, on both databases, and what holds of ours alone."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from agent_server.domain.errors import PreconditionFailed
+from agent_server.domain.errors import Conflict, PreconditionFailed
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import rebuild
-from agent_server.memory.words import stem
+from agent_server.memory.words import index_words, stem
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 from agent_server.testing.memory_store import ONE, MemoryStoreContract, fact
@@ -159,3 +160,35 @@ async def test_edits_at_once_are_a_version_each_or_told_that_they_are_late(
     assert [v for v in late if v] == [10]
     held = [version for version in await store.history(ONE, there) if version.replaced_at is None]
     assert len(held) == 1
+
+
+def test_words_are_the_same_whichever_threads_make_them_at_once() -> None:
+    """An import in a thread, a search in another: the same word is found under one form."""
+    stem.cache_clear()
+    texts = [f"{n}relational {n}happenings {n}decisively" for n in range(3_000)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(index_words, texts))
+    stem.cache_clear()
+    assert made == [index_words(text) for text in texts]
+
+
+async def test_an_edit_beside_a_write_under_the_same_key_leaves_one_that_holds(
+    store: MemoryStore,
+) -> None:
+    """Whoever is second: the edit is refused as one of history, or its words are superseded."""
+    [first] = await store.add(ONE, [fact("0", key="k")])
+    held = first.memory
+    for n in range(1, 13):
+
+        async def edited(identity: str = held.id, words: str = f"{n} edited") -> bool:
+            try:
+                await store.edit(ONE, identity, MemoryChange(content=words), source=MemorySource())
+            except Conflict:
+                return False
+            return True
+
+        done, added = await asyncio.gather(edited(), store.add(ONE, [fact(f"{n}", key="k")]))
+        [held] = (await store.page(ONE, MemoryFilter(key="k"), limit=9, cursor=None)).data
+        assert (held.content, held.supersedes) == (f"{n}", added[0].memory.supersedes)
+        past = await store.history(ONE, held.supersedes or "")
+        assert [version.content for version in past][1:] == [f"{n} edited"] * done

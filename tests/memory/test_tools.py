@@ -118,6 +118,19 @@ async def test_an_agent_forgets_what_agents_wrote_and_not_what_people_wrote(
         assert [memory["key"] for memory in left] == ["person"]
 
 
+async def test_a_run_about_one_person_does_not_take_the_key_of_anothers_memory(
+    url: str, tmp_path: Path
+) -> None:
+    async with home(url, tmp_path, rule=script(REMEMBER)) as server:
+        await server.run("I like green", subject="ada")
+        await server.run("I like green, too", subject="bob")
+        (output,) = given(server)
+        assert "'ada/colour' names what is known about another person" in output
+        await server.run("I like green", subject="ada")
+        (held,) = await stored(server, kind="knowledge")
+        assert (held["subject"], held["version"], held["supersedes"]) == ("ada", 1, None)
+
+
 async def test_documents_are_searched_with_title_and_page(url: str, tmp_path: Path) -> None:
     rule = script(("search_documents", {"query": "where is the kiln?"}))
     async with home(url, tmp_path, rule=rule) as server:

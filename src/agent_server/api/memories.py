@@ -30,6 +30,7 @@ from agent_server.domain.memories import (
 )
 from agent_server.domain.memory_api import (
     ErasureReceipt,
+    MemoriesWritten,
     MemoryBatch,
     MemoryDeleted,
     MemoryInput,
@@ -39,7 +40,7 @@ from agent_server.domain.memory_api import (
     SearchAnswer,
 )
 from agent_server.execution.runs import Idempotency
-from agent_server.memory.ports import Memories
+from agent_server.memory.ports import Memories, Written
 from agent_server.settings import Settings
 
 PREFIX = "/api/v1/memories"
@@ -57,7 +58,7 @@ class Writer(Protocol):
         *,
         source: MemorySource,
         idempotency: Idempotency | None = None,
-    ) -> tuple[list[Memory], bool]: ...
+    ) -> Written: ...
 
 
 class Eraser(Protocol):
@@ -112,8 +113,9 @@ class MemoryRoutes:
                 PREFIX,
                 self.write,
                 summary="Write memories",
-                description='One memory, or `{"memories": […]}` of up to 1,000, all or none. Of a '
-                "document that is long, the whole and its pieces are kept.",
+                description='One memory, or `{"memories": […]}` of up to 1,000, all or none: then the '
+                "answer has all of them as `data`, and in `new` how many were not there already. Of "
+                "a document that is long, the whole and its pieces are kept.",
                 name="create_memories",
                 body=MemoryInput,
                 answers={201: Memory},
@@ -239,15 +241,16 @@ class MemoryRoutes:
         else:
             drafts = (inputs.parse(raw, MemoryInput, max_depth=self._depth),)
         call: Call = request.scope[CALL]
-        written, replayed = await self._desk.write(
+        done = await self._desk.write(
             call.principal.tenant,
             drafts,
             source=MemorySource(principal=call.principal.name),
             idempotency=inputs.idempotency(request.headers, "POST", PREFIX, raw),
         )
-        headers = {"Idempotency-Replayed": "true"} if replayed else {}
+        written = done.memories
+        headers = {"Idempotency-Replayed": "true"} if done.replayed else {}
         if many:
-            return Json(dump_page(map(dump, written), None), 201, headers)
+            return Json(dump(MemoriesWritten(data=tuple(written), new=done.new)), 201, headers)
         if not written:
             raise NotFound(
                 "The memory that this Idempotency-Key wrote was deleted since.",

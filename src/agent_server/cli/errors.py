@@ -27,6 +27,9 @@ def print_error(info: ErrorInfo, console: Console | None = None) -> None:
     console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(Text.assemble(("Error: ", "bold red"), printable(info.message)))
     for field in info.errors:
+        said = field.message in info.message and field.path.strip("/") in info.message
+        if said and field.line is None and not field.hint:
+            continue
         line = f" line {field.line}" if field.line is not None else ""
         where = f"{field.path}{line}: " if field.path or line else ""
         hint = f" ({field.hint})" if field.hint else ""

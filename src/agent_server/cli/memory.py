@@ -45,7 +45,8 @@ async def show(
             else:
                 for memory in page.data:
                     _print(memory)
-                wide_console().print("" if page.data else "No memories.")
+                if not page.data:
+                    wide_console().print("No memories.")
             return
         memory = await client.memories.get(memory_id)
         history = await client.memories.history(memory_id)

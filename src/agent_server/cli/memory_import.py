@@ -9,7 +9,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,13 +26,20 @@ from rich.progress import (
 )
 
 from agent_server.cli.connect import Target, connect
-from agent_server.cli.errors import print_error
+from agent_server.cli.errors import print_error, printable
 from agent_server.cli.runs import LOOKING
 from agent_server.client import AgentServerClient
+from agent_server.client.http import checked
 from agent_server.domain.base import JsonObject, utcnow
-from agent_server.domain.errors import AgentServerError, ErrorInfo, InvalidRequest
+from agent_server.domain.errors import (
+    AgentServerError,
+    BodyTooLarge,
+    ErrorInfo,
+    InvalidDocument,
+    InvalidRequest,
+)
 from agent_server.domain.ids import derived_id
-from agent_server.domain.memory_api import MemoryInput
+from agent_server.domain.memory_api import MemoriesWritten, MemoryInput
 from agent_server.memory.documents import media_type_of, text_of
 
 FORMAT = "agent-server.memories/1"
@@ -58,11 +65,9 @@ async def run_export(where: Target, file: Path | None, filters: dict[str, Any]) 
         if file is None or file == Path("-"):
             await _write_lines(found, sys.stdout)
             return
-        with file.open("w", encoding="utf-8") as out:
-            if file.suffix.lower() == ".json":
-                count = await _write_readable(found, out)
-            else:
-                count = await _write_lines(found, out)
+        write = _write_readable if file.suffix.lower() == ".json" else _write_lines
+        with _replacing(file) as out:
+            count = await write(found, out)
     sys.stderr.write(f"{count} memories written to {file}\n")
 
 
@@ -72,17 +77,19 @@ async def run_export(where: Target, file: Path | None, filters: dict[str, Any]) 
 async def _import_documents(
     client: AgentServerClient, files: dict[str, Path], given: dict[str, Any]
 ) -> bool:
-    failed = 0
     async with _progress(len(files), "documents") as bar:
         for name, file in files.items():
             try:
-                await client.memories.add(**_document(file, name), **given)
+                draft = checked(MemoryInput, {**_document(file, name), **given}, "document")
+                written = await client.memories.add_all([draft])
+                bar.count(written)
+                if written.new and written.data[0].supersedes is not None:
+                    bar.replaced.append(name)
+            except OSError as error:
+                bar.complain(name, InvalidDocument(f"It cannot be read: {error.strerror}."))
             except AgentServerError as error:
-                failed += 1
                 bar.complain(name, error)
-            bar.done()
-    sys.stderr.write(f"{len(files) - failed} documents imported, {failed} failed\n")
-    return failed == 0
+    return bar.whole
 
 
 def _files(source: Path) -> dict[str, Path] | None:
@@ -114,7 +121,6 @@ def _document(file: Path, name: str) -> JsonObject:
         "media_type": media_type,
         "key": f"file:{name}",
         "metadata": {"title": name},
-        "idempotency_key": None,
     }
 
 
@@ -124,42 +130,47 @@ def _document(file: Path, name: str) -> JsonObject:
 async def _import_memories(
     client: AgentServerClient, source: Path, given: dict[str, Any], batch: int
 ) -> bool:
-    failed = 0
-    written = 0
     total = sum(1 for _ in _lines(source))
     async with _progress(total, "memories") as bar:
-        waiting: list[MemoryInput] = []
+        waiting: list[tuple[str, MemoryInput]] = []
         seen: Counter[str] = Counter()
         for number, line in _lines(source):
+            place = f"{source.name}:{number}"
             try:
-                waiting.append(_memory(line, given, seen))
-            except (ValidationError, ValueError) as error:
-                failed += 1
-                bar.complain(f"{source.name}:{number}", InvalidRequest(_words(error)))
-                bar.done()
+                waiting.append((place, _memory(line, given, seen)))
+            except ValueError as error:
+                bar.complain(place, InvalidRequest(_words(error)))
             if len(waiting) >= batch:
-                written += await _write(client, waiting, bar)
-        written += await _write(client, waiting, bar)
-    sys.stderr.write(f"{written} memories imported, {failed} failed\n")
-    return failed == 0
+                await _write(client, waiting, bar)
+                waiting = []
+        await _write(client, waiting, bar)
+    return bar.whole
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
     """Each memory as JSON text, with the number of its line, or its place in a readable file."""
-    if source.suffix.lower() == ".json":
-        data = json.loads(source.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise InvalidRequest(
-                f"{str(source)!r} is not an export of memories.",
-                hint=f'It must be an object with "format": "{FORMAT}" and "memories": […].',
-            )
-        for number, memory in enumerate(data.get("memories") or (), start=1):
-            yield number, json.dumps(memory, sort_keys=True)
-        return
-    with source.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, line.strip()
+    readable = source.suffix.lower() == ".json"
+    try:
+        with source.open(encoding="utf-8-sig") as lines:
+            if not readable:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield number, line.strip()
+                return
+            data = json.load(lines)
+    except OSError as error:
+        raise InvalidRequest(f"{str(source)!r} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # UnicodeDecodeError is one.
+        wrong = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "not JSON"
+        raise InvalidRequest(f"{str(source)!r} is {wrong}: {error}.") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InvalidRequest(
+            f"{str(source)!r} is not an export of memories.",
+            hint=f'It must be an object with "format": "{FORMAT}" and "memories": […]. To import it '
+            "as a document, name it .txt.",
+        )
+    for number, memory in enumerate(data.get("memories") or (), start=1):
+        yield number, json.dumps(memory, sort_keys=True)
 
 
 def _memory(line: str, given: dict[str, Any], seen: Counter[str]) -> MemoryInput:
@@ -167,9 +178,12 @@ def _memory(line: str, given: dict[str, Any], seen: Counter[str]) -> MemoryInput
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object")
+    if not _encodable(json.dumps(fields, ensure_ascii=False)):
+        raise ValueError("holds half a character (a lone surrogate), which cannot be sent")
     if "version" in fields:  # An export, which says more than can be written.
         source = {name: value for name, value in (fields.get("source") or {}).items() if value}
-        metadata = {**(fields.get("metadata") or {}), "exported_source": source}
+        # What was imported before keeps the source that it had at first.
+        metadata = {"exported_source": source, **(fields.get("metadata") or {})}
         fields = {name: fields[name] for name in _KEPT if fields.get(name) is not None}
         fields["metadata"] = metadata
         # The text of a document, whatever it was read from.
@@ -186,19 +200,45 @@ def _media_type(metadata: JsonObject) -> str:
     return "text/markdown" if metadata.get("media_type") == "text/markdown" else "text/plain"
 
 
-async def _write(client: AgentServerClient, waiting: list[MemoryInput], bar: "_Bar") -> int:
-    count = len(waiting)
-    if count:
-        await client.memories.add_all(waiting)
-        bar.done(count)
-        waiting.clear()
-    return count
+async def _write(
+    client: AgentServerClient, waiting: Sequence[tuple[str, MemoryInput]], bar: "_Bar"
+) -> None:
+    """Write them in one call, or in halves where they are too much for one."""
+    if not waiting:
+        return
+    try:
+        bar.count(await client.memories.add_all([memory for _, memory in waiting]))
+    except BodyTooLarge as error:
+        if len(waiting) == 1:
+            bar.complain(waiting[0][0], error)
+            return
+        half = len(waiting) // 2
+        await _write(client, waiting[:half], bar)
+        await _write(client, waiting[half:], bar)
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[TextIO]:
+    """A file to write, which takes the place of ``file`` once all of it is written: an export that
+    fails leaves the one before as it was."""
+    special = file.exists() and not file.is_file()
+    part = file if special else file.with_name(f".{file.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            yield out
+        if not special:
+            part.replace(file)
+    except OSError as error:
+        raise InvalidRequest(f"{str(file)!r} cannot be written: {error.strerror}.") from error
+    finally:
+        if not special:
+            part.unlink(missing_ok=True)
 
 
 async def _write_lines(found: AsyncIterator[Any], out: TextIO) -> int:
     count = 0
     async for memory in found:
-        out.write(json.dumps(memory.model_dump(mode="json"), ensure_ascii=False) + "\n")
+        out.write(_json(memory.model_dump(mode="json")) + "\n")
         count += 1
     out.flush()
     return count
@@ -210,11 +250,25 @@ async def _write_readable(found: AsyncIterator[Any], out: TextIO) -> int:
     count = 0
     async for memory in found:
         fields = {k: v for k, v in memory.model_dump(mode="json").items() if v not in (None, {})}
-        text = json.dumps(fields, ensure_ascii=False, indent=2).replace("\n", "\n    ")
+        text = _json(fields, indent=2).replace("\n", "\n    ")
         out.write(f"{',' if count else ''}\n    {text}")
         count += 1
     out.write("\n  ]\n}\n" if count else "]\n}\n")
     return count
+
+
+def _json(fields: JsonObject, indent: int | None = None) -> str:
+    """Readable, but escaped where a half of a character could not be written else."""
+    text = json.dumps(fields, ensure_ascii=False, indent=indent)
+    return text if _encodable(text) else json.dumps(fields, indent=indent)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # What a person sees
@@ -226,19 +280,31 @@ class _Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
+        self.new = self.known = self.failed = 0
+        self.replaced: list[str] = []
+        """Where something new took the place of what had its key."""
 
-    def done(self, count: int = 1) -> None:
-        self._progress.advance(self._task, count)
+    @property
+    def whole(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failed
+
+    def count(self, written: MemoriesWritten) -> None:
+        self.new += written.new
+        self.known += len(written.data) - written.new
+        self._progress.advance(self._task, len(written.data))
 
     def complain(self, place: str, error: AgentServerError) -> None:
+        self.failed += 1
         info = error.info()
         told = ErrorInfo(code=info.code, message=f"{place}: {info.message}", hint=info.hint)
         print_error(told, self._progress.console)
+        self._progress.advance(self._task)
 
 
 @asynccontextmanager
 async def _progress(total: int, what: str) -> AsyncIterator[_Bar]:
-    """A bar on a terminal's stderr."""
+    """A bar on a terminal's stderr, and in the end a line of what was done."""
     columns: Sequence[Any] = (
         TextColumn(what),
         BarColumn(),
@@ -246,11 +312,19 @@ async def _progress(total: int, what: str) -> AsyncIterator[_Bar]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield _Bar(bar, bar.add_task(what, total=total))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = _Bar(progress, progress.add_task(what, total=total))
+        yield bar
+    told = f"{bar.new} {what} imported, {bar.known} there already, {bar.failed} failed"
+    if bar.replaced:
+        more = " and others" if len(bar.replaced) > 3 else ""
+        told += f"; an older text was superseded by {', '.join(bar.replaced[:3])}{more}"
+    sys.stderr.write(f"{printable(told)}\n")
 
 
 def _words(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error}"
     return str(error)

@@ -24,7 +24,7 @@ from agent_server.domain.memories import (
     MemoryStats,
     MemoryUse,
 )
-from agent_server.domain.memory_api import ErasureReceipt, MemoryInput
+from agent_server.domain.memory_api import ErasureReceipt, MemoriesWritten, MemoryInput
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
 
 PREFIX = "/api/v1/memories"
@@ -45,11 +45,11 @@ class MemoriesClient:
 
     async def add_all(
         self, memories: Sequence[MemoryDraft], *, idempotency_key: str | None = None
-    ) -> Sequence[Memory]:
-        """Write up to 1,000 memories, all or none."""
+    ) -> MemoriesWritten:
+        """Write up to 1,000 memories, all or none: all of them as ``data``, and how many are
+        ``new``."""
         body = {"memories": [_body(memory) for memory in memories]}
-        answer = await self._post(PREFIX, body, idempotency_key)
-        return [Memory.model_validate(found) for found in answer["data"]]
+        return MemoriesWritten.model_validate(await self._post(PREFIX, body, idempotency_key))
 
     async def search(self, query: str | MemoryQuery, **fields: Any) -> Sequence[Found]:
         """What an agent that asked the same would be given, best first, with why."""
@@ -113,8 +113,11 @@ class MemoriesClient:
             async with self._http.stream("GET", f"{PREFIX}/export", params=params) as response:
                 if response.status_code >= 400:
                     raise await failed(response)
-                async for line in response.aiter_lines():
-                    if line:
+                rest = b""
+                # Not ``aiter_lines``, for which a text may hold other ends of lines.
+                async for chunk in response.aiter_bytes():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
                         yield Memory.model_validate(json.loads(line))
         except httpx2.HTTPError as error:
             raise transport_error(self._http.base_url, error) from error

@@ -109,6 +109,8 @@ class NewMemory(MemoryDraft):
     """False for what is found by its parts: a whole document."""
     created_at: AwareDatetime | None = None
     """When it was learnt, for an import; None is now."""
+    position: int | None = None
+    """Its place in its session, for an import; None is after the last."""
 
 
 class Memory(Frozen):

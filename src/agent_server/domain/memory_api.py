@@ -33,6 +33,12 @@ class MemoryInput(MemoryDraft):
     created_at: AwareDatetime | None = Field(
         default=None, description="When it was learnt, if not now: for imports."
     )
+    position: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000_000,
+        description="Its place in the session, if not behind all others: for imports.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> MemoryInput:
@@ -41,6 +47,8 @@ class MemoryInput(MemoryDraft):
                 raise ValueError(f"'{name}' holds a NUL character; leave it out")
         if self.media_type is not None and self.kind != "document":
             raise ValueError("'media_type' goes with kind 'document'")
+        if self.position is not None and self.session_id is None:
+            raise ValueError("'position' goes with 'session_id'")
         if self.kind == "document" and not isinstance(self.content, str):
             raise ValueError("the content of a document is a text; write JSON as 'knowledge'")
         return self
@@ -63,6 +71,13 @@ class MemoryWrite(Frozen):
 class MemoryList(Frozen):
     data: tuple[Memory, ...]
     next_cursor: str | None = None
+
+
+class MemoriesWritten(MemoryList):
+    """What a batch wrote, in its order, with what was there already as it is there."""
+
+    new: int
+    """How many were not there before."""
 
 
 class MemoryUses(Frozen):

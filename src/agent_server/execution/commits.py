@@ -540,7 +540,6 @@ def _let_go(connection: Connection, entry: Entry) -> None:
             waiting_for=last.parked.waiting_for.model_dump(mode="json"),
             awaits=last.parked.awaits,
             wake_at=last.parked.wake_at,
-            now=last.ended_at,
         )
     else:
         held = store.end_task(connection, **_end(holder, last))

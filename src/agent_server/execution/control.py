@@ -56,7 +56,7 @@ class Control:
         sent = SignalSent(id=new_id("sig"), run_id=run_id, name=name, by=by, at=utcnow())
 
         def nudge(connection: Connection) -> None:
-            store.nudge_awaiting(connection, run_id, signal_awaited(name), sent.at)
+            store.nudge_awaiting(connection, run_id, signal_awaited(name))
 
         def transaction(connection: Connection) -> SignalSent:
             nudge(connection)
@@ -91,7 +91,6 @@ class Control:
 
         Raises ``NotFound``, ``RunEnded``, and ``AlreadyDecided`` where the step is in no doubt.
         """
-        now = utcnow()
         if said.outcome != "happened" and said.result is not None:
             raise InvalidRequest(
                 f"'result' goes with the outcome 'happened', not with {said.outcome!r}.",
@@ -101,7 +100,7 @@ class Control:
         def transaction(connection: Connection) -> Run:
             found = store.step_in(connection, tenant, run_id, said.step)
             if found is not None:
-                store.nudge_task(connection, run_id, found[0], now)
+                store.nudge_task(connection, run_id, found[0])
             row = _open_run(connection, tenant, run_id)
             if found is None:
                 raise NotFound(
@@ -191,7 +190,7 @@ class Control:
             if row is None:
                 raise _no_approval(identity)
             # Tasks before approvals before runs, by everybody.
-            store.nudge_task(connection, row.run_id, row.task_path, now)
+            store.nudge_task(connection, row.run_id, row.task_path)
             row = store.approval_row(connection, identity, tenant)
             assert row is not None
             approval = store.approval_of(row, now)

@@ -13,6 +13,7 @@ ends: every way out is a rule about the ways before it.
 """
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -158,11 +159,16 @@ class Engine:
                 log.info("resuming after a stop", tasks=queued)
         else:
             self._heartbeat = Heartbeat(
-                self.database, self.node, self._settings, self.roster.count_workers
+                self.database,
+                self.node,
+                self._settings,
+                counted=self.roster.count_workers,
+                reaped=self.roster.share,
             )
             await self._heartbeat.start()
             self.roster.relay = self._joined(self.database.url)
             await self.roster.relay.start()
+        self.roster.wake.set()  # Who came before may have left something.
         if self.roster.slots:
             self._loops.append(asyncio.create_task(self._claim_loop(), name="engine-claim"))
             # Not by an API server: one that only looks at a restored copy must not delete from a
@@ -191,6 +197,7 @@ class Engine:
             self.roster.draining = True
             self._grace_until = asyncio.get_running_loop().time() + self._settings.shutdown_grace_s
             self.roster.wake.set()
+            self.roster.tell_work()  # What this node would have taken next.
 
     async def stop(self) -> None:
         """Take no more, let tasks finish within the grace time, queue the rest again."""
@@ -219,8 +226,8 @@ class Engine:
             await self.database.write(self._leave)
         except AgentServerError as error:
             log.warning("could not hand tasks over at stop", error=error.detail)
+        self.roster.tell_work()
         if self.roster.relay is not None:
-            self.roster.relay.tell_work()
             await self.roster.relay.stop()
         if self._heartbeat is not None:
             await self._heartbeat.stop()
@@ -263,16 +270,23 @@ class Engine:
     # Taking tasks ------------------------------------------------------------------------------
 
     async def _claim_loop(self) -> None:
+        now, due = asyncio.get_running_loop().time, math.inf
         while not self.roster.draining:
-            await wait_nudged(self.roster.wake, POLL_S)
-            self.roster.unseen = True
+            await wait_nudged(self.roster.wake, min(POLL_S, max(0.0, due - now())))
+            offered, self.roster.offered = self.roster.offered or due <= now(), False
+            due, self.roster.unseen = math.inf, True
             free = self.roster.slots - self.roster.busy
             if free <= 0 or self.roster.draining:
+                if offered:
+                    self.roster.tell_work()
                 continue
             claim = partial(self._claim, free=free, tries=self._may_try())
             try:
-                rows, more = await self.database.write(claim)
+                rows, more, due_in_s = await self.database.write(claim)
+                due = now() + due_in_s
                 self.roster.contended = self.roster.unseen = more
+                if more and offered:
+                    self.roster.tell_work()
                 for task_row, run_row, stood_for in rows:
                     await self._launch_or_fail(task_row, run_row, stood_for)
                 if more and len(rows) == free:
@@ -284,8 +298,10 @@ class Engine:
             except Exception:
                 log.exception("cannot take tasks")
 
-    def _claim(self, connection: Connection, free: int, tries: bool) -> tuple[list[_Taken], bool]:
-        """Tasks taken, and whether there were more."""
+    def _claim(
+        self, connection: Connection, free: int, tries: bool
+    ) -> tuple[list[_Taken], bool, float]:
+        """Tasks taken, whether there were more, and in how many seconds the next one is due."""
         now = utcnow()
         taken = []
         found, more = store.claim(
@@ -311,7 +327,8 @@ class Engine:
                 taken.append((row, run, stood_for))
             else:
                 store.cancel_task(connection, row.run_id, row.path, now)
-        return taken, more
+        moment = store.next_moment(connection)
+        return taken, more, math.inf if moment is None else (moment - now).total_seconds()
 
     def _may_try(self) -> bool:
         """Whether this process, if it should die, would do so by the suspect that it took now."""
@@ -339,6 +356,7 @@ class Engine:
                 return store.tell(connection, run.tenant, row.run_id, [failed], ended)
 
             self.roster.tell(row.run_id, await self.database.write(end))
+            self.roster.offer()  # What stood behind it on its session.
 
     def _launch_row(self, row: Row[Any], run: Row[Any], stood_for: str | None) -> None:
         crash_point("task.claimed")
@@ -472,6 +490,8 @@ class Engine:
             self.roster.freed()
         else:  # It may be queued again, or what stood behind its run may be.
             self.roster.wake.set()
+            if self.roster.draining:
+                self.roster.tell_work()
         self.roster.answer(run_id, attempt.path, attempt.outcome)
 
     async def _fail_unrecorded(
@@ -577,7 +597,7 @@ class Engine:
         if suspend.wake_at is not None:
             left_s = (suspend.wake_at - utcnow()).total_seconds()
             if left_s < POLL_S:
-                asyncio.get_running_loop().call_later(max(0.0, left_s), self.roster.wake.set)
+                asyncio.get_running_loop().call_later(max(0.0, left_s), self.roster.offer)
 
     async def _end_ordered(self, attempt: Attempt, journal: DurableJournal) -> None:
         """End as cancelled, even when the order comes twice."""

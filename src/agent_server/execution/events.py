@@ -163,7 +163,7 @@ class EventHub:
     def publish(self, run_id: str, events: list[StoredEvent]) -> None:
         """Events of this process, stored before if they are to be: for readers everywhere."""
         self.hand_out(run_id, events)
-        if self._elsewhere is not None and self._elsewhere.wanted(run_id):
+        if self._elsewhere is not None:
             self._elsewhere.publish(run_id, events)
 
     def hand_out(self, run_id: str, events: list[StoredEvent]) -> None:
@@ -177,7 +177,7 @@ class EventHub:
     def wake(self, run_id: str) -> None:
         """Let everybody look for themselves: there is more than was published."""
         self.rouse(run_id)
-        if self._elsewhere is not None and self._elsewhere.wanted(run_id):
+        if self._elsewhere is not None:
             self._elsewhere.look(run_id)
 
     def rouse(self, run_id: str) -> None:

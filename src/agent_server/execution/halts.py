@@ -257,7 +257,7 @@ def _review_done(connection: Connection, tenant: Tenant, run_id: str, by: str) -
     """The person who reads the plan lets it be carried out, as it now is."""
     made = store.last_event(connection, tenant, run_id, ("plan.created", "plan.revised"))
     now = utcnow()
-    store.nudge_awaiting(connection, run_id, signal_awaited(REVIEWED), now)
+    store.nudge_awaiting(connection, run_id, signal_awaited(REVIEWED))
     store.insert_signal(
         connection,
         {

@@ -32,14 +32,23 @@ class Heartbeat:
     """Beats four times a lease or every ``BEAT_S``, and reaps when a node has died and once a lease, until stopped."""
 
     def __init__(
-        self, database: Database, node: str, settings: Settings, counted: Callable[[int], None]
+        self,
+        database: Database,
+        node: str,
+        settings: Settings,
+        *,
+        counted: Callable[[int], None],
+        reaped: Callable[[], None],
     ) -> None:
-        """``counted`` is told at each beat, on any thread, how many nodes carry out tasks."""
+        """``counted`` is told at each beat, on any thread, how many nodes carry out tasks;
+        ``reaped``, on the loop that starts this, that tasks of the dead were queued again."""
         assert isinstance(database, PostgresDatabase)
         self._url = database.url
         self._node = node
         self._role = settings.role
         self._counted = counted
+        self._reaped = reaped
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lease_s = settings.lease_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -49,6 +58,7 @@ class Heartbeat:
         """Write the first beat, then go on in the background."""
         await self._database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
         self._counted(await self._database.read(store.workers))
+        self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self) -> None:
@@ -78,6 +88,8 @@ class Heartbeat:
                     count = await database.write(partial(store.reap, dead=dead))
                     if count:
                         log.warning("took tasks from dead nodes", tasks=count)
+                        assert self._loop is not None
+                        self._loop.call_soon_threadsafe(self._reaped)
                 except Exception as error:  # Whatever it is, this node lives and must go on.
                     log.warning("heartbeat failed", error=str(error))
                     watch = Watch(self._lease_s)

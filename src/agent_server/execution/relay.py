@@ -11,7 +11,7 @@ one statement asks how far all followed runs have come.
 
 import asyncio
 import json
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +39,9 @@ MAX_PENDING = 10_000
 AT_ONCE = 500
 """Runs asked about in one statement."""
 IDS_PER_MESSAGE = 100
+UNHEARD = 1_000
+"""Runs remembered of which something was said that nobody followed then: word that somebody does may
+be on its way."""
 TEXT = b',"text":'
 """What stands between the head of a delta, the same for each piece, and the piece."""
 
@@ -76,6 +79,7 @@ class Relay:
         self._wanted: dict[str, float] = {}
         self._fresh: dict[str, None] = {}
         self._seen: dict[str, int] = {}
+        self._unheard: OrderedDict[str, None] = OrderedDict()
         self._pending: deque[Message] = deque()
         self._lost = False
         self._ready = asyncio.Event()
@@ -108,6 +112,8 @@ class Relay:
 
     def publish(self, run_id: str, events: Iterable[StoredEvent]) -> None:
         """Carry events of a run to the nodes that follow it."""
+        if self._nobody_follows(run_id):
+            return
         for event in events:
             if event.type == DELTA:
                 head, _, text = event.data.partition(TEXT)
@@ -122,7 +128,17 @@ class Relay:
 
     def look(self, run_id: str) -> None:
         """Readers elsewhere must look for themselves."""
-        self._say(["look", run_id])
+        if not self._nobody_follows(run_id):
+            self._say(["look", run_id])
+
+    def _nobody_follows(self, run_id: str) -> bool:
+        if self.wanted(run_id):
+            return False
+        self._unheard[run_id] = None
+        self._unheard.move_to_end(run_id)
+        if len(self._unheard) > UNHEARD:
+            self._unheard.popitem(last=False)
+        return True
 
     def tell_work(self) -> None:
         """Other nodes may find tasks to take."""
@@ -168,6 +184,7 @@ class Relay:
     def _turned(self, up: bool) -> None:
         if up:  # What was said meanwhile was not heard here, nor what was said here, there.
             self._say(["hello"])
+            self._ears.work()
         self._seen.clear()
         self._look.set()
 
@@ -193,8 +210,9 @@ class Relay:
     def _on_follow(self, *run_ids: str) -> None:
         until = asyncio.get_running_loop().time() + WANTED_S
         for run_id in run_ids:
-            if not self.wanted(run_id) and self._ears.carries(run_id):
+            if not self.wanted(run_id) and (run_id in self._unheard or self._ears.carries(run_id)):
                 self._say(["look", run_id])  # It may have missed what was stored just now.
+            self._unheard.pop(run_id, None)
             self._wanted[run_id] = until
 
     def _on_look(self, *run_ids: str) -> None:

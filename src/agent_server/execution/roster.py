@@ -54,6 +54,8 @@ class Roster:
         """More was due when last looked than could be taken: what is new stands in the queue."""
         self.unseen = True
         """There may be more to take than was seen when last looked."""
+        self.offered = False
+        """Something was offered that only this node knows of so far."""
         self.runs: dict[str, LocalRun] = {}
         self.waiters: dict[tuple[str, str], list[asyncio.Future[TaskOutcome]]] = {}
         self.wake = asyncio.Event()
@@ -84,7 +86,14 @@ class Roster:
     def offer(self) -> None:
         """There may be something to take, here or on another node."""
         self.wake.set()
-        if self.relay is not None and not self.free_slot():
+        if self.free_slot():
+            self.offered = True  # The others are told if this node then cannot take it.
+        else:
+            self.tell_work()
+
+    def tell_work(self) -> None:
+        """Other nodes may find something to take."""
+        if self.relay is not None:
             self.relay.tell_work()
 
     def freed(self) -> None:
@@ -95,8 +104,7 @@ class Roster:
 
     def share(self) -> None:
         """There is something to take, best by another node: this one looks a little later."""
-        if self.relay is not None:
-            self.relay.tell_work()
+        self.tell_work()
         self.wake_soon()
 
     def wake_soon(self) -> None:

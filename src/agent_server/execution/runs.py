@@ -402,7 +402,7 @@ class Runs:
                     f"The run {run_id!r} has not ended: {row.status}.", hint="Cancel it first."
                 )
             blobs = outside.keys_of(connection, [run_id])
-            conversations.delete_run(connection, tenant, run_id)
+            store.erase_runs(connection, tenant, [run_id])
             return blobs
 
         await outside.forget(self.database, tenant, await self.database.write(transaction))
@@ -463,6 +463,7 @@ class Runs:
         self.engine.roster.tell(run_id, told)
         if not told:
             self.engine.roster.order(run_id)
+        self.engine.wake()  # What stood behind it on its session, or what is to undo something.
         await self.engine.roster.cancel(run_id, reason)
         return await self.wait(tenant, run_id, CANCEL_ANSWER_S)
 

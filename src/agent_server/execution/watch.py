@@ -167,7 +167,7 @@ class Watch:
                     c, r, p, node, e, lost=False
                 )
             )
-            self._roster.wake.set()
+            self._roster.offer()
         if await self._roster.database.write(store.free_lanes):
-            self._roster.wake.set()
+            self._roster.offer()
         return stray - suspects

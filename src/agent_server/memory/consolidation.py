@@ -31,6 +31,8 @@ from agent_server.memory.ports import Memories
 from agent_server.storage.tables import runs, session_items
 
 NAME: Final = "memory-consolidation"
+CONSOLIDATES: Final = "consolidate:"
+"""Before a run's id: the idempotency key of the run that consolidates it."""
 MAX_TRANSCRIPT: Final = 24_000
 """Characters of what was said; of more, the end."""
 MIN_TRANSCRIPT: Final = 40
@@ -78,7 +80,10 @@ async def question(
     the ``task``, and the ids of the ``known`` memories."""
     transcript = "\n".join(said)[-MAX_TRANSCRIPT:]
     found = await store.search(
-        tenant, MemoryQuery(query=transcript[-4_000:], kinds=("knowledge",), limit=KNOWN * 2)
+        tenant,
+        MemoryQuery(
+            query=transcript[-4_000:], kinds=("knowledge",), limit=KNOWN * 2, for_subject=subject
+        ),
     )
     known = [one.memory for one in found if one.memory.subject in (None, subject)][:KNOWN]
     lines = [f"- {memory.id} (key {memory.key!r}): {memory.content}" for memory in known]
@@ -131,7 +136,7 @@ async def apply(
             if key is None:
                 await _reword(store, tenant, old, fact, run_id, source)
                 continue
-        elif key is not None and await _taken_by_a_person(store, tenant, key):
+        elif key is not None and await _taken(store, tenant, key, subject):
             key = None
         new.append(
             NewMemory(
@@ -160,11 +165,15 @@ async def _known(
         return None
 
 
-async def _taken_by_a_person(store: Memories, tenant: Tenant, key: str) -> bool:
+async def _taken(store: Memories, tenant: Tenant, key: str, subject: str | None) -> bool:
+    """Whether the key names what a person wrote down, or what is about somebody else."""
     page = await store.page(
         tenant, MemoryFilter(key=key, namespace=DEFAULT_NAMESPACE), limit=1, cursor=None
     )
-    return any(memory.source.run_id is None for memory in page.data)
+    return any(
+        memory.source.run_id is None or memory.subject not in (None, subject)
+        for memory in page.data
+    )
 
 
 async def _note(

@@ -19,14 +19,13 @@ from agent_server.domain.events import EventBase, RunSucceeded
 from agent_server.domain.ids import Tenant
 from agent_server.domain.runs import Budget, RunRequest, RunStatus
 from agent_server.execution.runs import Idempotency
-from agent_server.memory.consolidation import WORKFLOW
+from agent_server.memory.consolidation import CONSOLIDATES, WORKFLOW
 from agent_server.storage.database import Database
 from agent_server.storage.tables import idempotency_keys, runs
 
 LOOK_BACK: Final = timedelta(days=1)
 """How long ago a run may have ended and still be consolidated after a crash."""
 LOOK_EVERY_S: Final = 300.0
-_PREFIX: Final = "consolidate:"
 _AT_ONCE: Final = 100
 
 log = structlog.get_logger(__name__)
@@ -53,6 +52,8 @@ class Consolidator:
         self._max_tokens = max_tokens
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._refused: set[str] = set()
+        """Runs for which none can be begun, so that they hold up no others."""
 
     def notice(self, events: Sequence[EventBase]) -> None:
         """Told of what happened in this process."""
@@ -70,7 +71,7 @@ class Consolidator:
     async def _work(self) -> None:
         while True:
             try:
-                while await self._begin_some() == _AT_ONCE:
+                while await self._begin_some() >= _AT_ONCE:
                     pass
             except AgentServerError as error:
                 # The next look finds the same runs again.
@@ -83,7 +84,9 @@ class Consolidator:
 
     async def _begin_some(self) -> int:
         """Submit for runs that have none; how many."""
-        rows = await self._database.read(_unconsolidated)
+        refused = self._refused
+        rows = await self._database.read(lambda c: _unconsolidated(c, _AT_ONCE + len(refused)))
+        rows = [row for row in rows if row.id not in refused]
         for row in rows:
             request = RunRequest(
                 workflow=WORKFLOW,
@@ -93,24 +96,30 @@ class Consolidator:
                 budget=Budget(max_model_calls=5, max_tokens=self._max_tokens),
                 metadata={"consolidates": row.id},
             )
-            key = f"{_PREFIX}{row.id}"
+            key = f"{CONSOLIDATES}{row.id}"
             fingerprint = sha256(key.encode()).hexdigest()
-            await self._submit(
-                request,
-                tenant=Tenant(row.tenant),
-                principal=row.principal,
-                idempotency=Idempotency(key, fingerprint),
-            )
+            try:
+                await self._submit(
+                    request,
+                    tenant=Tenant(row.tenant),
+                    principal=row.principal,
+                    idempotency=Idempotency(key, fingerprint),
+                )
+            except AgentServerError as error:
+                if error.status >= 500:
+                    raise
+                log.warning("a run is not consolidated", run_id=row.id, reason=error.detail)
+                refused.add(row.id)
         return len(rows)
 
 
-def _unconsolidated(connection: Connection) -> Sequence[Any]:
+def _unconsolidated(connection: Connection, limit: int) -> Sequence[Any]:
     """Runs that succeeded lately, said something, and were not consolidated."""
     begun = (
         select(literal(1))
         .where(
             idempotency_keys.c.tenant == runs.c.tenant,
-            idempotency_keys.c.key == literal(_PREFIX) + runs.c.id,
+            idempotency_keys.c.key == literal(CONSOLIDATES) + runs.c.id,
         )
         .exists()
     )
@@ -119,9 +128,9 @@ def _unconsolidated(connection: Connection) -> Sequence[Any]:
         .where(
             runs.c.status == RunStatus.SUCCEEDED.value,
             runs.c.kind.in_(("agent", "goal")),
-            runs.c.created_at > utcnow() - LOOK_BACK,
+            runs.c.ended_at > utcnow() - LOOK_BACK,
             ~begun,
         )
-        .order_by(runs.c.created_at)
-        .limit(_AT_ONCE)
+        .order_by(runs.c.ended_at)
+        .limit(limit)
     ).all()

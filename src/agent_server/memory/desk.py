@@ -20,7 +20,7 @@ from agent_server.domain.memory_api import MemoryInput
 from agent_server.execution import store as execution
 from agent_server.execution.runs import Idempotency
 from agent_server.memory.documents import PLAIN, Chunk, Documents
-from agent_server.memory.ports import Memories
+from agent_server.memory.ports import Memories, Written
 from agent_server.storage.database import Database
 
 _BINARY = "application/pdf"
@@ -41,9 +41,8 @@ class MemoryDesk:
         *,
         source: MemorySource,
         idempotency: Idempotency | None = None,
-    ) -> tuple[list[Memory], bool]:
-        """Write all or none: the memories as they are now, and whether an earlier equal call
-        had written them.
+    ) -> Written:
+        """Write all or none.
 
         Raises ``InvalidDocument``, and ``IdempotencyMismatch`` for a key that came with another
         body. Of any number of equal calls at once, one writes.
@@ -51,7 +50,7 @@ class MemoryDesk:
         if idempotency is not None:
             known = await self._replayed(tenant, idempotency)
             if known is not None:
-                return known, True
+                return known
         rows = await asyncio.to_thread(lambda: [self._rows(draft, source) for draft in inputs])
         wholes, pieces = await asyncio.to_thread(
             lambda: (
@@ -60,14 +59,14 @@ class MemoryDesk:
             )
         )
 
-        def transaction(connection: Connection) -> list[Memory] | None:
+        def transaction(connection: Connection) -> Written | None:
             if idempotency is not None:
                 values = {
                     "tenant": tenant,
                     "key": idempotency.key,
                     "fingerprint": idempotency.fingerprint,
                     "run_id": "",
-                    "response": [whole.id for whole, _ in rows],
+                    "response": [],
                     "created_at": utcnow(),
                 }
                 if not execution.take_key(connection, values):
@@ -76,15 +75,18 @@ class MemoryDesk:
             for one, parts in zip(added, pieces, strict=True):
                 if one.new and parts is not None and one.memory.replaced_at is None:
                     self.store.insert(connection, tenant, parts)
-            return [one.memory for one in added]
+            if idempotency is not None:  # Not those that were given: some may have been there.
+                held = [one.memory.id for one in added]
+                execution.answer_key(connection, tenant, idempotency.key, held)
+            return Written([one.memory for one in added], sum(one.new for one in added))
 
         written = await self.database.write(transaction)
         if written is None:
             assert idempotency is not None
             known = await self._replayed(tenant, idempotency)
             assert known is not None
-            return known, True
-        return written, False
+            return known
+        return written
 
     def _document(
         self, draft: MemoryInput, memory_id: str, source: MemorySource
@@ -110,6 +112,7 @@ class MemoryDesk:
                 metadata=details | ({"page": chunk.page} if chunk.page else {}),
                 key=None,
                 session_id=None,
+                position=None,
                 part_of=MemoryPart(memory_id=memory_id, index=index, heading=chunk.headings),
             )
             for index, chunk in enumerate(chunks)
@@ -123,7 +126,7 @@ class MemoryDesk:
             return self._document(draft, memory_id, source)
         return _new(draft, memory_id, source), []
 
-    async def _replayed(self, tenant: Tenant, idempotency: Idempotency) -> list[Memory] | None:
+    async def _replayed(self, tenant: Tenant, idempotency: Idempotency) -> Written | None:
         row = await self.database.read(lambda c: execution.stored_key(c, tenant, idempotency.key))
         if row is None:
             return None
@@ -138,13 +141,13 @@ class MemoryDesk:
                 found.append(await self.store.get(tenant, memory_id))
             except NotFound:
                 continue  # Deleted since, which a repeated write does not undo.
-        return found
+        return Written(found, new=0, replayed=True)
 
 
 def _new(draft: MemoryInput, memory_id: str, source: MemorySource, **changes: Any) -> NewMemory:
     fields: JsonObject = {
         name: getattr(draft, name)
-        for name in (*MemoryDraft.model_fields, "created_at")
+        for name in (*MemoryDraft.model_fields, "created_at", "position")
         if name not in changes
     }
     return NewMemory(**fields, **changes, id=memory_id, source=source)

@@ -40,6 +40,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 CONTEXT_CHARS = 300
 """So much of the turn before is embedded with a turn: an answer alone often says nothing."""
 MAX_CHARS = 4_000
+PROBE = "dimension"
+"""A text that any embedder takes."""
 MakeEmbedder = Callable[[str, str], Embedder | None]
 """An embedder of that provider and model, for the one that vectors are still kept of."""
 
@@ -130,7 +132,7 @@ class Embedding:
                 "An embedder is set, but vectors cannot be searched here: "
                 f"{self._store.no_vectors_because}."
             )
-        [vector] = await self.embedder.embed(["dimension"])
+        [vector] = await self.embedder.embed([PROBE])
         here: JsonObject = {
             "provider": self.embedder.provider,
             "model": self.embedder.model,
@@ -193,7 +195,7 @@ class Embedding:
         )
         asked = (
             select(
-                m.c.serial, m.c.space, m.c.author, m.c.content, m.c.heading,
+                m.c.serial, m.c.id, m.c.space, m.c.author, m.c.content, m.c.heading,
                 before.c.content.label("before"),
             )
             .select_from(m.outerjoin(before, turn_before))
@@ -209,6 +211,7 @@ class Embedding:
         try:
             vectors = await self.embedder.embed(texts)
         except ConfigurationError:
+            await self.embedder.embed([PROBE])  # Raises, too, if it is not about these texts.
             if len(rows) == 1:  # One text that it does not take harms no other.
                 log.warning("memory.not_embedded", serial=rows[0][0].serial)
                 return 0
@@ -228,10 +231,12 @@ class Embedding:
                 f"The embedder gave vectors of {lengths} numbers, and {self._dimension} before.",
                 hint="Its model was changed behind its name: restart to embed anew.",
             )
-        # Locked and looked at again: it may be gone, edited, or embedded by another process.
+        # Locked and looked at again: it may be gone, edited, or embedded by another process, and on
+        # SQLite another memory may have the number of one that is gone.
         serials = [row.serial for row, _ in rows]
-        live = select(m.c.serial).where(m.c.serial.in_(serials), m.c.replaced_at.is_(None))
-        wanted = set(connection.execute(live.with_for_update()).scalars())
+        live = select(m.c.serial, m.c.id).where(m.c.serial.in_(serials), m.c.replaced_at.is_(None))
+        found = {tuple(row) for row in connection.execute(live.with_for_update())}
+        wanted = {row.serial for row, _ in rows if (row.serial, row.id) in found}
         there = select(v.c.serial).where(v.c.embedder == self._number, v.c.serial.in_(serials))
         wanted -= set(connection.execute(there).scalars())
         index.put(

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, select
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import NotFound, RunEnded
 from agent_server.domain.ids import Tenant
-from agent_server.domain.memories import MemoryFilter
 from agent_server.domain.memory_api import ErasureReceipt
 from agent_server.execution import store as execution
+from agent_server.memory.consolidation import CONSOLIDATES
 from agent_server.memory.ports import Memories
 from agent_server.memory.session_store import forget_runs
 from agent_server.storage import outside
@@ -36,33 +36,31 @@ class Erasure:
     async def erase(self, tenant: Tenant, subject: str) -> ErasureReceipt:
         """Erase the memories about ``subject``; the runs that were submitted about them with
         their sessions and all runs of those; and the runs that wrote or recalled such a memory,
-        since they hold its words. What of this still runs is stopped.
+        since they hold its words; and what was made of such runs: forks and
+        consolidations. What of this still runs is stopped.
         """
-        erased: Counter[str] = Counter()
-        doomed, sessions = await self._database.read(lambda c: _concerned(c, tenant, subject))
+        doomed, _ = await self._database.read(lambda c: _concerned(c, tenant, subject))
         for run_id in doomed:
             try:
                 await self._cancel(tenant, run_id, "Its subject is erased.")
             except (NotFound, RunEnded):
                 continue
-        for run_id in doomed:
-            erased["memories"] += await self._store.delete_where(
-                tenant, MemoryFilter(run_id=run_id, replaced=True)
-            )
-        for session_id in sessions:
-            erased["memories"] += await self._store.delete_where(
-                tenant, MemoryFilter(session_id=session_id, replaced=True)
-            )
 
-        def transaction(connection: Connection) -> set[str]:
-            blobs = outside.keys_of(connection, doomed)
-            gone = self._store.erase_subject(connection, tenant, subject)
+        def transaction(connection: Connection) -> tuple[Counter[str], set[str]]:
+            # Once more: a run may have come, or recalled something, since.
+            found, sessions = _concerned(connection, tenant, subject)
+            runs = doomed | found
+            keys = [outside.keys_of(connection, part) for part in execution.parts(runs)]
+            # The runs first: from then on none of them says or remembers anything more.
+            erased = Counter(execution.erase_runs(connection, tenant, runs))
+            erased.update(forget_runs(connection, tenant, runs, sessions))
+            gone = self._store.erase_subject(
+                connection, tenant, subject, run_ids=runs, session_ids=sessions
+            )
             erased.update(gone.model_dump())
-            erased.update(forget_runs(connection, tenant, doomed, sessions))
-            erased.update(execution.erase_runs(connection, tenant, doomed))
-            return blobs
+            return erased, set().union(*keys)
 
-        blobs = await self._database.write(transaction)
+        erased, blobs = await self._database.write(transaction)
         erased["blobs"] += await outside.forget(self._database, tenant, blobs)
         await self._database.scrub()
         overwritten = self._database.dialect == "sqlite"
@@ -86,4 +84,7 @@ def _concerned(connection: Connection, tenant: Tenant, subject: str) -> tuple[se
         memory_uses.c.memory_id.in_(select(memories.c.id).where(*theirs)),
     )
     found |= set(connection.execute(wrote.union(recalled)).scalars())
+    new = found
+    while new := execution.made_from(connection, tenant, new, CONSOLIDATES) - found:
+        found |= new
     return found, sessions

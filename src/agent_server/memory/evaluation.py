@@ -87,14 +87,14 @@ def read_dataset(path: Path) -> Dataset:
         raise InvalidRequest(f"{str(path)!r} cannot be read: {error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRequest(
-            f"{str(path)!r} is not a set of questions: {type(error).__name__}: {error}.",
+            f"{str(path)!r} is not a set of questions: {_words(error)}.",
             hint="docs/recall.md shows both forms that are read.",
         ) from error
 
 
 def _lines(text: str) -> Dataset:
     found = Dataset()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -107,6 +107,8 @@ def _lines(text: str) -> Dataset:
             else:
                 at = entry.get("at")
                 moment = datetime.fromisoformat(at.replace("Z", "+00:00")) if at else None
+                if moment is not None and moment.tzinfo is None:
+                    moment = moment.replace(tzinfo=timezone.utc)
                 session = str(entry.get("session", name))
                 found.turns.append(
                     Turn(
@@ -114,8 +116,19 @@ def _lines(text: str) -> Dataset:
                     )
                 )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"line {number}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"line {number}: {_words(error)}") from error
+    known = {(turn.conversation, turn.id) for turn in found.turns}
+    for asked in found.questions:
+        missing = sorted(e for e in asked.evidence if (asked.conversation, e) not in known)
+        if missing or not asked.evidence:
+            place = f"which no line of {asked.conversation!r} has"
+            told = f"{missing[0]!r} as evidence, {place}" if missing else "no evidence"
+            raise ValueError(f"the question {asked.text!r} has {told}")
     return found
+
+
+def _words(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _locomo(conversations: list[dict[str, Any]]) -> Dataset:

@@ -5,7 +5,7 @@ the implementation, on both databases; ``agent_server.testing.memory_store`` is 
 must pass. It refuses to know language models and HTTP.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -50,6 +50,18 @@ class Added:
 
 class Prepared(Protocol):
     """Memories made ready to be written: what can be worked out before the transaction is."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write answers."""
+
+    memories: list[Memory]
+    """As they are now, in the order in which they were given."""
+    new: int
+    """How many of them were not there before."""
+    replayed: bool = False
+    """Whether an earlier equal call had written them."""
 
 
 class Memories(Protocol):
@@ -128,8 +140,17 @@ class Memories(Protocol):
     async def used_by(self, tenant: Tenant, memory_id: str, *, limit: int = 100) -> list[MemoryUse]:
         """Which runs recalled it, newest first. Raises ``NotFound``."""
 
-    def erase_subject(self, connection: Connection, tenant: Tenant, subject: str) -> MemoriesErased:
-        """Erase one person's memories, as part of the caller's transaction."""
+    def erase_subject(
+        self,
+        connection: Connection,
+        tenant: Tenant,
+        subject: str,
+        *,
+        run_ids: Collection[str] = (),
+        session_ids: Collection[str] = (),
+    ) -> MemoriesErased:
+        """Erase one person's memories, and those that the runs wrote or the sessions hold, as part
+        of the caller's transaction."""
 
     def export(
         self, tenant: Tenant, filter: MemoryFilter, *, batch: int = 500

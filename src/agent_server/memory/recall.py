@@ -254,6 +254,7 @@ class Recall:
                 },
             )
             for i, serial in kept
+            if serial in found  # Else it was deleted meanwhile.
         ]
 
     def _spaces(self, connection: Connection, tenant: Tenant, name: str | None) -> list[int]:

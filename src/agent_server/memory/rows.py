@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Float,
+    Row,
     Select,
     Text,
     and_,
@@ -90,7 +91,7 @@ def _row(new: NewMemory, now: datetime) -> JsonObject:
         "kind": new.kind,
         "key": new.key,
         "session_id": new.session_id,
-        "position": None,
+        "position": new.position,
         "author": new.author,
         "subject": new.subject,
         "importance": new.importance,
@@ -122,6 +123,22 @@ def indexed(
         "metadata": metadata,
         "words": " ".join([*words, *facets]),
         "length": len(words),
+    }
+
+
+def edited(old: Row[Any], changed: JsonObject, source: MemorySource, now: datetime) -> JsonObject:
+    """The row of the version after ``old``. A piece keeps its text and its page."""
+    row = {column.name: getattr(old, column.name) for column in m.c if column.name in old._fields}
+    row |= changed
+    if old.parent_id is not None and "metadata" in changed:
+        page = {name: old.metadata[name] for name in ("page",) if name in old.metadata}
+        row["metadata"] = changed["metadata"] | page
+    row |= indexed(row["content"], row["metadata"], row["heading"] or (), row["searchable"])
+    return row | {
+        "version": old.version + 1,
+        "updated_at": now,
+        "source": source.model_dump(exclude_none=True),
+        "run_id": source.run_id,
     }
 
 

@@ -8,7 +8,7 @@ from the log of the file.
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
@@ -48,13 +48,14 @@ from agent_server.domain.memories import (
     NewMemory,
 )
 from agent_server.execution.paging import decode_cursor, encode_cursor
+from agent_server.execution.store import parts
 from agent_server.memory.ports import Added, MemoryPage, Prepared
 from agent_server.memory.rows import (
     JOINED,
     READ,
     PreparedMemories,
     chosen_by,
-    indexed,
+    edited,
     insert_rows,
     memory_of,
     prepare,
@@ -328,28 +329,24 @@ class MemoryStore:
                     f"Memory {memory_id!r} was superseded by {old.superseded_by!r}.",
                     hint="Edit the one that took its place; this one is history.",
                 )
-            row = {
-                column.name: getattr(old, column.name)
-                for column in m.c
-                if column.name in old._fields
-            }
-            row |= {name: getattr(change, name) for name in change.model_fields_set}
+            changed = {name: getattr(change, name) for name in change.model_fields_set}
             now = max(utcnow(), old.updated_at)
-            row |= indexed(row["content"], row["metadata"], row["heading"] or (), row["searchable"])
-            row |= {
-                "version": old.version + 1,
-                "updated_at": now,
-                "source": source.model_dump(exclude_none=True),
-                "run_id": source.run_id,
-            }
-            connection.execute(update(m).where(m.c.serial == old.serial).values(replaced_at=now))
-            erase_vectors(connection, self.vectors, [old.serial])
-            self._write(connection, [row])
+            rows = [edited(old, changed, source, now)]
+            serials = [old.serial]
+            if changed.keys() - {"content"} and not old.searchable:
+                of_it = and_(_parts_of(tenant, [memory_id]), m.c.replaced_at.is_(None))
+                pieces = connection.execute(select(*READ).select_from(JOINED).where(of_it)).all()
+                rows += [edited(piece, changed, source, now) for piece in pieces]
+                serials += [piece.serial for piece in pieces]
+            held = update(m).where(m.c.serial.in_(serials))
+            connection.execute(held.values(replaced_at=now))
+            erase_vectors(connection, self.vectors, serials)
+            self._write(connection, rows)
             return memory_of(_newest(connection, tenant, memory_id))
 
-        edited = await self.database.write(transaction)
+        written = await self.database.write(transaction)
         self._was_written()
-        return edited
+        return written
 
     async def delete(
         self, tenant: Tenant, memory_ids: Sequence[str], *, expected_version: int | None = None
@@ -372,12 +369,27 @@ class MemoryStore:
 
         return await self._scrubbed(transaction)
 
-    def erase_subject(self, connection: Connection, tenant: Tenant, subject: str) -> MemoriesErased:
-        theirs = and_(m.c.tenant == tenant, m.c.subject == subject)
-        return self._erase(connection, tenant, theirs)
+    def erase_subject(
+        self,
+        connection: Connection,
+        tenant: Tenant,
+        subject: str,
+        *,
+        run_ids: Collection[str] = (),
+        session_ids: Collection[str] = (),
+    ) -> MemoriesErased:
+        of_runs = [m.c.run_id.in_(part) for part in parts(run_ids)]
+        of_sessions = [m.c.session_id.in_(part) for part in parts(session_ids)]
+        gone = MemoriesErased(memories=0, versions=0, vectors=0, uses=0)
+        for theirs in (m.c.subject == subject, *of_runs, *of_sessions):
+            some = self._erase(connection, tenant, and_(m.c.tenant == tenant, theirs))
+            gone = MemoriesErased(**{n: count + getattr(some, n) for n, count in gone})
+        return gone
 
     async def sweep(self, now: datetime) -> int:
-        expired = and_(m.c.expires_at <= now, m.c.replaced_at.is_(None))
+        # Of what was edited, the version that holds says when it expires.
+        last = or_(m.c.replaced_at.is_(None), m.c.superseded_by.is_not(None))
+        expired = and_(m.c.expires_at <= now, last)
         asked = select(m.c.tenant).where(expired).distinct()
         tenants = await self.database.read(lambda c: c.execute(asked).scalars().all())
         return sum([await self._swept(Tenant(one), expired) for one in tenants])

@@ -100,6 +100,14 @@ async def remember(
             hint=f"Keep what matters of it in at most {MAX_CONTENT:,}.",
         )
     ctx, step = place.run.ctx, place.scope.prefix
+    if key:
+        there = MemoryFilter(key=key, namespace=namespace)
+        held = await desk.store.page(ctx.run.tenant, there, limit=1, cursor=None)
+        if any(memory.subject not in (None, ctx.run.request.subject) for memory in held.data):
+            raise ToolError(
+                f"The key {key!r} names what is known about another person.",
+                hint="Choose one that says whom it is about, such as 'ada/favourite colour'.",
+            )
     memory = NewMemory(
         id=derived_id("mem", ctx.run.id, step),
         kind=kind,

@@ -152,6 +152,16 @@ class MemoryStoreContract:
         assert await store.delete_where(ONE, MemoryFilter(subject="ada", parts=True)) == 2
         assert await seen(TWO) == hers
 
+    async def test_what_expired_of_one_tenant_leaves_the_same_id_of_another(
+        self, store: Memories
+    ) -> None:
+        gone = {"expires_at": utcnow() - timedelta(seconds=1)}
+        await store.add(ONE, [fact("a", id="mem_a", **gone), fact("b", id="mem_b")])
+        await store.add(TWO, [fact("a", id="mem_a"), fact("b", id="mem_b", **gone)])
+        assert await store.sweep(utcnow()) == 2
+        assert [m.id async for m in store.export(ONE, ALL)] == ["mem_b"]
+        assert [m.id async for m in store.export(TWO, ALL)] == ["mem_a"]
+
     async def test_any_text_is_a_query_that_stays_in_its_namespace(self, store: Memories) -> None:
         await store.add(TWO, [fact("hello there")])
         await store.add(ONE, [fact("hello me"), fact("hello you", namespace="other")])
@@ -322,6 +332,36 @@ class MemoryStoreContract:
         assert await store.sweep(utcnow()) == 1
         assert await store.sweep(utcnow()) == 0
         assert (await store.stats(ONE)).memories == 1
+        # What was superseded expires as well; of an edited one, the version that holds decides.
+        old = await store.add(ONE, [fact("old home", key="home", expires_at=soon)])
+        await store.add(ONE, [fact("new home", key="home")])
+        [late] = await store.add(ONE, [fact("a visit", expires_at=soon)])
+        await store.edit(ONE, late.memory.id, MemoryChange(expires_at=None), source=MemorySource())
+        assert await store.sweep(soon) == 2, "the news and the old home"
+        with pytest.raises(NotFound):
+            await store.get(ONE, old[0].memory.id)
+        assert (await store.get(ONE, late.memory.id)).version == 2
+
+    async def test_an_edit_of_a_document_reaches_its_pieces(self, store: Memories) -> None:
+        whole = fact("All of it.", kind="document", id="mem_0", searchable=False)
+        pieces = [
+            fact(
+                f"piece {n} of the guide",
+                kind="document",
+                id=f"mem_1{n}",
+                part_of=MemoryPart(memory_id="mem_0", index=n),
+                metadata={"page": n},
+            )
+            for n in range(3)
+        ]
+        await store.add(ONE, [whole, *pieces])
+        change = MemoryChange(subject="ada", metadata={"shelf": "a"})
+        await store.edit(ONE, "mem_0", change, source=MemorySource())
+        assert await _search(store, "guide", for_subject="bob") == []
+        found = await _search(store, "guide", for_subject="ada", filter={"shelf": "a"})
+        assert {(m.content, m.metadata["page"]) for m in found} == {
+            (f"piece {n} of the guide", n) for n in range(3)
+        }
 
     async def test_neighbours_are_those_of_the_conversation_in_order(self, store: Memories) -> None:
         turns = [fact(f"turn {i}", kind="message", session_id="s") for i in range(6)]

@@ -7,7 +7,13 @@ Every function that answers a caller takes the tenant; the engine's own work goe
 from agent_server.execution.store.blame import Rule as BlameRule
 from agent_server.execution.store.blame import accuse, excuse
 from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
-from agent_server.execution.store.erasure import erase_runs, parts, runs_about, runs_of_sessions
+from agent_server.execution.store.erasure import (
+    erase_runs,
+    made_from,
+    parts,
+    runs_about,
+    runs_of_sessions,
+)
 from agent_server.execution.store.events import (
     encode_event,
     event_rows,
@@ -47,6 +53,7 @@ from agent_server.execution.store.limits import (
     void_permits_of_others,
 )
 from agent_server.execution.store.nodes import (
+    answer_key,
     beat,
     beats,
     reap,
@@ -55,7 +62,7 @@ from agent_server.execution.store.nodes import (
     take_key,
     workers,
 )
-from agent_server.execution.store.queue import Turns
+from agent_server.execution.store.queue import Turns, next_moment
 from agent_server.execution.store.reservations import (
     cut_off,
     forget_reservations,
@@ -163,6 +170,7 @@ __all__ = [
     "approval_of",
     "approval_row",
     "awaits",
+    "answer_key",
     "beat",
     "beats",
     "begin_run",
@@ -195,7 +203,9 @@ __all__ = [
     "lane_runs",
     "last_event",
     "list_approval_rows",
+    "made_from",
     "list_run_rows",
+    "next_moment",
     "nudge_awaiting",
     "nudge_task",
     "order_cancel",

@@ -5,20 +5,10 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import Connection, bindparam, select
 
 from agent_server.domain.base import JsonObject
-from agent_server.storage.tables import (
-    approvals,
-    blob_uses,
-    events,
-    idempotency_keys,
-    reservations,
-    runs,
-    signals,
-    steps,
-    tasks,
-)
+from agent_server.storage.tables import runs, steps
 
 SAID: Final = "conversation"
 """The key of the ledgered value that holds what a run added to its conversation."""
@@ -49,11 +39,3 @@ def conversation(connection: Connection, tenant: str, run_id: str) -> list[JsonO
         turns.append([*asked, *(row.output or ())])
         current = (row.request.get("options") or {}).get("previous")
     return [item for turn in reversed(turns) for item in turn]
-
-
-def delete_run(connection: Connection, tenant: str, run_id: str) -> None:
-    """Delete the run and all that was written of it."""
-    of_it = (events, steps, tasks, signals, approvals, idempotency_keys, reservations, blob_uses)
-    for table in of_it:
-        connection.execute(delete(table).where(table.c.run_id == run_id))
-    connection.execute(delete(runs).where(runs.c.id == run_id, runs.c.tenant == tenant))

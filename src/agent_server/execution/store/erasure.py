@@ -6,11 +6,17 @@ caller's transaction. Refuses to decide which runs those are.
 
 from collections.abc import Collection, Iterable
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, and_, delete, select
 
-from agent_server.storage.tables import memories, metadata, runs
+from agent_server.execution.store.retention import OUTLIVING
+from agent_server.storage.tables import idempotency_keys, metadata, runs, tasks
 
 _AT_ONCE = 500
+_OF_RUNS = [tasks, runs] + [
+    table
+    for table in metadata.sorted_tables
+    if "run_id" in table.c and table not in (tasks, *OUTLIVING)
+]
 
 
 def runs_about(connection: Connection, tenant: str, subject: str) -> dict[str, str | None]:
@@ -34,20 +40,37 @@ def runs_of_sessions(
     return found
 
 
-def erase_runs(connection: Connection, tenant: str, run_ids: Collection[str]) -> dict[str, int]:
-    """Delete the runs with all that is stored of them but their memories, which are in indexes
-    too: rows by table.
+def made_from(connection: Connection, tenant: str, run_ids: Iterable[str], key: str) -> set[str]:
+    """The forks of these runs, and the runs that were begun under the idempotency key ``key`` and
+    then the id of one of them."""
+    found: set[str] = set()
+    for part in parts(run_ids):
+        forks = (runs.c.tenant == tenant, runs.c.forked_from.in_(part))
+        found |= set(connection.execute(select(runs.c.id).where(*forks)).scalars())
+        k = idempotency_keys.c
+        begun = (k.tenant == tenant, k.key.in_([f"{key}{run_id}" for run_id in part]))
+        found |= set(connection.execute(select(k.run_id).where(*begun)).scalars())
+    return found
 
-    A worker that carries one of them out has lost it: its next write is refused.
+
+def erase_runs(connection: Connection, tenant: str, run_ids: Collection[str]) -> dict[str, int]:
+    """Delete the runs with all that is stored of them but what outlives them, memories and what
+    they said in sessions: rows by table.
+
+    A worker that carries one of them out has lost it: its next write is refused. Tasks and runs go
+    first, for whoever adds to a run holds one of these rows: what they add is there to be found.
     """
     gone: dict[str, int] = {}
-    for table in reversed(metadata.sorted_tables):
-        column = table.c.id if table is runs else table.c.get("run_id")
-        if column is None or table is memories or "tenant" not in table.c:
-            continue
-        for part in parts(run_ids):
-            found = (table.c.tenant == tenant, column.in_(part))
-            count = connection.execute(delete(table).where(*found)).rowcount
+    for part in parts(run_ids):
+        mine = (runs.c.tenant == tenant, runs.c.id.in_(part))
+        own = connection.execute(select(runs.c.id).where(*mine)).scalars().all()
+        for table in _OF_RUNS:
+            column = table.c.id if table is runs else table.c.run_id
+            if "tenant" in table.c:
+                found = and_(table.c.tenant == tenant, column.in_(part))
+            else:
+                found = and_(column.in_(own))  # A row is its run's.
+            count = connection.execute(delete(table).where(found)).rowcount
             gone[table.name] = gone.get(table.name, 0) + count
     return gone
 

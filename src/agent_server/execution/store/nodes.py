@@ -6,7 +6,7 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, text
+from sqlalchemy import Connection, Row, delete, func, select, text, update
 
 from agent_server.execution.store.columns import INSERTS
 from agent_server.execution.store.limits import void_permits_of_others
@@ -21,6 +21,13 @@ def take_key(connection: Connection, values: dict[str, Any]) -> bool:
     """Store the key unless it is taken; True when it was free."""
     statement = INSERTS[connection.dialect.name](idempotency_keys).on_conflict_do_nothing()
     return bool(connection.execute(statement, values).rowcount)
+
+
+def answer_key(connection: Connection, tenant: str, key: str, response: Any) -> None:
+    """Store what is answered to whoever comes with this key again."""
+    k = idempotency_keys.c
+    mine = update(idempotency_keys).where(k.tenant == tenant, k.key == key)
+    connection.execute(mine.values(response=response))
 
 
 def stored_key(connection: Connection, tenant: str, key: str) -> Row[Any] | None:

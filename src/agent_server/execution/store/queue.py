@@ -106,6 +106,14 @@ def enqueue_due(connection: Connection, now: datetime) -> None:
         free_lane(connection, lane)
 
 
+def next_moment(connection: Connection) -> datetime | None:
+    """When the first of the tasks that stand still for a moment is due; None when none does."""
+    waiting = (tasks.c.wake_at.is_not(None), tasks.c.status.in_(("queued", "waiting")))
+    query = select(tasks.c.wake_at).where(*waiting, tasks.c.halt.is_(None))
+    found: datetime | None = connection.execute(query.order_by(tasks.c.wake_at).limit(1)).scalar()
+    return found
+
+
 def share(connection: Connection, limit: int, workers: int) -> int:
     """How many of up to ``limit`` one of so many workers takes at once, so that a short queue is
     not one's alone."""

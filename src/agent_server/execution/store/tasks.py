@@ -40,9 +40,11 @@ from agent_server.execution.store.halts import CANCEL, PAUSE
 from agent_server.execution.store.limits import void_permits_of_others
 from agent_server.execution.store.waits import withdraw_approvals
 from agent_server.storage.bulk import insert_rows, update_rows
-from agent_server.storage.tables import IN_QUEUE, JsonText, nodes, runs, steps, tasks
+from agent_server.storage.tables import EPOCH, IN_QUEUE, JsonText, nodes, runs, steps, tasks
 
 NO_LIMITS: Mapping[str, int] = MappingProxyType({})
+AT_ONCE = EPOCH
+"""The moment of a task that was nudged: past by the clock of whichever machine takes it up."""
 _INSERT_TASKS = insert(tasks)
 _INSERT_TASK = {name: make(tasks).on_conflict_do_nothing() for name, make in INSERTS.items()}
 
@@ -287,7 +289,7 @@ _PARK_TASK = (
         waiting_for=bindparam("b_waiting_for"),
         awaits=bindparam("b_awaits"),
         wake_at=case(
-            (tasks.c.nudged, bindparam("b_now", type_=tasks.c.wake_at.type)),
+            (tasks.c.nudged, literal(AT_ONCE, tasks.c.wake_at.type)),
             else_=bindparam("b_wake_at", type_=tasks.c.wake_at.type),
         ),
         owner=None,
@@ -346,7 +348,6 @@ def park_task(
     waiting_for: Any,
     awaits: str | None,
     wake_at: datetime | None,
-    now: datetime,
 ) -> bool:
     """Let go of the task until it is nudged or ``wake_at`` has come; False when ``owner`` has
     lost it. Nudged since it was taken, it is due at once."""
@@ -358,12 +359,11 @@ def park_task(
         "b_waiting_for": waiting_for,
         "b_awaits": awaits,
         "b_wake_at": wake_at,
-        "b_now": now,
     }
     return bool(connection.execute(_PARK_TASK, values).rowcount)
 
 
-def nudge(connection: Connection, run_id: str, which: ColumnElement[bool], now: datetime) -> None:
+def nudge(connection: Connection, run_id: str, which: ColumnElement[bool]) -> None:
     """Let the run's live tasks ``which`` look again: those that stand still, and those that might
     be about to."""
     connection.execute(
@@ -372,21 +372,21 @@ def nudge(connection: Connection, run_id: str, which: ColumnElement[bool], now: 
         .values(
             nudged=True,
             wake_at=case(
-                (tasks.c.status == "waiting", bindparam("now", now, tasks.c.wake_at.type)),
+                (tasks.c.status == "waiting", literal(AT_ONCE, tasks.c.wake_at.type)),
                 else_=tasks.c.wake_at,
             ),
         )
     )
 
 
-def nudge_task(connection: Connection, run_id: str, path: str, now: datetime) -> None:
+def nudge_task(connection: Connection, run_id: str, path: str) -> None:
     """Something about a step of the task was decided."""
-    nudge(connection, run_id, tasks.c.path == path, now)
+    nudge(connection, run_id, tasks.c.path == path)
 
 
-def nudge_awaiting(connection: Connection, run_id: str, awaits: str, now: datetime) -> None:
+def nudge_awaiting(connection: Connection, run_id: str, awaits: str) -> None:
     """What tasks of the run may await has come."""
-    nudge(connection, run_id, or_(tasks.c.awaits == awaits, tasks.c.status != "waiting"), now)
+    nudge(connection, run_id, or_(tasks.c.awaits == awaits, tasks.c.status != "waiting"))
 
 
 def has_ended(connection: Connection, run_id: str, path: str, epoch: int, status: str) -> bool:

@@ -1,0 +1,108 @@
+"""What is exported is imported as it was: everything that a memory says, and where it stands."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent_server.cli.memory_import import _json, _memory
+from agent_server.domain.ids import Tenant, new_id
+from agent_server.domain.memories import KINDS, MemoryChange, MemoryFilter, MemorySource
+from agent_server.domain.memory_api import MemoryInput
+from agent_server.memory.desk import MemoryDesk
+from agent_server.memory.documents import Documents
+from agent_server.memory.store import MemoryStore
+from agent_server.storage.database import database_at
+from agent_server.storage.migrate import upgrade
+
+Json = dict[str, Any]
+ANEW = ("version", "updated_at", "source", "supersedes")
+"""What an import says itself: it makes a first version, and who imports is who wrote it here."""
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30
+)
+SAID = TEXT.filter(lambda text: bool(text.strip()))
+VALUES = st.recursive(st.booleans() | st.integers(-9, 9) | TEXT, st.lists, max_leaves=4)
+MOMENTS = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(timezone.utc))
+MEMORIES = st.builds(
+    dict,
+    kind=st.sampled_from([kind for kind in KINDS if kind != "document"]),
+    content=SAID | st.lists(VALUES, max_size=3) | st.dictionaries(TEXT, VALUES, max_size=3),
+    namespace=st.sampled_from(["default", "höhle", "a/b"]),
+    session_id=st.none() | st.sampled_from(["s", "日本"]),
+    author=st.none() | TEXT,
+    subject=st.none() | TEXT,
+    metadata=st.dictionaries(TEXT, VALUES, max_size=2),
+    importance=st.none() | st.floats(0, 1),
+    expires_at=st.none() | MOMENTS,
+    occurred_at=st.none() | MOMENTS,
+    created_at=st.none() | MOMENTS,
+)
+GUIDE = {"kind": "document", "media_type": "text/markdown", "metadata": {"title": "g"}}
+
+
+def plain(exported: Json) -> Json:
+    left = {name: value for name, value in exported.items() if name not in ANEW}
+    metadata = {k: v for k, v in exported["metadata"].items() if k != "exported_source"}
+    return left | {"metadata": metadata}
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(MEMORIES, min_size=1, max_size=6), st.integers(0, 5), st.booleans())
+async def test_an_export_imported_into_an_empty_tenant_and_exported_again_is_the_same(
+    tmp_path: Path, drafts: list[Json], edited: int, keyed: bool
+) -> None:
+    database = database_at(f"sqlite:///{tmp_path}/{new_id('mem')}/server.db")
+    await database.open()
+    await database.write(upgrade)
+    store = MemoryStore(database)
+    await store.open()
+    desk = MemoryDesk(database, store, Documents())
+    one, two, three = map(Tenant, ("one", "two", "three"))
+
+    async def each(*tenants: Tenant) -> AsyncIterator[Tenant]:
+        for tenant in tenants:
+            async for _ in store.export(tenant, MemoryFilter()):
+                yield tenant
+
+    async def exported(tenant: Tenant) -> list[Json]:
+        found = [m async for m in store.export(tenant, MemoryFilter(), batch=2)]
+        return [m.model_dump(mode="json") for m in found if m.part_of is None]
+
+    async def imported(tenant: Tenant, memories: list[Json]) -> list[Json]:
+        lines = [_json(memory) for memory in memories]
+        inputs = [_memory(line, {}, Counter()) for line in lines]
+        for again in (False, True):
+            done = await desk.write(tenant, inputs, source=MemorySource(principal=tenant))
+            assert done.new == (0 if again else len(lines))
+        return await exported(tenant)
+
+    try:
+        guide = "# A\n\n" + "Words of it.\n\n" * 200 + "# B\n\nThe end.\u2028"
+        keys = [{"key": f"k/{n}"} if keyed else {} for n in range(len(drafts))]
+        inputs = [MemoryInput(**draft, **key) for draft, key in zip(drafts, keys, strict=True)]
+        inputs.append(MemoryInput(**GUIDE, content=guide, key="guide"))
+        written = await desk.write(one, inputs, source=MemorySource(principal="ann"))
+        # Written anew, so that it stands behind the others, but not in its conversation.
+        changed = written.memories[edited % len(drafts)]
+        await store.edit(
+            one, changed.id, MemoryChange(importance=0.25), source=MemorySource(principal="bob")
+        )
+        first = await exported(one)
+        second = await imported(two, first)
+        assert list(map(plain, second)) == list(map(plain, first))
+        sources = [memory["metadata"]["exported_source"]["principal"] for memory in second]
+        assert sources == ["bob" if m["id"] == changed.id else "ann" for m in first]
+        third = await imported(three, json.loads(json.dumps(second)))
+        assert [m | dict.fromkeys(ANEW) for m in third] == [m | dict.fromkeys(ANEW) for m in second]
+        pieces = Counter([t async for t in each(one, two, three)])
+        assert pieces[one] == pieces[two] == pieces[three] > len(first)
+    finally:
+        await database.close()
