@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from agent_server.memory import vector_index
-from agent_server.storage import database
+from agent_server.storage import sqlite_driver
 from tests.api.harness import listening
 
 from .kit import Home, home
@@ -131,7 +131,7 @@ async def test_a_python_that_cannot_search_vectors_says_why_and_goes_on_by_words
     def without(connection: Any) -> str:
         return "this Python's sqlite3 (3.x) cannot load extensions"
 
-    for module in (database, vector_index):
+    for module in (sqlite_driver, vector_index):
         monkeypatch.setattr(module, "load_vector_functions", without)
     monkeypatch.setitem(sys.modules, "numpy", None)
     async with embedded(f"sqlite:///{tmp_path}/data/s.db", tmp_path, Provider()) as server:

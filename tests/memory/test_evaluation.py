@@ -78,6 +78,16 @@ def test_a_line_may_hold_other_ends_of_lines_and_a_moment_without_a_zone_is_utc(
     assert (turn.text, str(turn.at)) == ("a\u2028b", "2024-01-01 10:00:00+00:00")
 
 
+@pytest.mark.parametrize("evidence, told", [("[]", "no evidence"), ('["2"]', "'2' as evidence")])
+def test_a_question_whose_evidence_is_not_there_is_refused(
+    tmp_path: Path, evidence: str, told: str
+) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(f'{{"id": "1", "text": "a"}}\n{{"question": "q", "evidence": {evidence}}}\n')
+    with pytest.raises(InvalidRequest, match=told):
+        ev.read_dataset(path)
+
+
 async def test_recall_holds_its_ground_without_an_embedder(store: MemoryStore) -> None:
     """The figures of docs/recall.md, with room for a change that is worth it. On both databases:
     the one ranking gives the one result."""

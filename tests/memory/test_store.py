@@ -1,13 +1,14 @@
 """The store of long-term memory, on both databases, and what holds of ours alone."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from agent_server.domain.errors import Conflict, PreconditionFailed
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import rebuild
-from agent_server.memory.words import stem
+from agent_server.memory.words import index_words, stem
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
 from agent_server.testing.memory_store import ONE, MemoryStoreContract, fact
@@ -159,6 +160,16 @@ async def test_edits_at_once_are_a_version_each_or_told_that_they_are_late(
     assert [v for v in late if v] == [10]
     held = [version for version in await store.history(ONE, there) if version.replaced_at is None]
     assert len(held) == 1
+
+
+def test_words_are_the_same_whichever_threads_make_them_at_once() -> None:
+    """An import in a thread, a search in another: the same word is found under one form."""
+    stem.cache_clear()
+    texts = [f"{n}relational {n}happenings {n}decisively" for n in range(3_000)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(index_words, texts))
+    stem.cache_clear()
+    assert made == [index_words(text) for text in texts]
 
 
 async def test_an_edit_beside_a_write_under_the_same_key_leaves_one_that_holds(

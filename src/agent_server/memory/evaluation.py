@@ -117,6 +117,13 @@ def _lines(text: str) -> Dataset:
                 )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"line {number}: {_words(error)}") from error
+    known = {(turn.conversation, turn.id) for turn in found.turns}
+    for asked in found.questions:
+        missing = sorted(e for e in asked.evidence if (asked.conversation, e) not in known)
+        if missing or not asked.evidence:
+            place = f"which no line of {asked.conversation!r} has"
+            told = f"{missing[0]!r} as evidence, {place}" if missing else "no evidence"
+            raise ValueError(f"the question {asked.text!r} has {told}")
     return found
 
 

@@ -2,8 +2,8 @@
 
 Leans on ``memory.words``: both are given finished words, each with the number of its namespace
 before it, so that a query can only ever meet words of that namespace and its cost does not grow
-with the others. Refuses to rank: it hands out candidates by a rough score, of which
-``memory.ranking`` makes the order, the same on both.
+with the others. Refuses to rank: it hands out candidates by a rough score, spelt out in SQL and the
+same on both, of which ``memory.ranking`` makes the order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Integer,
     Select,
     bindparam,
+    case,
     cast,
     column,
     func,
@@ -143,21 +144,31 @@ class Fts5:
         return {asked[term]: count for term, count in rows}
 
     def best(self, within: ColumnElement[bool] | None, limit: int) -> tuple[Select[Any], CTE]:
-        terms = func.json_each(bindparam("terms", type_=JsonText()))
-        term = terms.table_valued(column("key", Integer), column("value", TEXT), name="term")
-        counted = select((term.c.key + 1).label("n"), _vocabulary.c.doc.label("count")).select_from(
-            term.join(_vocabulary, _vocabulary.c.term == term.c.value)
+        given = func.json_each(bindparam("words", type_=JsonText()))
+        word = given.table_valued(column("key", Integer), column("value", TEXT), name="word")
+        match = _fts.c.memory_words.op("MATCH")(word.c.value)
+        hits = (
+            select((word.c.key + 1).label("n"), _fts.c.rowid.label("serial"))
+            .select_from(word.join(_fts, match))
+            .cte("hits")
         )
-        asked = select(_fts.c.rowid.label("serial"), _fts.c.rank.label("score"))
-        asked = asked.where(_fts.c.memory_words.op("MATCH")(bindparam("sought")))
+        counted = _counted(hits)
+        summed = (
+            select(hits.c.serial, func.sum(counted.c.rare).label("rare"))
+            # The few words are looked up for each hit, and not the hits for each word.
+            .select_from(hits.join(counted, counted.c.n == hits.c.n + literal_column("0")))
+            .group_by(hits.c.serial)
+            .cte("summed")
+        )
+        score = (-summed.c.rare / _room(memories.c.length)).label("score")
+        best = select(summed.c.serial, score).join(memories, memories.c.serial == summed.c.serial)
         if within is not None:
-            asked = asked.join(memories, memories.c.serial == _fts.c.rowid).where(within)
-        best = asked.order_by(_fts.c.rank).limit(literal_column(str(limit)))
-        return best, counted.cte("counted")
+            best = best.where(within)
+        best = best.order_by(score, summed.c.serial).limit(literal_column(str(limit)))
+        return best, counted
 
     def sought(self, space: int, words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
-        terms = [placed(space, word) for word in words]
-        return {"sought": _sought([space], words, "OR"), "terms": terms}
+        return _sought_by(_quoted(space, words, chr(34)), rows, mean_length)
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint
@@ -180,9 +191,27 @@ def _quoted(space: int, words: Iterable[str], mark: str) -> list[str]:
     return [f"{mark}{placed(space, word)}{mark}" for word in words]
 
 
+def _counted(hits: CTE) -> CTE:
+    """How many rows have the ``n``-th word (``count``), and how ``rare`` that makes it."""
+    count = func.count()
+    more = bindparam("rows", type_=Float) - count
+    others = case((more > 0, more), else_=0.0)
+    rare = func.ln(1 + (others + 0.5) / (count + 0.5)).label("rare")
+    return select(hits.c.n, count.label("count"), rare).group_by(hits.c.n).cte("counted")
+
+
+def _room(length: ColumnElement[int]) -> ColumnElement[float]:
+    """What the rarity of a row's words is divided by: a long text has some of them by chance. How
+    often a word stands in a row is left to the ranking."""
+    return 1 + K1 * (1 - B) + bindparam("by_length", type_=Float) * length
+
+
+def _sought_by(words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
+    return {"words": words, "rows": rows, "by_length": K1 * B / mean_length}
+
+
 class Lexemes:
-    """A GIN index over the words. PostgreSQL's own ranking knows neither how rare a word is nor,
-    usefully, how long a text: the rough score is spelt out in SQL."""
+    """A GIN index over the words."""
 
     beside = False
 
@@ -229,12 +258,8 @@ class Lexemes:
             .where(memories.c.lexemes.op("@@")(cast(word.c.word, TSQUERY)))
             .cte("hits")
         )
-        count = func.count().label("count")
-        counted = select(hits.c.n, count).group_by(hits.c.n).cte("counted")
-        others = func.greatest(bindparam("rows", type_=Float) - counted.c.count, 0)
-        rare = func.ln(1 + (others + 0.5) / (counted.c.count + 0.5))
-        room = 1 + K1 * (1 - B) + bindparam("by_length", type_=Float) * hits.c.length
-        score = (-func.sum(rare) / room).label("score")
+        counted = _counted(hits)
+        score = (-func.sum(counted.c.rare) / _room(hits.c.length)).label("score")
         best = (
             select(hits.c.serial, score)
             .join(counted, counted.c.n == hits.c.n)
@@ -245,11 +270,7 @@ class Lexemes:
         return best.limit(literal_column(str(limit))), counted
 
     def sought(self, space: int, words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
-        return {
-            "words": _quoted(space, words, "'"),
-            "rows": rows,
-            "by_length": K1 * B / mean_length,
-        }
+        return _sought_by(_quoted(space, words, "'"), rows, mean_length)
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint

@@ -1,6 +1,6 @@
 """Text as the index has it: words in one form, on both databases and in every ranking.
 
-Leans on snowballstemmer. Refuses to know databases: both are given these words and split nothing
+Leans on PyStemmer. Refuses to know databases: both are given these words and split nothing
 themselves, so that they find the same. Words are lower case, without accents, and stemmed by
 English rules, irregular forms by a list; Chinese, Japanese, Korean and Thai, which write no spaces,
 are cut into characters and pairs of characters; a symbol such as an emoji is a word of its own.
@@ -14,7 +14,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
-from snowballstemmer import stemmer  # type: ignore[import-untyped]  # ships no types
+from Stemmer import Stemmer  # type: ignore[import-not-found]  # ships no types
 
 MAX_WORD = 64
 MAX_QUERY_CHARS = 20_000
@@ -91,7 +91,9 @@ def plain_words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFC", found))
 
 
-_stem_word = stemmer("english").stemWord
+_stem_word = Stemmer("english", 0).stemWord
+"""Holds the interpreter's lock through each word: threads may share it. Snowball's own in Python
+keeps its place between two steps, and two threads stem each other's words."""
 
 
 @lru_cache(maxsize=100_000)

@@ -44,7 +44,7 @@ from agent_server.domain.errors import (
     StorageFull,
 )
 from agent_server.storage.references import Elsewhere
-from agent_server.storage.sqlite_driver import driver, load_vector_functions
+from agent_server.storage.sqlite_driver import add_functions, driver
 
 try:
     import fcntl
@@ -518,7 +518,7 @@ def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
             cursor.execute("PRAGMA query_only=ON")
             cursor.execute(f"PRAGMA mmap_size={MAPPED}")
         cursor.close()
-        load_vector_functions(dbapi_connection)
+        add_functions(dbapi_connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

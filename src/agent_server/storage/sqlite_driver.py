@@ -6,6 +6,7 @@ may be built without loading any, and all but the speed of vector search goes on
 """
 
 import importlib
+import math
 from typing import Any, Final
 
 try:
@@ -16,6 +17,12 @@ except ImportError:  # No wheel for this platform.
 VERSION: Final[str] = driver.sqlite_version
 SECURE_TEXT_INDEX: Final[bool] = driver.sqlite_version_info >= (3, 42)
 """Whether the text index can erase what is deleted, instead of marking it."""
+
+
+def add_functions(connection: Any) -> None:
+    """Give ``connection`` what not every build of SQLite has, and what there is of sqlite-vec."""
+    connection.create_function("ln", 1, math.log, deterministic=True)
+    load_vector_functions(connection)
 
 
 def load_vector_functions(connection: Any) -> str | None:
