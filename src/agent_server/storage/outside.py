@@ -366,7 +366,9 @@ class Outside:
             told(seen)
         return moved
 
-    async def _pages(self, which: ColumnElement[bool]) -> AsyncIterator[Sequence[Row[str, str, int]]]:
+    async def _pages(
+        self, which: ColumnElement[bool]
+    ) -> AsyncIterator[Sequence[Row[str, str, int]]]:
         """``tenant, key, size`` of the blobs."""
         after = ""
         while True:
