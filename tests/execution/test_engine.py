@@ -542,3 +542,30 @@ async def test_the_end_of_a_task_waits_for_every_write_that_is_under_way(url: st
             assert run.output == "done"
             await asyncio.gather(*writing)  # None of them lost its task.
             writing.clear()
+
+
+async def test_a_call_is_stored_as_begun_before_it_is_made_however_many_begin_at_once(
+    url: str,
+) -> None:
+    """More than one round takes; what each has said by then waits for one while it begins its call."""
+    stored: list[str] = []
+
+    async def wide(ctx: TaskContext) -> Any:
+        await asyncio.gather(*[ctx.child(_child(f"1.{i}")) for i in range(90)])
+
+    async def leaf(ctx: TaskContext) -> Any:
+        for _ in range(int(ctx.path.rpartition(".")[2]) % 30):
+            await asyncio.sleep(0)
+        record = StepRecord(key=ctx.journal.key("tool"), kind="tool", name="tool", input={})
+        await ctx.journal.begin(record, commit=True)
+        found = await runs.database.read(
+            lambda c: store.step_in(c, DEFAULT_TENANT, ctx.run.id, record.key)
+        )
+        stored.append(found[1].status if found else "nothing")
+        await ctx.journal.finish(record.done("done"))
+
+    async with running(url, {"goal": wide, "leaf": leaf}) as runs:
+        run = await finished(runs, await submit(runs, goal="g"))
+        assert (run.status, stored) == (RunStatus.SUCCEEDED, ["started"] * 90)
+        types = await event_types(runs, run)
+        assert types.count("task.started") == types.count("step.started") == 90

@@ -3,16 +3,16 @@
 Leans on the store's SQL and the database's transactions. Refuses to know what a step does.
 
 A journal that has something to store says so, and a parent that wants a child. A round takes what
-there is of all of them by then: the children are inserted, the events take the run's next numbers,
+there is by then, up to ``MOST``: the children are inserted, the events take the run's next numbers,
 the steps are upserted, tasks end, and the run's totals grow by what finished, in one transaction.
-What comes meanwhile waits for the next round, so that a hundred tasks that finish together cost
-little more than one. Each is fenced by its own lease. Whatever is out of the ordinary (a lease that
+The rest, and what comes meanwhile, waits for the next round, so that a hundred tasks that finish
+together cost little more than four. Each is fenced by its own lease. Whatever is out of the ordinary (a lease that
 was lost, a value that cannot be stored, a database that is away) undoes the round, and each of it is
 then committed by itself, so that nobody pays for another's fault.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -35,13 +35,13 @@ from agent_server.storage.outside import owned
 
 LINGER_S: Final = 0.02
 """How long what nobody waits for may wait for company."""
-MOST: Final = 50
-"""Entries, and children, of one transaction. A hundred items that end together come apart by it, so
-that some are carried out while others are stored."""
+MOST: Final = 25
+"""Children, entries that end their task, and others, of one transaction. A hundred items that end
+together come apart by it, so that some are carried out while others are stored."""
 GATHER: Final = 5
-"""Turns of the loop before a round, where there are several: in them those who were told of the last
-one say what comes next. An item's end reaches its map, which begins the next, which begins its call:
-all of it is one transaction then instead of three."""
+"""Turns of the loop before a round, where there are several and nothing was left by the last one: in
+them those who were told of it say what comes next. An item's end reaches its map, which begins the
+next, which begins its call: all of it is one transaction then instead of three."""
 PATIENCE_S: Final = 30.0
 """How long a commit is tried again while the database cannot be used."""
 RETRY_S: Final = 0.25
@@ -162,6 +162,8 @@ class Commits:
         self._tenant = tenant
         self._observe = observe
         self._births: list[Birth] = []
+        self._entries: dict[HandOver, Entry] = {}
+        """Handed over, and not yet in a round."""
         self._waiting: dict[HandOver, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -202,26 +204,32 @@ class Commits:
     async def _rounds(self) -> None:
         crowd = False
         try:
-            while self._due:
-                if crowd or self._births or len(self._waiting) > 1:
+            while self._due or self._entries:
+                if not self._entries and (crowd or self._births or len(self._waiting) > 1):
                     for _ in range(GATHER):
                         await asyncio.sleep(0)
-                births, self._births = _distinct(self._births)
-                self._due = bool(self._births)
+                births, later = _distinct(self._births)
+                births, self._births = births[:MOST], births[MOST:] + later
                 waiting, self._waiting = self._waiting, {}
-                entries = [entry for hand_over in waiting if (entry := hand_over()) is not None]
+                for hand_over in waiting:
+                    if hand_over in self._entries:
+                        self._waiting[hand_over] = None  # One journal has one entry in hand.
+                    elif (entry := hand_over()) is not None:
+                        self._entries[hand_over] = entry
+                taken = _company(self._entries, {birth.path for birth in self._births})
+                entries = [self._entries.pop(hand_over) for hand_over in taken]
+                self._due = bool(self._births or self._waiting)
                 self._untold = dict.fromkeys([*births, *entries])
                 crowd = len(self._untold) > 1
-                while births or entries:
-                    now, births = births[:MOST], births[MOST:]
-                    some, entries = _company(entries, {birth.path for birth in births})
-                    if now and some and not some[0].plain:
-                        await self._together(now, [])
-                        now = []
-                    await self._together(now, some)
+                if births and entries and not entries[0].plain:
+                    await self._together(births, [])
+                    births = []
+                if births or entries:
+                    await self._together(births, entries)
         except BaseException:
             # The loop ends, or a fault of ours: nobody is left to wait for ever.
-            untold, self._births = [*self._untold, *self._births], []
+            untold = [*self._untold, *self._births, *self._entries.values()]
+            self._births, self._entries = [], {}
             for one in untold:
                 self._tell_failed(one, DatabaseUnavailable("What was to be stored was broken off."))
             raise
@@ -480,22 +488,21 @@ def _distinct(births: list[Birth]) -> tuple[list[Birth], list[Birth]]:
     return [birth for birth in births if first[birth.path] is birth], later
 
 
-def _company(entries: Sequence[Entry], unborn: Collection[str]) -> tuple[list[Entry], list[Entry]]:
-    """The entries that go into the next transaction, and those that come after it, in their order:
-    one whose task is still ``unborn`` waits for it, one that is not plain goes by itself."""
-    some: list[Entry] = []
-    rest: list[Entry] = []
-    full = False
-    for entry in entries:
-        if full or entry.holder.path in unborn:
-            rest.append(entry)
-        elif some and not entry.plain:
-            rest.append(entry)
-            full = True
+def _company(entries: Mapping[HandOver, Entry], unborn: Collection[str]) -> list[HandOver]:
+    """Whose entries go into the next transaction: one whose task is still ``unborn`` waits for it,
+    one that is not plain goes by itself, and before what comes behind it. What ends a task takes no
+    room from what begins, so that the next items begin with the ends of those behind them."""
+    some: list[HandOver] = []
+    room = {True: MOST, False: MOST}
+    for hand_over, entry in entries.items():
+        if entry.holder.path in unborn or not room[entry.last is not None]:
+            continue
+        if entry.plain:
+            some.append(hand_over)
+            room[entry.last is not None] -= 1
         else:
-            some.append(entry)
-            full = len(some) == MOST or not entry.plain
-    return some, rest
+            return some or [hand_over]
+    return some
 
 
 def _sum(usages: Sequence[Usage]) -> dict[str, int]:
