@@ -73,6 +73,8 @@ COMMAND_S = 60
 IDLE = "idle_in_transaction_session_timeout"
 IDLE_MS = 5_000
 """How long PostgreSQL lets a transaction stand in which nothing is asked."""
+READER_CACHE_KIB = 16_384
+"""How much of the log, which is not mapped, a reader keeps between two transactions, at most."""
 MAPPED = 2**31 - 2**16
 """So much of the file readers see as memory, without a copy: as much as SQLite maps at most."""
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph"})
@@ -517,6 +519,7 @@ def _sqlite_engine(path: Path, *, writer: bool) -> Engine:
         if not writer:
             cursor.execute("PRAGMA query_only=ON")
             cursor.execute(f"PRAGMA mmap_size={MAPPED}")
+            cursor.execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
         cursor.close()
         add_functions(dbapi_connection)
 
