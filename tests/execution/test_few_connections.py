@@ -33,8 +33,8 @@ def small_server() -> Iterator[PostgresServer]:
 
 
 @asynccontextmanager
-async def taken(url: str, number: int) -> AsyncIterator[None]:
-    """Somebody else has so many connections."""
+async def taken(url: str, left: int) -> AsyncIterator[None]:
+    """Somebody else has all connections but ``left``."""
     others = list[Any]()
 
     async def takes() -> bool:  # Those that were closed just now are still counted for a moment.
@@ -42,25 +42,16 @@ async def taken(url: str, number: int) -> AsyncIterator[None]:
             others.append(await asyncpg.connect(url))
         except asyncpg.TooManyConnectionsError:
             return False
-        return len(others) == number
+        return len(others) == MOST
 
     await until(takes)
+    for _ in range(left):
+        await others.pop().close()
     try:
         yield
     finally:
         for other in others:
             await other.close()
-
-
-async def test_a_server_that_could_not_say_that_it_lives_does_not_start(
-    small_server: PostgresServer,
-) -> None:
-    url = small_server.fresh_database()
-    async with taken(url, MOST - 1):
-        with pytest.raises(DatabaseUnavailable, match="no connection left") as refused:
-            async with running(url, {}):
-                raise AssertionError("it started")
-    assert "AGENT_SERVER_DATABASE_POOL_SIZE" in refused.value.hint
 
 
 async def test_doctor_says_that_few_connections_are_left(small_server: PostgresServer) -> None:
@@ -71,9 +62,20 @@ async def test_doctor_says_that_few_connections_are_left(small_server: PostgresS
     await database.close()
     found = await asyncio.to_thread(check_database, Settings(database_url=url))
     assert found.state == "warning" and "connections left" in found.detail
-    async with taken(url, MOST):
+    async with taken(url, 0):
         found = await asyncio.to_thread(check_database, Settings(database_url=url))
     assert found.state == "failed" and "no connection left" in found.detail
+
+
+async def test_a_server_that_could_not_say_that_it_lives_does_not_start(
+    small_server: PostgresServer,
+) -> None:
+    url = small_server.fresh_database()
+    async with taken(url, 1):
+        with pytest.raises(DatabaseUnavailable, match="no connection left") as refused:
+            async with running(url, {}):
+                raise AssertionError("it started")
+    assert "AGENT_SERVER_DATABASE_POOL_SIZE" in refused.value.hint
 
 
 async def test_a_clock_that_is_an_hour_off_is_said_once_by_its_server_and_by_doctor(
