@@ -83,7 +83,7 @@ from agent_server.registry.registry import Registry
 from agent_server.settings import Settings
 from agent_server.storage.database import Database, database_at, ping
 from agent_server.storage.files import Files
-from agent_server.storage.migrate import current_revision, head_revision, serves, upgrade
+from agent_server.storage.migrate import current_revision, head_revision, migrate, serves
 from agent_server.storage.outside import keep_outside
 from agent_server.workflow.calls import split_name
 from agent_server.workflow.library import Library
@@ -374,7 +374,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     asyncio.get_running_loop().set_default_executor(ToolThreads(parts.settings.tool_threads))
     await parts.database.open()
     try:
-        await parts.database.write(upgrade)
+        await migrate(parts.database)
         await parts.long_term.open()
         await parts.registry.load()
         try:

@@ -5,18 +5,15 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 from sqlalchemy import Connection, func, select, text
 
 from agent_server.cli.database import move_blobs
@@ -532,27 +529,6 @@ class TestInADirectory(BlobStoreContract):
         await store.discard(path)
         assert list(folder.iterdir()) == []
         assert GRACE > timedelta(minutes=10)
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    """An endpoint that speaks S3, with a bucket ``bucket``."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    assert httpx2.put(f"{endpoint}/bucket").status_code == 200
-    yield endpoint
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    return f"s3://bucket/{uuid4().hex}"
 
 
 class TestOnS3(BlobStoreContract):

@@ -187,6 +187,26 @@ async def test_a_tenant_has_no_more_tasks_at_work_than_its_slots_over_nodes(
     assert most["small"] == 1 and 1 < most["large"] <= 3, most
 
 
+async def test_the_work_of_one_tenant_takes_no_slot_of_another(url: str) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def agent(ctx: TaskContext) -> None:
+        if ctx.run.tenant == "large":
+            begun.set()
+            await go_on.wait()
+
+    async with running(url, {"agent": agent}, tenant_concurrency={"*": 1}) as runs:
+        ended = []
+        for name in ("large", "small"):
+            request = RunRequest(agent="a", input="x")
+            made = await runs.submit(request, tenant=Tenant(name), principal="p")
+            ended.append(asyncio.ensure_future(runs.wait(Tenant(name), made.run.id, 20)))
+            await asyncio.wait_for(begun.wait(), 20)
+        assert (await ended[1]).status is RunStatus.SUCCEEDED and not ended[0].done()
+        go_on.set()
+        assert (await ended[0]).status is RunStatus.SUCCEEDED
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 20), st.integers(0, 900)), min_size=1, max_size=60),
     st.integers(1, 8),

@@ -7,10 +7,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.cli.memory_import import _json, _memory
+from agent_server.cli.memory_import import _import_memories, _json, _memory
 from agent_server.domain.ids import Tenant, new_id
 from agent_server.domain.memories import KINDS, MemoryChange, MemoryFilter, MemorySource
 from agent_server.domain.memory_api import MemoryInput
@@ -19,6 +20,7 @@ from agent_server.memory.documents import Documents
 from agent_server.memory.store import MemoryStore
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
+from tests.memory.kit import home
 
 Json = dict[str, Any]
 ANEW = ("version", "updated_at", "source", "supersedes")
@@ -106,3 +108,17 @@ async def test_an_export_imported_into_an_empty_tenant_and_exported_again_is_the
         assert pieces[one] == pieces[two] == pieces[three] > len(first)
     finally:
         await database.close()
+
+
+async def test_what_is_too_much_for_one_call_is_sent_in_several_and_what_is_too_large_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, source = f"sqlite:///{tmp_path}/data/server.db", tmp_path / "many.jsonl"
+    sizes = [6_000, 6_000, 6_000, 40_000, 6_000, 6_000, 6_000]
+    lines = [json.dumps({"kind": "context", "content": "x" * size}) for size in sizes]
+    source.write_text("\n".join(lines))
+    async with home(url, tmp_path, max_body_bytes=16_000, max_document_bytes=16_000) as server:
+        assert not await _import_memories(server.client, source, {}, 200)
+        told = capsys.readouterr().err
+        assert "many.jsonl:4: " in told and "6 memories imported, 0 there already, 1 fail" in told
+        assert (await server.call("GET", "/memories/stats"))["memories"] == 6

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 from urllib.parse import parse_qsl
 
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 
-from agent_server.domain.base import Frozen
+from agent_server.domain.base import Frozen, UtcDatetime
 from agent_server.domain.errors import FieldError, InvalidCursor, InvalidRequest, MalformedBody
 from agent_server.domain.runs import RunStatus
 from agent_server.execution.runs import Idempotency
@@ -75,7 +75,7 @@ class RunChoice(Frozen):
         default=None, max_length=200, description="Only of this session."
     )
     workflow: str | None = Field(default=None, max_length=200, description="Only of this workflow.")
-    created_after: AwareDatetime | None = Field(
+    created_after: UtcDatetime | None = Field(
         default=None, description="Only runs created after this moment (RFC 3339)."
     )
     q: str | None = Field(

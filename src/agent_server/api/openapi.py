@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
@@ -235,6 +236,15 @@ EXAMPLES: dict[str, JsonObject] = {
 
 def _reference(model: type[BaseModel]) -> JsonObject:
     return {"$ref": REF.format(model=model.__name__)}
+
+
+class _Whole(PathConvertor):
+    """What stands for ``:path``: also a name with a line break, or who has it could not be erased."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("path", _Whole())
 
 
 def mount(app: FastAPI, routes: list[Route]) -> None:

@@ -20,8 +20,8 @@ from agent_server.storage.blobs import blob_store, check
 from agent_server.storage.check import unreadable
 from agent_server.storage.copy import Derive, copy
 from agent_server.storage.database import database_at
-from agent_server.storage.migrate import current_revision, head_revision, upgrade
-from agent_server.storage.outside import keep_outside
+from agent_server.storage.migrate import current_revision, head_revision, migrate
+from agent_server.storage.outside import blobs_apart, keep_outside
 from agent_server.storage.references import rest_of
 
 DERIVED: tuple[Derive, ...] = (rebuild, let_go)
@@ -33,7 +33,7 @@ async def upgrade_database() -> None:
     database = database_at(load_settings().database)
     await database.open()
     try:
-        changed = await database.write(upgrade)
+        changed = await migrate(database)
     finally:
         await database.close()
     word = "is now" if changed else "was already"
@@ -136,8 +136,11 @@ async def move_blobs() -> None:
 
 
 async def check_database() -> None:
-    """Name every stored value that cannot be read. Raises ``InternalError`` if there is one."""
-    database = database_at(load_settings().database)
+    """Name every stored value that cannot be read, and every large one that is lost. Raises
+    ``InternalError`` if there is one."""
+    settings = load_settings()
+    database = database_at(settings.database)
+    outside = keep_outside(database, settings)
     await database.open()
     number = 0
     try:
@@ -145,6 +148,9 @@ async def check_database() -> None:
             number += 1
             key = "/".join(str(part) for part in bad.key)
             sys.stdout.write(f"{bad.table} {key}: {bad.column}: {bad.reason}\n")
+        async for lost in outside.lost():
+            number += 1
+            sys.stdout.write(f"blobs {lost}\n")
     finally:
         await database.close()
     if number:
@@ -166,12 +172,15 @@ async def copy_database(source_url: str, target_url: str, resume: bool) -> None:
     """Copy everything from one database into another, and say what arrived."""
     if source_url == target_url:
         raise ConfigurationError("Source and target are the same database.")
-    source, target = database_at(source_url), database_at(target_url)
+    source, target = database_at(source_url), database_at(target_url, patient=True)
+    outside = keep_outside(target, load_settings())
     await source.open()
     try:
         await target.open()
         try:
             done = await copy(source, target, resume=resume, derive=DERIVED, told=_tell)
+            apart = await target.read(blobs_apart)
+            lost = [one async for one in outside.lost(apart=True)] if apart else []
         finally:
             await target.close()
     finally:
@@ -180,6 +189,17 @@ async def copy_database(source_url: str, target_url: str, resume: bool) -> None:
     for table in done:
         sys.stdout.write(f"{table.table:<24}{table.rows:>12,}\n")
     sys.stdout.write("Every row arrived as it was. Start the servers on the target.\n")
+    if apart:
+        sys.stdout.write(
+            f"{apart:,} large values are not in the database and stay where they are: give those "
+            "servers AGENT_SERVER_BLOBS and AGENT_SERVER_BLOBS_ALSO as before.\n"
+        )
+    if lost:
+        raise InternalError(
+            f"{len(lost):,} of them are in none of the places that are set here: {lost[0]}",
+            hint="Set AGENT_SERVER_BLOBS and AGENT_SERVER_BLOBS_ALSO as the servers on the source "
+            "have them, and look again: --resume.",
+        )
 
 
 def _tell(table: str, rows: int) -> None:

@@ -5,13 +5,24 @@ Leans on Pydantic. Refuses unknown fields: a misspelt field is an error, never d
 
 import json
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 JsonObject = dict[str, Any]
 """A JSON object. Values are JSON values, which mypy cannot say recursively without pain."""
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise ValueError("must lie in the years 1 to 9999 of UTC") from error
+
+
+UtcDatetime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A moment with any offset, taken as UTC: one that is none of its years could not be read again."""
 
 
 class Frozen(BaseModel):

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import AwareDatetime, Field, JsonValue, field_validator, model_validator
 
-from agent_server.domain.base import Frozen, JsonObject
+from agent_server.domain.base import Frozen, JsonObject, UtcDatetime
 
 MemoryKind = Literal[
     "message", "context", "interaction", "outcome", "document", "knowledge", "execution", "result"
@@ -28,6 +28,12 @@ MAX_LIMIT = 200
 
 def _half(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _storable(value: str | None) -> str | None:
+    if value is not None and ("\0" in value or _half(value)):
+        raise ValueError("must not hold a NUL or half a character")
+    return value
 
 
 class MemorySource(Frozen):
@@ -64,19 +70,14 @@ class MemoryDraft(Frozen):
     )
     metadata: JsonObject = Field(default_factory=dict)
     importance: float | None = Field(default=None, ge=0, le=1, description="From 0 to 1.")
-    expires_at: AwareDatetime | None = Field(
+    expires_at: UtcDatetime | None = Field(
         default=None, description="From then on it is not found any more, and is deleted."
     )
-    occurred_at: AwareDatetime | None = Field(
+    occurred_at: UtcDatetime | None = Field(
         default=None, description="When it happened, if not when it is written."
     )
 
-    @field_validator("key", "namespace", "session_id", "author", "subject")
-    @classmethod
-    def _storable(cls, value: str | None) -> str | None:
-        if value is not None and ("\0" in value or _half(value)):
-            raise ValueError("must not hold a NUL or half a character")
-        return value
+    _named = field_validator("key", "namespace", "session_id", "author", "subject")(_storable)
 
     @model_validator(mode="after")
     def _not_empty(self) -> MemoryDraft:
@@ -107,7 +108,7 @@ class NewMemory(MemoryDraft):
     part_of: MemoryPart | None = None
     searchable: bool = True
     """False for what is found by its parts: a whole document."""
-    created_at: AwareDatetime | None = None
+    created_at: UtcDatetime | None = None
     """When it was learnt, for an import; None is now."""
     position: int | None = None
     """Its place in its session, for an import; None is after the last."""
@@ -150,8 +151,10 @@ class MemoryChange(Frozen):
     subject: str | None = Field(default=None, min_length=1, max_length=200)
     metadata: JsonObject | None = None
     importance: float | None = Field(default=None, ge=0, le=1)
-    expires_at: AwareDatetime | None = None
-    occurred_at: AwareDatetime | None = None
+    expires_at: UtcDatetime | None = None
+    occurred_at: UtcDatetime | None = None
+
+    _named = field_validator("author", "subject")(_storable)
 
     @model_validator(mode="after")
     def _says_something(self) -> MemoryChange:
@@ -208,7 +211,7 @@ class MemoryQuery(Frozen):
         default_factory=dict, description="At most so many of a kind."
     )
     mode: SearchMode = "hybrid"
-    as_of: AwareDatetime | None = Field(
+    as_of: UtcDatetime | None = Field(
         default=None, description="What was known at that moment, worded as it was then."
     )
     filter: dict[str, JsonValue] = Field(
@@ -222,6 +225,8 @@ class MemoryQuery(Frozen):
     importance: float = Field(
         default=0.0, ge=0, le=1, description="Weight of a memory's importance; 0 is none."
     )
+
+    _named = field_validator("namespace", "session_id", "subject", "for_subject")(_storable)
 
 
 class Found(Frozen):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import Field, model_validator
 
-from agent_server.domain.base import Frozen
+from agent_server.domain.base import Frozen, UtcDatetime
 from agent_server.domain.memories import MAX_BATCH, Found, Memory, MemoryDraft, MemoryUse
 
 _NAMES = ("key", "namespace", "session_id", "author", "subject")
@@ -30,7 +30,7 @@ class MemoryInput(MemoryDraft):
         pattern="^mem_[0-9a-f]{32}$",
         description="Makes the write repeatable: a memory that is there already is left as it is.",
     )
-    created_at: AwareDatetime | None = Field(
+    created_at: UtcDatetime | None = Field(
         default=None, description="When it was learnt, if not now: for imports."
     )
     position: int | None = Field(

@@ -10,9 +10,9 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import Field, model_validator
 
-from agent_server.domain.base import Frozen, JsonObject
+from agent_server.domain.base import Frozen, JsonObject, UtcDatetime
 from agent_server.domain.errors import ErrorInfo
 from agent_server.domain.options import RunOptions
 from agent_server.domain.plans import TaskStatus
@@ -161,12 +161,12 @@ class RunRequest(Frozen):
     )
     budget: Budget | None = Field(default=None, description="Ceilings over the whole run.")
     subject: str | None = Field(
-        default=None, max_length=200, description="The person whom the data is about."
+        default=None, min_length=1, max_length=200, description="The person whom the data is about."
     )
     metadata: JsonObject = Field(
         default_factory=dict, description="Yours; kept and answered as it is."
     )
-    start_after: AwareDatetime | None = Field(
+    start_after: UtcDatetime | None = Field(
         default=None, description="Not before this moment (RFC 3339)."
     )
     priority: int = Field(

@@ -129,7 +129,7 @@ class OpenAIEmbedder:
 
 def unit(values: Sequence[float]) -> bytes:
     """``values`` at length 1, as bytes. Raises ``ValueError`` for what is no direction."""
-    length = math.sqrt(math.fsum(value * value for value in values))
+    length = math.hypot(*values)
     if not values or not math.isfinite(length) or length == 0:
         raise ValueError("a vector without a direction")
     return array("f", [value / length for value in values]).tobytes()

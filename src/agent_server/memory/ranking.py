@@ -5,7 +5,8 @@ Leans on nothing but numbers that were read for it; refuses to read any itself.
 Every candidate gets these scores, of which ``matched`` tells what each added:
 
 - *text*: BM25 of its words, with the statistics of its namespace.
-- *vector*: its cosine, from the weakest candidate, or half the best (0), to the best (1).
+- *vector*: its cosine, from the weakest candidate, or half the best (0), to the best (1). Of both a
+  message loses a part as far as it only asks: who asks is not who answers.
 - *neighbours*: words of the query that stand not in it but one or two turns before or after it in
   its conversation, and its neighbours' vectors. Who asks is found by the question's words; the
   answer stands next to it.
@@ -26,6 +27,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from itertools import accumulate
+from operator import mul
 
 from agent_server.memory.moments import Period
 from agent_server.memory.text_index import K1, B
@@ -49,12 +51,14 @@ class Weights:
     neighbours: float = 0.5
     session: float = 0.4
     author: float = 0.2
-    date: float = 0.25
+    date: float = 0.5
     reach: tuple[float, ...] = (0.6, 0.3)
     """What a word counts that stands so many turns away."""
     name: float = 0.3
     """What a word counts that is the name of an author: who is called by it is mostly spoken to,
     and does not speak."""
+    question: float = 0.5
+    """What a message of nothing but questions loses of its text and vector score."""
     latest: float = 0.5
     """Weight of recency when the query says "latest"."""
 
@@ -81,6 +85,8 @@ class Candidates:
     happened: Sequence[int]
     """Microseconds since 1970."""
     importance: Sequence[float | None]
+    asks: Sequence[float | None]
+    """Which part of each is questions."""
     cosines: Sequence[float | None]
 
     def talks(self) -> dict[Place, dict[int, int]]:
@@ -130,11 +136,13 @@ def held_in(texts: Sequence[str], words: Sequence[str]) -> Held:
     found: dict[str, dict[int, int]] = {}
     for word in words:
         counts = found[word] = {}
-        sought, at = f" {word} ", whole.find(f" {word} ")
+        # Found by its letters, which are rare, and not by the spaces around it.
+        long, at = len(word), whole.find(word)
         while at >= 0:
-            i = bisect_right(starts, at + 1) - 1
-            counts[i] = counts.get(i, 0) + 1
-            at = whole.find(sought, at + len(word) + 1)
+            if whole[at - 1] == " " == whole[at + long]:
+                i = bisect_right(starts, at) - 1
+                counts[i] = counts.get(i, 0) + 1
+            at = whole.find(word, at + long)
     return found
 
 
@@ -154,6 +162,10 @@ def rank(sought: Sought, candidates: Candidates, weights: Weights) -> Ranked:
         ("importance", sought.importance, lambda: [n or 0.0 for n in candidates.importance]),
     ]  # fmt: skip
     columns = {name: _normal(score(), weight) for name, weight, score in parts if weight > 0}
+    if weights.question and any(candidates.asks):
+        left = [1 - weights.question * (asks or 0.0) for asks in candidates.asks]
+        for name in ("text", "vector"):
+            columns[name] = list(map(mul, columns.get(name, ()), left))
     scores = {name: column for name, column in columns.items() if column}
     totals: Scores = list(map(sum, zip(*scores.values(), strict=True)))
     totals = totals or [0.0] * len(candidates.serials)

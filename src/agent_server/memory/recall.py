@@ -73,7 +73,7 @@ DATE_CANDIDATES = 60
 ROOTS, MOST_ROOTS = 16, 40
 """The best of each kind that have their neighbours looked at: twice as many as are asked for, from
 the first to the second number."""
-VECTORS_ALONE = Weights(text=0, vector=1, neighbours=0, session=0, author=0, date=0)
+VECTORS_ALONE = Weights(text=0, vector=1, neighbours=0, session=0, author=0, date=0, question=0)
 MAX_WORDS = 48
 """Of a longer query only its rarest words are looked for."""
 STATISTICS_S = 30.0
@@ -123,6 +123,7 @@ class _Read(NamedTuple):
     length: int
     happened: int
     importance: float | None
+    asks: float | None
     cosine: float | None
     kind: MemoryKind
     by_text: int
@@ -481,6 +482,7 @@ def _around_the_best(
         m.c.length,
         func.coalesce(m.c.occurred_at, m.c.created_at, type_=BigInteger).label("happened"),
         m.c.importance,
+        m.c.asks,
         wanted.c.cosine,
         m.c.kind,
         wanted.c.by_text,
@@ -513,14 +515,14 @@ def _joined(parts: Collection[Statistics]) -> Statistics:
 
 
 def _candidates(rows: Sequence[Sequence[Any]], words: Sequence[str]) -> Candidates:
-    columns: Sequence[Sequence[Any]] = tuple(zip(*rows, strict=True)) or ((),) * 10
+    columns: Sequence[Sequence[Any]] = tuple(zip(*rows, strict=True)) or ((),) * 11
     serials, spaces, sessions, positions, authors, texts, lengths = columns[:7]
-    happened, importance, cosines = columns[7:10]
+    happened, importance, asks, cosines = columns[7:11]
     places = [
         (space, session) if session is not None else None
         for space, session in zip(spaces, sessions, strict=True)
     ]
     return Candidates(
         serials, places, positions, authors, held_in(texts, words), lengths, happened, importance,
-        cosines,
+        asks, cosines,
     )  # fmt: skip

@@ -38,12 +38,12 @@ from agent_server.domain.memories import (
     MemorySource,
     NewMemory,
 )
-from agent_server.memory.words import facets_of, index_words, text_of
+from agent_server.memory.words import asks, facets_of, index_words, text_of
 from agent_server.storage.tables import JsonText, Moment
 from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_spaces
 
-READ = [column for column in m.c if column.name not in {"lexemes", "words"}] + [
+READ = [column for column in m.c if column.name not in {"lexemes", "words", "asks"}] + [
     memory_spaces.c.name.label("namespace")
 ]
 """What ``memory_of`` needs, from the two tables joined."""
@@ -85,7 +85,7 @@ def prepare(memories: Sequence[NewMemory]) -> PreparedMemories:
 def _row(new: NewMemory, now: datetime) -> JsonObject:
     part = new.part_of
     created = new.created_at or now
-    return {
+    row: JsonObject = {
         "id": new.id or new_id("mem"),
         "version": 1,
         "kind": new.kind,
@@ -108,21 +108,22 @@ def _row(new: NewMemory, now: datetime) -> JsonObject:
         "replaced_at": None,
         "supersedes": None,
         "superseded_by": None,
-        **indexed(new.content, new.metadata, part.heading if part else (), new.searchable),
+        "content": new.content,
+        "metadata": new.metadata,
     }
+    return row | indexed(row)
 
 
-def indexed(
-    content: Any, metadata: JsonObject, heading: Sequence[str], searchable: bool
-) -> JsonObject:
-    """The columns that hold a content, and what the index holds of it."""
-    words = index_words(" ".join((*heading, text_of(content)))) if searchable else []
-    facets = facets_of(metadata)
+def indexed(row: JsonObject) -> JsonObject:
+    """What the index and the ranking hold of the content in ``row``."""
+    searchable = row["searchable"]
+    text = text_of(row["content"]) if searchable else ""
+    words = index_words(" ".join((*(row["heading"] or ()), text))) if searchable else []
+    facets = facets_of(row["metadata"])
     return {
-        "content": content,
-        "metadata": metadata,
         "words": " ".join([*words, *facets]),
         "length": len(words),
+        "asks": (asks(text) or None) if row["kind"] == "message" else None,
     }
 
 
@@ -133,7 +134,7 @@ def edited(old: Row[Any], changed: JsonObject, source: MemorySource, now: dateti
     if old.parent_id is not None and "metadata" in changed:
         page = {name: old.metadata[name] for name in ("page",) if name in old.metadata}
         row["metadata"] = changed["metadata"] | page
-    row |= indexed(row["content"], row["metadata"], row["heading"] or (), row["searchable"])
+    row |= indexed(row)
     return row | {
         "version": old.version + 1,
         "updated_at": now,

@@ -32,6 +32,10 @@ _ASCII_WORD = re.compile("[a-z0-9]+")
 _UNSPACED_START = re.compile(f"[{_UNSPACED}]")
 _MARKS = re.compile("[\u0300-\u036f\ufe0f]+")
 
+_ASKING = re.compile("[?\uff1f\u061f]")
+_SENTENCE_END = re.compile("(?<=[.!?\u061f])\\s+|(?<=[\u3002\uff01\uff1f])|\\n")
+_QUOTES = "\"')]}*_»”’ "
+
 STOP_WORDS = frozenset(
     """a about above after again against all also am an and any are aren as at be because been
     before being below between both but by can cannot could couldn d did didn do does doesn doing
@@ -145,6 +149,15 @@ def text_of(content: Any) -> str:
     if isinstance(content, list | tuple):
         return "\n".join(text_of(value) for value in content)
     return json.dumps(content)
+
+
+def asks(text: str) -> float:
+    """Which part of ``text`` is questions, from 0 to 1, by its characters."""
+    if _ASKING.search(text) is None:
+        return 0.0
+    sentences = [sentence.rstrip(_QUOTES) for sentence in _SENTENCE_END.split(text)]
+    asking = sum(len(sentence) for sentence in sentences if _ASKING.match(sentence[-1:]))
+    return asking / sum(map(len, sentences))
 
 
 def facets_of(metadata: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Looking for stored values that cannot be read: what a bad disk or a hand in the database left.
 
 Leans on the tables as they are stored. Refuses to mend: what a value was
-cannot be known; and to look at blobs, which stand elsewhere.
+cannot be known; and to look at blobs: ``outside.lost`` does.
 """
 
 import json

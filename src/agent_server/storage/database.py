@@ -68,6 +68,9 @@ reading it takes longer than carrying it out."""
 BUSY_TIMEOUT_MS = 10_000
 SCRUB_TRIES = 5
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+COMMAND_S = 60
+"""How long a statement may take."""
+IDLE = "idle_in_transaction_session_timeout"
 IDLE_MS = 5_000
 """How long PostgreSQL lets a transaction stand in which nothing is asked."""
 MAPPED = 2**31 - 2**16
@@ -128,17 +131,38 @@ def translate(error: Exception) -> Exception:
         return error
     message = str(getattr(error, "orig", None) or error) or type(error).__name__
     lowered = message.lower()
-    state = _sqlstate(error)
+    state = sqlstate(error)
     if state == "53100" or any(words in lowered for words in _FULL):
         return StorageFull(
             f"The disk that holds the database is full ({message}).",
             hint="Free some space; what was stored before is intact.",
         )
+    if state == LOCKED:
+        return DatabaseUnavailable(
+            f"Somebody holds a table of the database for long ({message}).",
+            hint="pg_stat_activity shows who: end the transaction that has been open longest.",
+        )
+    if "unsupported startup parameter" in lowered:
+        return pooled()
     if _about_the_statement(error, state):
         return error
     return DatabaseUnavailable(
         f"The database cannot be used: {message}.",
         hint="Check that it runs and that AGENT_SERVER_DATABASE_URL is right.",
+    )
+
+
+LOCKED = "55P03"
+"""SQLSTATE: a lock was not to be had in time."""
+
+
+def pooled() -> ConfigurationError:
+    """A pooler stands between this process and PostgreSQL, and keeps what it is told to itself."""
+    return ConfigurationError(
+        "A pooler (pgbouncer?) stands before PostgreSQL: the settings of a connection do not arrive.",
+        hint="Name PostgreSQL itself in AGENT_SERVER_DATABASE_URL: LISTEN, prepared statements and "
+        "time limits do not pass a pooler. The server has a pool of its own "
+        "(AGENT_SERVER_DATABASE_POOL_SIZE).",
     )
 
 
@@ -158,7 +182,8 @@ _RETRIED_STATES = frozenset({"40001", "40P01", "23505"})
 and right to run again, which sees what the other wrote."""
 
 
-def _sqlstate(error: Exception) -> str:
+def sqlstate(error: BaseException) -> str:
+    """PostgreSQL's code of what went wrong, of its driver's error or SQLAlchemy's; or ``""``."""
     return str(getattr(getattr(error, "orig", None) or error, "sqlstate", None) or "")
 
 
@@ -176,8 +201,12 @@ def _about_the_statement(error: Exception, state: str) -> bool:
     return not isinstance(error, (*lost, asyncpg.InterfaceError, asyncpg.PostgresError))
 
 
-def database_at(url: str, *, pool_size: int = 10, observer: Observer | None = None) -> Database:
+def database_at(
+    url: str, *, pool_size: int = 10, observer: Observer | None = None, patient: bool = False
+) -> Database:
     """The database at ``url`` (``sqlite:///path`` or ``postgresql://…``), not yet opened.
+
+    ``patient``: a statement may take any time, as one does that builds an index.
 
     Raises ``ConfigurationError`` for another kind of URL.
     """
@@ -200,7 +229,7 @@ def database_at(url: str, *, pool_size: int = 10, observer: Observer | None = No
         async_url = parsed.set(drivername="postgresql+asyncpg").render_as_string(
             hide_password=False
         )
-        return PostgresDatabase(async_url, pool_size=pool_size, observer=observer)
+        return PostgresDatabase(async_url, pool_size=pool_size, observer=observer, patient=patient)
     raise ConfigurationError(
         f"The database kind {backend!r} is not supported.",
         hint="Use sqlite:///path/to/file.db or postgresql://user:password@host:5432/name.",
@@ -511,9 +540,18 @@ class PostgresDatabase:
 
     dialect = "postgresql"
 
-    def __init__(self, url: str, *, pool_size: int = 10, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 10,
+        observer: Observer | None = None,
+        patient: bool = False,
+    ) -> None:
+        """``patient``: a statement may take any time, for one that changes the schema."""
         self.outside: LargeValues | None = None
         self.url = url
+        self._idle_ms = 0 if patient else IDLE_MS
         self._observer = observer
         self._engine: AsyncEngine = create_async_engine(
             url,
@@ -524,9 +562,9 @@ class PostgresDatabase:
             pool_pre_ping=False,
             connect_args={
                 "timeout": 10,
-                "command_timeout": 60,
+                "command_timeout": None if patient else COMMAND_S,
                 # What a process that froze or was cut off has locked keeps nobody from its tasks.
-                "server_settings": {"idle_in_transaction_session_timeout": str(IDLE_MS)},
+                "server_settings": {IDLE: str(self._idle_ms)},
             },
         )
         # Reads see each statement's own snapshot in a transaction too; without one they are
@@ -534,7 +572,12 @@ class PostgresDatabase:
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     async def open(self) -> None:
-        await self.read(ping)
+        """Raises ``ConfigurationError`` behind a pooler."""
+        asked = text("SELECT setting FROM pg_settings WHERE name = :name")
+        if await self.read(lambda c: c.execute(asked, {"name": IDLE}).scalar()) != str(
+            self._idle_ms
+        ):
+            raise pooled()
 
     async def write(self, fn: Transaction[T]) -> T:
         if self.outside is None:
@@ -593,7 +636,7 @@ class PostgresDatabase:
                 done = True
             return result
         except DBAPIError as error:
-            if _sqlstate(error) in _RETRIED_STATES or (error.connection_invalidated and not done):
+            if sqlstate(error) in _RETRIED_STATES or (error.connection_invalidated and not done):
                 raise _Again(error) from error
             raise
 

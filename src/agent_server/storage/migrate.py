@@ -5,15 +5,27 @@ both ways end at the same schema. Refuses to run by halves: it is one transactio
 PostgreSQL an advisory lock lets one process do it.
 """
 
+import asyncio
 from importlib import import_module
 from typing import Final
 
+import structlog
 from sqlalchemy import Connection, inspect, text
 
+from agent_server.domain.errors import DatabaseUnavailable
+from agent_server.storage.database import LOCKED, Database, PostgresDatabase, sqlstate
 from agent_server.storage.tables import metadata
 
-HEAD: Final = "0015"
+log = structlog.get_logger(__name__)
+
+HEAD: Final = "0016"
 """The revision of ``tables``: the newest file in ``migrations/``."""
+LOCK_S = 2
+"""How long a migration waits for a table that somebody holds: whoever comes to the table meanwhile
+waits behind it."""
+TRIES = 30
+PAUSE_S = 1.0
+"""Between two tries, in which the others go on."""
 ADVISORY_LOCK = 7_349_002_118
 """Any number, the same in every process: "somebody is changing the schema"."""
 
@@ -54,6 +66,31 @@ def one_at_a_time(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": ADVISORY_LOCK})
 
 
+async def migrate(database: Database) -> bool:
+    """``upgrade`` of a database that servers may be working on; True when that changed anything.
+
+    On PostgreSQL over a connection of its own, on which a statement may take any time. Raises
+    ``DatabaseUnavailable`` where somebody holds a table all the while.
+    """
+    if not isinstance(database, PostgresDatabase):
+        return await database.write(upgrade)
+    if serves(await database.read(current_revision)):
+        return False
+    patient = PostgresDatabase(database.url, pool_size=1, patient=True)
+    try:
+        for left in reversed(range(TRIES)):
+            try:
+                return await patient.write(upgrade)
+            except DatabaseUnavailable as error:
+                if not left or error.__cause__ is None or sqlstate(error.__cause__) != LOCKED:
+                    raise
+                log.warning("somebody holds a table that is to be changed", tries_left=left)
+                await asyncio.sleep(PAUSE_S)
+        raise AssertionError("unreachable")
+    finally:
+        await patient.close()
+
+
 def upgrade(connection: Connection) -> bool:
     """Bring the database to ``head_revision``; True when that changed anything.
 
@@ -74,6 +111,8 @@ def upgrade(connection: Connection) -> bool:
         )
         connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
         return True
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_S}s'"))
     # Not at the top of the file: most starts have nothing to migrate and need no Alembic.
     import_module("agent_server.storage.revisions").run(connection, current)
     return True

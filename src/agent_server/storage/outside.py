@@ -9,7 +9,7 @@ locked, and fails it when the blob has gone meanwhile, so that it is made again.
 blobs before looking whether they are used: so none goes that is, without a word between the two.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,7 +53,7 @@ from agent_server.storage.references import (
     Piece,
     Spilling,
 )
-from agent_server.storage.tables import blob_uses, blobs
+from agent_server.storage.tables import blob_bytes, blob_uses, blobs
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -65,6 +65,9 @@ AT_ONCE: Final = 8
 """Blobs of one transaction that are fetched or placed side by side."""
 COLLECTED: Final = 100
 """Blobs that one transaction of the collector looks at."""
+
+APART: Final = blobs.c.doomed.is_(False) & blobs.c.key.not_in(select(blob_bytes.c.key))
+"""The bytes are not in the database."""
 
 Observer = Callable[[str, int], None]
 """Told what happened to a blob (``written``, ``read``, ``deleted``), and its bytes."""
@@ -356,17 +359,44 @@ class Outside:
         that know all these places, and to be cut off: a second time does the rest. ``told`` hears
         how many were looked at. Raises ``ConfigurationError`` when two of the places are one."""
         await self._check_apart()
-        moved, seen, after = Moved(), 0, ""
-        columns = (blobs.c.tenant, blobs.c.key, blobs.c.size)
+        moved, seen = Moved(), 0
+        async for rows in self._pages(blobs.c.doomed.is_(False)):
+            await _side_by_side([partial(self._move, r.tenant, r.key, r.size, moved) for r in rows])
+            seen += len(rows)
+            told(seen)
+        return moved
+
+    async def _pages(
+        self, which: ColumnElement[bool]
+    ) -> AsyncIterator[Sequence[Row[str, str, int]]]:
+        """``tenant, key, size`` of the blobs."""
+        after = ""
         while True:
-            query = select(*columns).where(blobs.c.key > after, blobs.c.doomed.is_(False))
-            query = query.order_by(blobs.c.key).limit(COLLECTED)
+            query = select(blobs.c.tenant, blobs.c.key, blobs.c.size).where(which)
+            query = query.where(blobs.c.key > after).order_by(blobs.c.key).limit(COLLECTED)
             rows = await self._database.read(lambda c: c.execute(query).all())  # noqa: B023
             if not rows:
-                return moved
-            await _side_by_side([partial(self._move, *row, moved) for row in rows])
-            seen, after = seen + len(rows), rows[-1].key
-            told(seen)
+                return
+            yield rows
+            after = rows[-1].key
+
+    async def lost(self, *, apart: bool = False) -> AsyncIterator[str]:
+        """Which blobs are in none of the places, or not whole, and where their bytes were looked
+        for; ``apart``: only of those that are not in the database."""
+        found: list[str] = []
+
+        async def look(tenant: str, key: str) -> None:
+            try:
+                await self.get(tenant, key)
+            except NotFound as error:
+                if await self._is_held(key):
+                    found.append(f"{tenant}/{key}: {error.detail}")
+
+        async for rows in self._pages(APART if apart else blobs.c.doomed.is_(False)):
+            await _side_by_side([partial(look, r.tenant, r.key) for r in rows])
+            for one in sorted(found):
+                yield one
+            found.clear()
 
     async def _move(self, tenant: str, key: str, size: int, moved: Moved) -> None:
         left = [store for store in self._others if await store.exists(tenant, key)]
@@ -424,6 +454,11 @@ def keep_outside(
     limit = max(settings.blob_threshold_bytes, LEAST) if settings.blob_threshold_bytes else None
     database.outside = outside = Outside(database, store, limit, observe, at, also)
     return outside
+
+
+def blobs_apart(connection: Connection) -> int:
+    """How many large values are kept outside the database."""
+    return connection.execute(select(func.count()).select_from(blobs).where(APART)).scalar() or 0
 
 
 def keys_of(connection: Connection, run_ids: Collection[str]) -> set[str]:

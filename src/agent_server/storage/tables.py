@@ -519,6 +519,7 @@ memories = Table(
     Column("superseded_by", Text),
     Column("words", Text, nullable=False),
     Column("length", Integer, nullable=False),
+    Column("asks", Float),
     Column("lexemes", Text().with_variant(TSVECTOR, "postgresql"), info={"derived": True}),
     Index(None, "tenant", "id", "version", unique=True),
     Index(None, "tenant", "created_at", "id"),
@@ -529,7 +530,8 @@ memories = Table(
     _index_where_given("expires_at", "expires_at"),
 )
 """One row for each version; the one that holds has no ``replaced_at``. ``words`` are its content
-as the text index has it (``memory.words``). On PostgreSQL the text index is over ``lexemes``; on
+as the text index has it (``memory.words``); ``asks`` is which part of a message is questions, NULL
+for none and for what was written before revision 0016. On PostgreSQL the text index is over ``lexemes``; on
 SQLite it is the virtual table ``memory_words``, and ``lexemes`` is NULL (``memory.text_index``)."""
 HOLDS_ITS_KEY = memories.c.replaced_at.is_(None) & memories.c.key.is_not(None)
 Index(

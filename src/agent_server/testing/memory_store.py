@@ -398,6 +398,20 @@ class MemoryStoreContract:
         assert (found[0].author, found[0].occurred_at and found[0].occurred_at.month) == ("Ben", 7)
         assert len(found) == 4
 
+    async def test_a_message_that_only_asks_comes_behind_one_that_says(
+        self, store: Memories
+    ) -> None:
+        asks, says = "You painted the fence?", "We painted the fence white this week."
+        for kind, first in (("message", says), ("knowledge", asks)):
+            await store.add(ONE, [fact(one, kind=kind, namespace=kind) for one in (says, asks)])
+            found = await _search(store, "painted fence", namespace=kind)
+            assert (found[0].content, len(found)) == (first, 2)
+        [message, _] = await _search(store, "painted fence", namespace="message")
+        asking = MemoryChange(content="Have we painted the fence white this week?")
+        await store.edit(ONE, message.id, asking, source=MemorySource())
+        found = await _search(store, "painted fence", namespace="message")
+        assert found[0].content == "You painted the fence?"
+
     async def test_recency_and_importance_count_only_when_asked(self, store: Memories) -> None:
         def plan(year: int, importance: float) -> NewMemory:
             when = datetime(year, 1, 1, tzinfo=timezone.utc)

@@ -134,7 +134,7 @@ class ChatRoutes:
             before,
             asking.options(as_response, self._deps.settings.openai_api),
             store=stored,
-            subject=body.safety_identifier or body.user,
+            subject=body.safety_identifier or body.user or None,
             metadata=body.metadata,
         )
 

@@ -202,7 +202,7 @@ class ResponseRoutes:
                 store=stored,
                 session_id=conversation,
                 max_tool_calls=body.max_tool_calls,
-                subject=body.safety_identifier or body.user,
+                subject=body.safety_identifier or body.user or None,
                 metadata=body.metadata,
             ),
         )
