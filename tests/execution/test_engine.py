@@ -569,3 +569,34 @@ async def test_a_call_is_stored_as_begun_before_it_is_made_however_many_begin_at
         assert (run.status, stored) == (RunStatus.SUCCEEDED, ["started"] * 90)
         types = await event_types(runs, run)
         assert types.count("task.started") == types.count("step.started") == 90
+
+
+async def test_what_follows_from_the_first_to_end_begins_before_the_last_of_them_is_stored(
+    url: str,
+) -> None:
+    """A hundred and twenty that end at the same moment do not go on in step for ever."""
+    inside, full = 0, asyncio.Event()
+
+    async def wide(ctx: TaskContext) -> Any:
+        async def two(number: int) -> None:
+            await ctx.child(_child(f"1.{number}", "first"))
+            await ctx.child(_child(f"2.{number}"))
+
+        await asyncio.gather(*map(two, range(120)))
+
+    async def first(ctx: TaskContext) -> Any:
+        nonlocal inside
+        await ctx.journal.flush()
+        inside += 1
+        if inside == 120:
+            full.set()
+        await full.wait()
+
+    handlers = {"goal": wide, "first": first, "leaf": _leaf}
+    async with running(url, handlers, worker_concurrency=120) as runs:
+        run = await finished(runs, await submit(runs, goal="g"))
+        said = [json.loads(e.data) for e in await runs.events(DEFAULT_TENANT, run.id, 0, 2_000)]
+        ends = [i for i, e in enumerate(said) if e["type"] == "task.completed"]
+        follow = [e["type"] == "task.started" and e["path"].startswith("2.") for e in said]
+        assert (len(ends), sum(follow)) == (240, 120)
+        assert follow.index(True) < ends[119]

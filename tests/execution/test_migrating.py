@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
@@ -11,7 +12,8 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from agent_server.domain.errors import DatabaseUnavailable
+from agent_server.cli.database import check_database, move_blobs, vacuum_database
+from agent_server.domain.errors import ConfigurationError, DatabaseUnavailable
 from agent_server.storage import database as storage
 from agent_server.storage import migrate as migrating
 from agent_server.storage import revisions
@@ -123,3 +125,16 @@ async def waited_for(url: str) -> None:
         await until(seen)
     finally:
         await looking.close()
+
+
+@pytest.mark.parametrize(
+    "command", [check_database, move_blobs, partial(vacuum_database, 1, 1, 1, True)]
+)
+async def test_commands_on_a_database_without_our_tables_say_what_to_run(
+    url: str, postgres_url: str, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = url if url.startswith("sqlite") else postgres_url
+    monkeypatch.setenv("AGENT_SERVER_DATABASE_URL", empty)
+    with pytest.raises(ConfigurationError, match="at revision none") as refused:
+        await command()
+    assert "db upgrade" in refused.value.hint

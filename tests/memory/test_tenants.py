@@ -8,11 +8,15 @@ from sqlalchemy import delete
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import NotFound
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
-from agent_server.domain.memories import MemoryQuery
+from agent_server.domain.memories import MemoryQuery, MemorySource
+from agent_server.domain.memory_api import MemoryInput
 from agent_server.execution import store as execution
+from agent_server.execution.runs import Idempotency
 from agent_server.memory.consolidation import CONSOLIDATES, said_in
 from agent_server.memory.consolidator import _unconsolidated
 from agent_server.memory.conversations import Conversations
+from agent_server.memory.desk import MemoryDesk
+from agent_server.memory.documents import Documents
 from agent_server.memory.recall import Recall
 from agent_server.memory.session_store import SessionStore, Summary, append_items
 from agent_server.memory.store import MemoryStore
@@ -59,6 +63,23 @@ async def test_a_run_is_consolidated_for_its_own_tenant_alone(url: str, tmp_path
         assert lines == ["user: We met in Bergen.", "assistant: ok"]
         with pytest.raises(NotFound):
             await database.read(lambda c: said_in(c, THEM, run))
+
+
+async def test_a_key_of_a_repeated_write_is_answered_with_the_memories_of_its_tenant(
+    store: MemoryStore,
+) -> None:
+    desk = MemoryDesk(store.database, store, Documents())
+    once = Idempotency("k", "f")
+
+    async def written(tenant: Tenant) -> tuple[str, bool]:
+        told = [MemoryInput(kind="context", content="x")]
+        done = await desk.write(tenant, told, source=MemorySource(), idempotency=once)
+        return done.memories[0].id, done.replayed
+
+    first = [await written(tenant) for tenant in (US, THEM)]
+    again = [await written(tenant) for tenant in (US, THEM)]
+    assert again == [(identity, True) for identity, _ in first]
+    assert not any(replayed for _, replayed in first)
 
 
 async def test_a_memory_that_is_deleted_while_it_is_sought_is_left_out(store: MemoryStore) -> None:

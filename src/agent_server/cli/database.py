@@ -9,8 +9,10 @@ from typing import Any
 
 import anyio
 
+from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ConfigurationError, InternalError
 from agent_server.execution import retention
+from agent_server.execution.store import clock
 from agent_server.execution.store.events import event_fault
 from agent_server.memory.rows import sizes
 from agent_server.memory.text_index import rebuild
@@ -19,8 +21,8 @@ from agent_server.settings import Settings, load_settings
 from agent_server.storage.blobs import blob_store, check
 from agent_server.storage.check import unreadable
 from agent_server.storage.copy import Derive, copy
-from agent_server.storage.database import database_at
-from agent_server.storage.migrate import current_revision, head_revision, migrate
+from agent_server.storage.database import Database, database_at, room
+from agent_server.storage.migrate import current_revision, head_revision, migrate, serves
 from agent_server.storage.outside import blobs_apart, keep_outside
 from agent_server.storage.references import rest_of
 
@@ -40,13 +42,32 @@ async def upgrade_database() -> None:
     sys.stdout.write(f"The database {word} at revision {head_revision()}.\n")
 
 
-async def revision(settings: Settings, timeout_s: float) -> tuple[str | None, str]:
-    """The revision that the database is at, and the newest. Raises ``TimeoutError``."""
+@dataclass(frozen=True)
+class State:
+    """How a database stands."""
+
+    revision: str | None
+    newest: str
+    room: int | None
+    """Connections that are left; None where they are not counted."""
+    off_s: float
+    """By how much this machine's clock is before the database's."""
+
+
+async def state(settings: Settings, timeout_s: float) -> State:
+    """How the database stands. Raises ``TimeoutError``."""
     with anyio.fail_after(timeout_s):
         database = database_at(settings.database)
         await database.open()
         try:
-            return await database.read(current_revision), head_revision()
+            return await database.read(
+                lambda c: State(
+                    current_revision(c),
+                    head_revision(),
+                    room(c),
+                    (utcnow() - clock(c)).total_seconds(),
+                )
+            )
         finally:
             await database.close()
 
@@ -81,6 +102,18 @@ async def try_blobs(settings: Settings) -> str:
     return store.name
 
 
+async def _open(database: Database) -> None:
+    """Open one whose tables are those of this program. Raises ``ConfigurationError``."""
+    await database.open()
+    found = await database.read(current_revision)
+    if not serves(found):
+        await database.close()
+        raise ConfigurationError(
+            f"The database is at revision {found or 'none'}, not {head_revision()}.",
+            hint="Run `agent-server db upgrade`, if AGENT_SERVER_DATABASE_URL names the right one.",
+        )
+
+
 async def vacuum_database(
     days: int | None, failed_days: int | None, detail_days: int | None, dry_run: bool
 ) -> None:
@@ -99,7 +132,7 @@ async def vacuum_database(
         )
     database = database_at(settings.database)
     outside = keep_outside(database, settings)
-    await database.open()
+    await _open(database)
     try:
         for rule in found:
             number = await (retention.count if dry_run else retention.forget)(database, rule)
@@ -118,7 +151,7 @@ async def move_blobs() -> None:
     settings = load_settings()
     database = database_at(settings.database)
     outside = keep_outside(database, settings)
-    await database.open()
+    await _open(database)
     try:
         moved = await outside.move(lambda seen: _tell("large values", seen))
     finally:
@@ -141,7 +174,7 @@ async def check_database() -> None:
     settings = load_settings()
     database = database_at(settings.database)
     outside = keep_outside(database, settings)
-    await database.open()
+    await _open(database)
     number = 0
     try:
         async for bad in unreadable(database, {("events", "data"): _event_fault}):

@@ -39,6 +39,8 @@ LARGE_NAMESPACE = 250_000
 """Memories in one namespace above which SQLite searches slowly; PostgreSQL bears more."""
 DATABASE_S = 10.0
 """Seconds until a database that does not answer counts as unreachable."""
+CLOCK_S = 5.0
+"""What two clocks may be apart by."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def check_database(settings: Settings) -> Finding:
     if kind == "sqlite" and not Path(settings.database.partition("///")[2]).exists():
         return _check_folder(settings)
     try:
-        current, newest = anyio.run(work.database.revision, settings, DATABASE_S)
+        found = anyio.run(work.database.state, settings, DATABASE_S)
     except DataDirLocked as error:
         return Finding("database", "ok", f"In use by a running server: {error.detail}")
     except AgentServerError as error:
@@ -97,14 +99,29 @@ def check_database(settings: Settings) -> Finding:
             f"The database did not answer within {DATABASE_S:.0f} s.",
             "Check that it runs and that AGENT_SERVER_DATABASE_URL is right.",
         )
-    if current != newest:
+    if found.revision != found.newest:
         return Finding(
             "database",
             "warning",
-            f"{kind}, at revision {current or 'none'}; the newest is {newest}.",
+            f"{kind}, at revision {found.revision or 'none'}; the newest is {found.newest}.",
             "`agent-server db upgrade`, or start the server, which does the same.",
         )
-    return Finding("database", "ok", f"{kind}, at the newest revision {newest}")
+    if abs(found.off_s) > CLOCK_S:
+        return Finding(
+            "database",
+            "failed",
+            f"Its clock and this machine's are {abs(found.off_s):,.0f} s apart.",
+            "Set both by NTP: runs for later, waits and expiries go by the clock of whoever looks.",
+        )
+    needs = settings.database_pool_size + 2
+    if found.room is not None and found.room < needs:
+        return Finding(
+            "database",
+            "warning",
+            f"PostgreSQL has {found.room} connections left; a process takes up to {needs}.",
+            "Raise max_connections, or lower AGENT_SERVER_DATABASE_POOL_SIZE.",
+        )
+    return Finding("database", "ok", f"{kind}, at the newest revision {found.newest}")
 
 
 def _check_folder(settings: Settings) -> Finding:

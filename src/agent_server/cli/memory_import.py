@@ -44,6 +44,8 @@ from agent_server.memory.documents import media_type_of, text_of
 
 FORMAT = "agent-server.memories/1"
 """What a readable file says of itself."""
+MAX_CHARACTERS = 500_000
+"""Of the memories in one call: a server may cut off what is too large without a word."""
 _NO_MOMENT = "mem_" + "0" * 32
 _KEPT = (*MemoryInput.model_fields,)
 
@@ -133,6 +135,7 @@ async def _import_memories(
     total = sum(1 for _ in _lines(source))
     async with _progress(total, "memories") as bar:
         waiting: list[tuple[str, MemoryInput]] = []
+        size = 0
         seen: Counter[str] = Counter()
         for number, line in _lines(source):
             place = f"{source.name}:{number}"
@@ -140,9 +143,10 @@ async def _import_memories(
                 waiting.append((place, _memory(line, given, seen)))
             except ValueError as error:
                 bar.complain(place, InvalidRequest(_words(error)))
-            if len(waiting) >= batch:
+            size += len(line)
+            if len(waiting) >= batch or size > MAX_CHARACTERS:
                 await _write(client, waiting, bar)
-                waiting = []
+                waiting, size = [], 0
         await _write(client, waiting, bar)
     return bar.whole
 

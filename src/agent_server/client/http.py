@@ -57,13 +57,19 @@ def problem_error(status: int, body: Any) -> AgentServerError:
     return known(detail, hint=hint, errors=errors)
 
 
-def transport_error(url: httpx2.URL | str, error: httpx2.HTTPError) -> Unavailable:
-    """What to say when no answer came: who was asked, what went wrong, what to do."""
+GOES_ON = "The run goes on without it: look again with `agent-server runs list`."
+
+
+def transport_error(
+    url: httpx2.URL | str, error: httpx2.HTTPError, hint: str = GOES_ON
+) -> Unavailable:
+    """What to say when no answer came: who was asked, what went wrong, what to do. ``hint`` is for
+    a connection that broke."""
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         return Unavailable(f"No server answers at {str(url)!r}: {_reason(error)}.", hint=START_HINT)
     return Unavailable(
         f"The connection to {str(url)!r} broke: {_reason(error)}.",
-        hint="The run goes on without it: look again with `agent-server runs list`.",
+        hint=hint,
     )
 
 
@@ -114,9 +120,11 @@ async def exchange(
     content: str | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
+    broken: str = GOES_ON,
 ) -> Any:
     """The JSON that the server answers. ``content`` is a body that says in ``headers`` what it is.
-    Raises the error its problem document names."""
+    Raises the error its problem document names; ``broken`` is the hint where the connection broke.
+    """
     try:
         response = await http.request(
             method,
@@ -128,7 +136,7 @@ async def exchange(
             timeout=http.timeout if timeout_s is None else timeout_s,
         )
     except httpx2.HTTPError as error:
-        raise transport_error(http.base_url, error) from error
+        raise transport_error(http.base_url, error, broken) from error
     if response.status_code >= 400:
         raise await failed(response)
     if response.status_code == 204 or not response.content:

@@ -28,6 +28,10 @@ from agent_server.domain.memory_api import ErasureReceipt, MemoriesWritten, Memo
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
 
 PREFIX = "/api/v1/memories"
+_BROKEN = (
+    "Send it again: what was written is not written twice. A server cuts off a body that is larger "
+    "than its AGENT_SERVER_MAX_DOCUMENT_BYTES."
+)
 
 
 class MemoriesClient:
@@ -124,7 +128,9 @@ class MemoriesClient:
 
     async def _post(self, path: str, body: JsonObject, key: str | None) -> Any:
         headers = {"Idempotency-Key": key or uuid4().hex}
-        return await exchange(self._http, "POST", path, json=body, headers=headers, timeout_s=300)
+        return await exchange(
+            self._http, "POST", path, json=body, headers=headers, timeout_s=300, broken=_BROKEN
+        )
 
 
 class SessionsClient:

@@ -159,7 +159,7 @@ class Engine:
                 log.info("resuming after a stop", tasks=queued)
         else:
             self._heartbeat = Heartbeat(
-                self.database,
+                self.database.url,
                 self.node,
                 self._settings,
                 counted=self.roster.count_workers,

@@ -18,12 +18,14 @@ import structlog
 from agent_server.domain.base import utcnow
 from agent_server.execution import store
 from agent_server.settings import Settings
-from agent_server.storage.database import Database, PostgresDatabase
+from agent_server.storage.database import PostgresDatabase
 
 log = structlog.get_logger(__name__)
 
 BEAT_S = 2.0
 """The longest time between two beats; a quarter of the lease where that is shorter."""
+CLOCK_S = 5.0
+"""What a clock may be off by before that is said."""
 PAUSE_S = 1.0
 """What looking may be late by, beyond half a lease, before it counts as an interruption."""
 
@@ -33,7 +35,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        database: Database,
+        url: str,
         node: str,
         settings: Settings,
         *,
@@ -42,24 +44,25 @@ class Heartbeat:
     ) -> None:
         """``counted`` is told at each beat, on any thread, how many nodes carry out tasks;
         ``reaped``, on the loop that starts this, that tasks of the dead were queued again."""
-        assert isinstance(database, PostgresDatabase)
-        self._url = database.url
+        self._url = url
         self._node = node
         self._role = settings.role
         self._counted = counted
         self._reaped = reaped
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told_of_clock = False
+        self._loop: asyncio.AbstractEventLoop
+        self._begun: asyncio.Future[None]
         self._lease_s = settings.lease_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._database = database
 
     async def start(self) -> None:
-        """Write the first beat, then go on in the background."""
-        await self._database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
-        self._counted(await self._database.read(store.workers))
+        """Begin in the background; returns after the first beat. Raises ``DatabaseUnavailable``, since
+        who cannot say that it lives would be taken for dead."""
         self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.create_future()
         self._thread.start()
+        await self._begun
 
     async def stop(self) -> None:
         self._stop.set()
@@ -74,27 +77,48 @@ class Heartbeat:
         watch = Watch(self._lease_s)
         next_reap = 0.0
         try:
+            try:
+                await self._beat(database)
+            except Exception as error:
+                self._loop.call_soon_threadsafe(self._begin, error)
+                return
+            self._loop.call_soon_threadsafe(self._begin, None)
             while not self._stop.wait(min(BEAT_S, self._lease_s / 4)):
                 try:
-                    await database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
-                    beats, workers = await database.read(
-                        lambda c: (store.beats(c), store.workers(c))
-                    )
-                    self._counted(workers)
-                    dead = watch.dead(beats, time.monotonic())
+                    dead = watch.dead(await self._beat(database), time.monotonic())
                     if not dead and time.monotonic() < next_reap:
                         continue
                     next_reap = time.monotonic() + self._lease_s
                     count = await database.write(partial(store.reap, dead=dead))
                     if count:
                         log.warning("took tasks from dead nodes", tasks=count)
-                        assert self._loop is not None
                         self._loop.call_soon_threadsafe(self._reaped)
                 except Exception as error:  # Whatever it is, this node lives and must go on.
                     log.warning("heartbeat failed", error=str(error))
                     watch = Watch(self._lease_s)
         finally:
             await database.close()
+
+    def _begin(self, error: Exception | None) -> None:
+        if self._begun.done():  # Whoever started this was cancelled.
+            return
+        if error is None:
+            self._begun.set_result(None)
+        else:
+            self._begun.set_exception(error)
+
+    async def _beat(self, database: PostgresDatabase) -> dict[str, datetime]:
+        """Every node's last beat, after this one's."""
+        await database.write(lambda c: store.beat(c, self._node, self._role, utcnow()))
+        beats, workers, now = await database.read(
+            lambda c: (store.beats(c), store.workers(c), store.clock(c))
+        )
+        self._counted(workers)
+        off_s = (utcnow() - now).total_seconds()
+        if abs(off_s) > CLOCK_S and not self._told_of_clock:
+            log.error("the clock of this machine is not the database's", off_s=round(off_s))
+        self._told_of_clock = abs(off_s) > CLOCK_S
+        return beats
 
 
 class Watch:

@@ -144,6 +144,12 @@ def translate(error: Exception) -> Exception:
             f"Somebody holds a table of the database for long ({message}).",
             hint="pg_stat_activity shows who: end the transaction that has been open longest.",
         )
+    if state == "53300":
+        return DatabaseUnavailable(
+            f"PostgreSQL has no connection left ({message}).",
+            hint="Each process takes AGENT_SERVER_DATABASE_POOL_SIZE and 2 more: lower that, run fewer "
+            "processes, or raise max_connections.",
+        )
     if "unsupported startup parameter" in lowered:
         return pooled()
     if _about_the_statement(error, state):
@@ -653,3 +659,15 @@ class PostgresDatabase:
 def ping(connection: Connection) -> None:
     """The least a database must be able to answer."""
     connection.execute(text("SELECT 1"))
+
+
+def room(connection: Connection) -> int | None:
+    """How many more connections PostgreSQL takes from anybody; None for SQLite."""
+    if connection.dialect.name != "postgresql":
+        return None
+    found: int = connection.execute(text("""
+            SELECT current_setting('max_connections')::int
+                - current_setting('superuser_reserved_connections')::int
+                - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')
+            """)).scalar_one()
+    return found

@@ -45,6 +45,7 @@ from agent_server.execution.store.lanes import (
     lane_runs,
 )
 from agent_server.execution.store.limits import (
+    clock,
     give_permit_back,
     rate,
     store_rate,
@@ -178,6 +179,7 @@ __all__ = [
     "can_undo",
     "cancel_tasks",
     "claim",
+    "clock",
     "encode_event",
     "end_task",
     "end_tasks",

@@ -45,10 +45,15 @@ def rate(connection: Connection, name: str) -> tuple[Any, datetime]:
     which is the same for every node."""
     _alone(connection, name)
     state = connection.execute(select(rates.c.state).where(rates.c.name == name)).scalar()
+    return state, clock(connection)
+
+
+def clock(connection: Connection) -> datetime:
+    """The moment by PostgreSQL's own clock, which is the same for every node."""
     if connection.dialect.name != "postgresql":
-        return state, utcnow()
-    now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    return state, now.astimezone(timezone.utc)
+        return utcnow()
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now.astimezone(timezone.utc)
 
 
 def store_rate(connection: Connection, name: str, state: Any) -> None:
