@@ -67,8 +67,8 @@ from agent_server.storage.tables import Moment
 from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_spaces
 
-TEXT_CANDIDATES = 120
-VECTOR_CANDIDATES = 60
+TEXT_CANDIDATES = 80
+VECTOR_CANDIDATES = 40
 DATE_CANDIDATES = 60
 ROOTS, MOST_ROOTS = 16, 40
 """The best of each kind that have their neighbours looked at: twice as many as are asked for, from
