@@ -4,22 +4,30 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
 import pytest
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from agent_server.cli.database import check_database, move_blobs, vacuum_database
+from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ConfigurationError, DatabaseUnavailable
 from agent_server.storage import database as storage
 from agent_server.storage import migrate as migrating
 from agent_server.storage import revisions
 from agent_server.storage.database import Database, database_at
-from agent_server.storage.migrate import ADVISORY_LOCK, current_revision, head_revision, migrate
-from agent_server.storage.tables import metadata
+from agent_server.storage.migrate import (
+    ADVISORY_LOCK,
+    current_revision,
+    head_revision,
+    migrate,
+    upgrade,
+)
+from agent_server.storage.tables import metadata, runs
 from tests.support.until import until
 
 
@@ -138,3 +146,33 @@ async def test_commands_on_a_database_without_our_tables_say_what_to_run(
     with pytest.raises(ConfigurationError, match="at revision none") as refused:
         await command()
     assert "db upgrade" in refused.value.hint
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_what_runs_continue_is_filled_in_from_their_requests(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/data/server.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("upgraded_postgres_url")
+    asked = {
+        "follows": {"agent": "a", "input": "x", "options": {"previous": "first"}},
+        "first": {"agent": "a", "input": 'says "previous"', "options": {}},
+        "bare": {"agent": "a", "input": {"previous": "first"}},
+    }
+    database = database_at(url)
+    await database.open()
+    await database.write(upgrade)
+    await database.close()
+    async with at_the_revision_before(url) as older:
+        for run, given in asked.items():
+            row = {"id": run, "tenant": "t", "kind": "agent", "status": "succeeded", "name": "a"}
+            row |= {"request": given, "principal": "p", "last_seq": 0, "created_at": utcnow()}
+            await older.write(lambda c, r=row: c.execute(runs.insert().values(r)))
+        await migrate(older)
+        found = await older.read(
+            lambda c: c.execute(select(runs.c.id).where(runs.c.continues == "first"))
+            .scalars()
+            .all()
+        )
+    assert found == ["follows"]

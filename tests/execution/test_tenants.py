@@ -16,7 +16,7 @@ from agent_server.domain.base import utcnow
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.execution import store
 from agent_server.execution.store.conversations import conversation
-from agent_server.storage.tables import steps, tasks
+from agent_server.storage.tables import runs, steps, tasks
 from tests.memory.kit import home
 
 US, THEM = DEFAULT_TENANT, Tenant("them")
@@ -25,6 +25,7 @@ READERS: dict[str, Callable[[Connection, Tenant, str], Any]] = {
     "conversation": lambda c, t, run: conversation(c, t, run),
     "event_rows": lambda c, t, run: store.event_rows(c, t, run, 0, 9),
     "events_of": lambda c, t, run: store.events_of(c, t, run, ("run.created",)),
+    "files_named": lambda c, t, run: store.files_named(c, t, [run]),
     "last_event": lambda c, t, run: store.last_event(c, t, run, ("run.created",)),
     "list_approval_rows": lambda c, t, run: store.list_approval_rows(
         c, t, status=None, run_id=run, subject=None, now=utcnow(), before=None, limit=9
@@ -43,7 +44,15 @@ READERS: dict[str, Callable[[Connection, Tenant, str], Any]] = {
     "task_paths": lambda c, t, run: store.task_paths(c, t, run),
     "task_rows": lambda c, t, run: store.task_rows(c, t, run),
 }  # fmt: skip
-WRITING = {"answer_key", "erase_runs", "insert_events", "lane_of", "tell", "upsert_steps"}
+WRITING = {
+    "answer_key",
+    "continue_before",
+    "erase_runs",
+    "insert_events",
+    "lane_of",
+    "tell",
+    "upsert_steps",
+}
 """They write what they are given under the tenant that they are given, or erase it there."""
 WAITING = {"begin_erasing", "hold_off"}
 """They wait for others of the same tenant: tests/memory/test_erasure_races.py."""
@@ -73,6 +82,8 @@ async def test_each_question_with_a_tenant_is_answered_of_that_tenant_alone(
         await opened.write(lambda c: store.take_key(c, {**key, "tenant": US, "created_at": now}))
         await opened.write(lambda c: store.insert_approval(c, {**asked, "tenant": US}))
         await opened.write(lambda c: c.execute(update(tasks).values(hidden=False, path="1")))
+        named = {"agent": "clerk", "input": [{"content": [{"file_id": "file_1"}]}]}
+        await opened.write(lambda c: c.execute(update(runs).values(request=named)))
 
         async def answers(tenant: Tenant) -> dict[str, bool]:
             return {

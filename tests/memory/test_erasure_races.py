@@ -14,6 +14,7 @@ from sqlalchemy.util import await_only
 
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.execution import store as execution
+from agent_server.memory.consolidator import Consolidator
 from agent_server.memory.session_store import Summary, TenantSessions
 from tests.memory.kit import Home, home
 from tests.memory.test_erasure import SECRET, files_with, told
@@ -300,3 +301,128 @@ async def test_on_postgresql_who_takes_words_waits_for_an_erasure_that_is_under_
         await erasure
         await taking
         await nothing_is_left(server, tmp_path)
+
+
+async def answered(server: Home, text: Any, status: int = 200, **more: Any) -> Any:
+    """A response of OpenAI's API."""
+    body = {"model": "agent/clerk", "input": text, **more}
+    answer = await server.http.post("/v1/responses", json=body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+async def test_responses_that_continue_one_which_is_erased_go_with_it(
+    url: str, tmp_path: Path
+) -> None:
+    """In whatever order they were made or deleted, and forks of them."""
+
+    def echo(instructions: str, items: list[Any]) -> Any:
+        return [say(f"So far: {json.dumps(items)}")]
+
+    async with home(url, tmp_path, rule=echo) as server:
+        first = await answered(server, f"I live in {SECRET}.", user="ada")
+        second = await answered(server, "And?", previous_response_id=first["id"])
+        third = await answered(server, "And now?", previous_response_id=second["id"])
+        assert SECRET in json.dumps(third["output"])
+        fork = await server.client.runs.fork(run_of(third))
+        await server.client.runs.wait(fork.id, timeout_s=20)
+        kept = await answered(server, "Nothing of that")
+        deleted = await server.http.delete(f"/v1/responses/{second['id']}")
+        assert deleted.status_code == 200
+        assert (await server.call("DELETE", "/subjects/ada"))["erased"]["runs"] == 3
+        await nothing_is_left(server, tmp_path)
+        for gone in (first, third):
+            assert (await server.http.get(f"/v1/responses/{gone['id']}")).status_code == 404
+        assert (await server.http.get(f"/v1/responses/{kept['id']}")).status_code == 200
+
+
+def run_of(response: Any) -> str:
+    return str(response["id"]).replace("resp_", "run_")
+
+
+@pytest.mark.parametrize("model", ["agent/clerk", "goal"])
+@pytest.mark.parametrize("by", ["previous_response_id", "conversation"])
+async def test_a_response_does_not_continue_what_is_erased_meanwhile(
+    url: str, tmp_path: Path, model: str, by: str
+) -> None:
+    def rule(instructions: str, items: list[Any]) -> Any:
+        if "You plan." in instructions:
+            return plans(instructions, items)
+        return [say(f"So far: {json.dumps(items)}")]
+
+    async with home(url, tmp_path, rule=rule) as server:
+        if by == "conversation":
+            made = await server.http.post("/v1/conversations", json={})
+            first = made.json()
+            fields = {"conversation": first["id"]}
+            await answered(server, f"I live in {SECRET}.", user="ada", **fields)
+        else:
+            first = await answered(server, f"I live in {SECRET}.", user="ada")
+            fields = {by: first["id"]}
+        runs, erase = server.parts.runs, Once(server)
+        submit = runs.submit
+
+        async def late(*args: Any, **more: Any) -> Any:
+            await erase()
+            return await submit(*args, **more)
+
+        runs.submit = late  # type: ignore[method-assign]
+        # A run in a conversation reads it when it begins, and finds it empty.
+        status = 200 if by == "conversation" and model != "goal" else 404
+        status = 409 if by == "conversation" and model == "goal" else status
+        await answered(server, "And?", status=status, model=model, **fields)
+        await nothing_is_left(server, tmp_path)
+
+
+async def test_what_a_person_is_to_be_told_later_and_has_been_told_before_goes_too(
+    url: str, tmp_path: Path
+) -> None:
+    """A run that is to begin later, the events of one for a reader who comes back, and the answer
+    that is kept under a key."""
+    async with home(url, tmp_path) as server:
+        body = {"agent": "clerk", "input": SECRET, "subject": "ada"}
+        once = {"idempotency-key": "k"}
+        first = await server.call("POST", "/runs", body, headers=once, wait=20)
+        later = await server.call(
+            "POST", "/runs", {**body, "start_after": "2999-01-01T00:00:00Z"}, status=202
+        )
+        await server.call("DELETE", "/subjects/ada")
+        await nothing_is_left(server, tmp_path)
+        for gone in (first, later):
+            answer = await server.http.get(
+                f"/api/v1/runs/{gone['id']}/events", headers={"last-event-id": "1"}
+            )
+            assert answer.status_code == 404
+        again = await server.call("POST", "/runs", body, headers=once, wait=20)
+        assert again["id"] != first["id"]
+
+
+async def test_the_receipt_names_the_files_that_the_erased_runs_named(
+    url: str, tmp_path: Path
+) -> None:
+    async with home(url, tmp_path) as server:
+        ids = []
+        for _ in range(2):
+            sent = await server.http.post(
+                "/v1/files", files={"file": ("a.txt", b"hello")}, data={"purpose": "user_data"}
+            )
+            ids.append(sent.json()["id"])
+        part = {"type": "input_file", "file_id": ids[0]}
+        await answered(server, [{"role": "user", "content": [part]}], user="ada")
+        receipt = await server.call("DELETE", "/subjects/ada")
+        assert receipt["uploads"] == ids[:1]
+        assert (await server.http.get(f"/v1/files/{ids[0]}")).status_code == 200
+
+
+async def test_nobody_consolidates_a_run_that_is_erased_meanwhile(url: str, tmp_path: Path) -> None:
+    async with home(url, tmp_path) as server:
+        await server.run(f"I live in {SECRET}, and have for long.", subject="ada")
+        runs, erase = server.parts.runs, Once(server)
+
+        async def late(*args: Any, **more: Any) -> Any:
+            await erase()
+            return await runs.submit(*args, **more)
+
+        await Consolidator(server.parts.database, late, max_tokens=1_000)._begin_some()
+        await erase()
+        assert await told(server, "ada") == set()

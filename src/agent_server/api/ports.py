@@ -26,7 +26,7 @@ from agent_server.domain.stored_workflows import (
 )
 from agent_server.execution.events import StoredEvent
 from agent_server.execution.paging import Page
-from agent_server.execution.ports import SignalReceived
+from agent_server.execution.ports import Fence, SignalReceived
 from agent_server.execution.runs import Idempotency, RunFilters, Submitted
 
 Items = list[JsonObject]
@@ -63,6 +63,8 @@ class RunsPort(Protocol):
         principal: str,
         idempotency: Idempotency | None = None,
         deltas: bool = True,
+        continues: RunId | None = None,
+        given: Fence | None = None,
     ) -> tuple[Submitted, AbstractAsyncContextManager[Follow]]: ...
 
     async def run_ephemeral(

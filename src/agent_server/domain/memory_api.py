@@ -104,3 +104,5 @@ class ErasureReceipt(Frozen):
     """Rows by what they were: ``runs``, ``steps``, ``events``, ``memories``, ``vectors``, …"""
     files: str
     """What became of the space they took: ``overwritten`` (SQLite), or ``left to vacuum``."""
+    uploads: tuple[str, ...] = ()
+    """Uploaded files that the erased runs named. They are kept, since others may name them, too."""

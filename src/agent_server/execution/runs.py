@@ -39,7 +39,7 @@ from agent_server.execution.events import (
 from agent_server.execution.keys import Idempotency as Idempotency
 from agent_server.execution.keys import KeyTaken, in_flight, keep_answer, stored_answer
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
-from agent_server.execution.ports import RunSnapshot, SignalReceived
+from agent_server.execution.ports import Fence, RunSnapshot, SignalReceived
 from agent_server.execution.store import conversations
 from agent_server.execution.submitting import NewRun, Origin
 from agent_server.execution.unstored import run_unstored
@@ -214,11 +214,16 @@ class Runs:
         idempotency: Idempotency | None = None,
         origin: Origin | None = None,
         run_id: RunId | None = None,
+        continues: RunId | None = None,
+        given: Fence | None = None,
     ) -> Submitted:
         """Store the run and let it begin; durable when this returns. ``origin`` is for
         ``history.py``, ``run_id`` the name of a run that is new.
 
-        Raises what ``prepare`` raises, and ``IdempotencyMismatch`` when the key came with
+        ``continues`` is the run whose words the request has or will be given: it is erased with
+        that one. ``given``, called in the transaction, raises where other words in the request are
+        no longer where they were read. Raises ``NotFound`` where ``continues`` is gone, and
+        what ``prepare`` raises, and ``IdempotencyMismatch`` when the key came with
         another body. Of any number of equal requests at once, one makes the run.
         """
         if not request.store:
@@ -235,8 +240,9 @@ class Runs:
             request=request,
             now=utcnow(),
             origin=origin,
+            continues=continues,
         )
-        return await asyncio.shield(self._submit(new, idempotency))
+        return await asyncio.shield(self._submit(new, idempotency, given))
 
     async def submit_followed(
         self,
@@ -246,6 +252,8 @@ class Runs:
         principal: str,
         idempotency: Idempotency | None = None,
         deltas: bool = True,
+        continues: RunId | None = None,
+        given: Fence | None = None,
     ) -> tuple[Submitted, Follow]:
         """``submit`` with a reader that listens before the run begins and so misses no delta.
 
@@ -255,23 +263,38 @@ class Runs:
         run_id = new_run_id()
         follow = Follow(self, run_id, tenant, 0, deltas=deltas, new=True)
         made = await self.submit(
-            request, tenant=tenant, principal=principal, idempotency=idempotency, run_id=run_id
+            request,
+            tenant=tenant,
+            principal=principal,
+            idempotency=idempotency,
+            run_id=run_id,
+            continues=continues,
+            given=given,
         )
         if made.run.id != run_id:
             follow = self.follow(tenant, made.run.id, made.steered or 0, deltas=deltas)
         return made, follow
 
-    async def _submit(self, new: NewRun, idempotency: Idempotency | None) -> Submitted:
+    async def _submit(
+        self,
+        new: NewRun,
+        idempotency: Idempotency | None,
+        given: Fence | None = None,
+    ) -> Submitted:
         request, tenant, origin = new.request, new.tenant, new.origin
         direct = self.engine.roster.free_slot(tenant) and not new.later
         interrupted: dict[str, Told] = {}
         begun: Events = []
 
         def transaction(connection: Connection) -> Submitted:
-            if new.lane is not None or origin is not None:
+            takes = {taken for taken in (new.forked_from, new.continues) if taken is not None}
+            if takes or new.lane is not None:
                 store.hold_off(connection, tenant)  # Else an erasure may miss what this one takes.
-            if origin is not None and store.run_row(connection, tenant, origin.run_id) is None:
-                raise _no_run(origin.run_id)
+            for taken in takes:
+                if store.run_row(connection, tenant, taken) is None:
+                    raise _no_run(taken)
+            if given is not None:
+                given(connection)
             start, busy = direct, False
             if new.lane is not None:
                 busy = store.lane_busy(connection, new.lane)
@@ -407,6 +430,9 @@ class Runs:
                 )
             blobs = outside.keys_of(connection, [run_id])
             store.erase_runs(connection, tenant, [run_id])
+            # What continued it still has the words of what it continued itself.
+            before = row.continues or row.forked_from
+            store.continue_before(connection, tenant, run_id, before)
             return blobs
 
         await outside.forget(self.database, tenant, await self.database.write(transaction))

@@ -44,6 +44,8 @@ class NewRun:
     request: RunRequest
     now: datetime
     origin: Origin | None = None
+    continues: str | None = None
+    """The run whose words it is given."""
 
     @property
     def forked_from(self) -> RunId | None:
@@ -140,6 +142,7 @@ class NewRun:
                 "session_id": request.session_id,
                 "principal": self.principal,
                 "forked_from": self.forked_from,
+                "continues": self.continues,
                 "last_seq": len(encoded),
             },
         )

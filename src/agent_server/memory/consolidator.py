@@ -16,7 +16,7 @@ from sqlalchemy import Connection, literal, select
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import AgentServerError
 from agent_server.domain.events import EventBase, RunSucceeded
-from agent_server.domain.ids import Tenant
+from agent_server.domain.ids import RunId, Tenant
 from agent_server.domain.runs import Budget, RunRequest, RunStatus
 from agent_server.execution.runs import Idempotency
 from agent_server.memory.consolidation import CONSOLIDATES, WORKFLOW
@@ -39,6 +39,7 @@ class Submit(Protocol):
         tenant: Tenant,
         principal: str,
         idempotency: Idempotency | None = None,
+        continues: RunId | None = None,
     ) -> Awaitable[Any]: ...
 
 
@@ -104,6 +105,7 @@ class Consolidator:
                     tenant=Tenant(row.tenant),
                     principal=row.principal,
                     idempotency=Idempotency(key, fingerprint),
+                    continues=RunId(row.id),
                 )
             except AgentServerError as error:
                 if error.status >= 500:

@@ -6,6 +6,7 @@ files. Refuses to keep anything of what it erased but how much it was.
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, select
 
@@ -19,6 +20,7 @@ from agent_server.memory.ports import Memories
 from agent_server.memory.session_store import forget_runs, heard
 from agent_server.storage import outside
 from agent_server.storage.database import Database
+from agent_server.storage.tables import files
 from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_uses
 
@@ -47,6 +49,11 @@ class Erasure:
             except (NotFound, RunEnded):
                 continue
 
+        named = [
+            await self._database.read(partial(execution.files_named, tenant=tenant, run_ids=some))
+            for some in execution.parts(doomed, 50)
+        ]
+
         def transaction(connection: Connection) -> tuple[Counter[str], set[str]]:
             execution.begin_erasing(connection, tenant)
             # Once more: a run may have come, or recalled something, since.
@@ -71,7 +78,12 @@ class Erasure:
             erased_at=utcnow(),
             erased={name: count for name, count in sorted(erased.items()) if count},
             files="overwritten" if overwritten else "left to vacuum",
+            uploads=tuple(sorted(await self._there(tenant, set().union(*named)))),
         )
+
+    async def _there(self, tenant: Tenant, file_ids: set[str]) -> list[str]:
+        there = select(files.c.id).where(files.c.tenant == tenant, files.c.id.in_(file_ids))
+        return await self._database.read(lambda c: list(c.execute(there).scalars()))
 
 
 def _concerned(connection: Connection, tenant: Tenant, subject: str) -> tuple[set[str], set[str]]:

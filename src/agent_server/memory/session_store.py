@@ -4,7 +4,7 @@ Leans on storage, and on execution for whether a run works on a session. Refuses
 an item is a JSON object.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -155,6 +155,21 @@ class TenantSessions:
             return list(connection.execute(_ITEMS, values).scalars())
 
         return await self._database.read(fetch)
+
+    def upheld(self, session_id: str, before: Sequence[JsonObject]) -> Callable[[Connection], None]:
+        """For the transaction of a run that is given ``before``, which was read of the session:
+        raises ``Conflict`` where the session no longer begins with it."""
+        values = {"tenant": self._tenant, "session": session_id}
+
+        def check(connection: Connection) -> None:
+            held = list(connection.execute(_ITEMS, values).scalars())
+            if held[: len(before)] != list(before):
+                raise Conflict(
+                    f"The session {session_id[:100]!r} has changed meanwhile.",
+                    hint="Send the request again.",
+                )
+
+        return check
 
     async def summary(self, session_id: str) -> Summary | None:
         """What was written of its oldest items so far."""

@@ -145,6 +145,7 @@ runs = Table(
     Column("subject", Text),
     Column("parent_id", Text),
     Column("forked_from", Text),
+    Column("continues", Text),
     Column("principal", Text, nullable=False),
     Column("cancel_reason", Text),
     Column("last_seq", BigInteger, nullable=False),
@@ -158,13 +159,19 @@ runs = Table(
     Index(None, "tenant", "subject"),
     Index(None, "ended_at"),
     Index(
+        "ix_runs_continues",
+        "continues",
+        sqlite_where=text("continues IS NOT NULL"),
+        postgresql_where=text("continues IS NOT NULL"),
+    ),
+    Index(
         "ix_runs_whole",
         "ended_at",
         sqlite_where=text("NOT trimmed"),
         postgresql_where=text("NOT trimmed"),
     ),
 )
-"""``trimmed``: its events and steps were forgotten, or are being."""
+"""``continues``: the run whose words it was given when it was submitted. ``trimmed``: its events and steps were forgotten, or are being."""
 
 tasks = Table(
     "tasks",

@@ -9,7 +9,9 @@ from agent_server.execution.store.blame import accuse, excuse
 from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
 from agent_server.execution.store.erasure import (
     begin_erasing,
+    continue_before,
     erase_runs,
+    files_named,
     hold_off,
     made_from,
     parts,
@@ -138,6 +140,7 @@ from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, wh
 
 __all__ = [
     "begin_erasing",
+    "continue_before",
     "doom",
     "give_up",
     "hold_off",
@@ -195,6 +198,7 @@ __all__ = [
     "engine_run_row",
     "erased_among",
     "erase_runs",
+    "files_named",
     "event_rows",
     "event_stored",
     "events_of",

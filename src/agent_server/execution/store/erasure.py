@@ -5,8 +5,9 @@ caller's transaction. Refuses to decide which runs those are.
 """
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
 
 from agent_server.execution.store.retention import OUTLIVING
 from agent_server.storage.tables import idempotency_keys, metadata, runs, tasks
@@ -63,16 +64,43 @@ def runs_of_sessions(
 
 
 def made_from(connection: Connection, tenant: str, run_ids: Iterable[str], key: str) -> set[str]:
-    """The forks of these runs, and the runs that were begun under the idempotency key ``key`` and
-    then the id of one of them."""
+    """The forks of these runs and those that continue them, and the runs that were begun under
+    the idempotency key ``key`` and then the id of one of them."""
     found: set[str] = set()
     for part in parts(run_ids):
-        forks = (runs.c.tenant == tenant, runs.c.forked_from.in_(part))
-        found |= set(connection.execute(select(runs.c.id).where(*forks)).scalars())
+        for column in (runs.c.forked_from, runs.c.continues):
+            made = select(runs.c.id).where(runs.c.tenant == tenant, column.in_(part))
+            found |= set(connection.execute(made).scalars())
         k = idempotency_keys.c
         begun = (k.tenant == tenant, k.key.in_([f"{key}{run_id}" for run_id in part]))
         found |= set(connection.execute(select(k.run_id).where(*begun)).scalars())
     return found
+
+
+def files_named(connection: Connection, tenant: str, run_ids: Collection[str]) -> set[str]:
+    """The ids of uploaded files that the requests of these runs name."""
+    asked = select(runs.c.request).where(runs.c.tenant == tenant, runs.c.id.in_(run_ids))
+    found: set[str] = set()
+    todo: list[Any] = list(connection.execute(asked).scalars())
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if isinstance(named := value.get("file_id"), str):
+                found.add(named)
+            todo.extend(value.values())
+        elif isinstance(value, list):
+            todo.extend(value)
+    return found
+
+
+def continue_before(connection: Connection, tenant: str, run_id: str, before: str | None) -> None:
+    """Let what continues or was forked from ``run_id``, which goes, continue ``before``."""
+    if before is None:
+        return
+    left = (runs.c.continues == run_id) | (
+        (runs.c.forked_from == run_id) & runs.c.continues.is_(None)
+    )
+    connection.execute(update(runs).where(runs.c.tenant == tenant, left).values(continues=before))
 
 
 def erase_runs(connection: Connection, tenant: str, run_ids: Collection[str]) -> dict[str, int]:
@@ -97,8 +125,8 @@ def erase_runs(connection: Connection, tenant: str, run_ids: Collection[str]) ->
     return gone
 
 
-def parts(values: Iterable[str]) -> Iterable[list[str]]:
+def parts(values: Iterable[str], most: int = _AT_ONCE) -> Iterable[list[str]]:
     """``values`` in lists that one statement can take."""
     whole = sorted(set(values))
-    for start in range(0, len(whole), _AT_ONCE):
-        yield whole[start : start + _AT_ONCE]
+    for start in range(0, len(whole), most):
+        yield whole[start : start + most]

@@ -21,7 +21,7 @@ from agent_server.domain.errors import RunEnded, Unavailable
 from agent_server.domain.ids import RunId
 from agent_server.domain.options import RunOptions
 from agent_server.domain.runs import RunRequest, RunStatus
-from agent_server.execution.ports import SignalReceived
+from agent_server.execution.ports import Fence, SignalReceived
 from agent_server.execution.runs import Idempotency
 from agent_server.inference.counting import InputCounted
 from agent_server.protocols.openai import asking, names
@@ -58,6 +58,10 @@ class Asked:
     body: CreateResponse
     request: RunRequest
     going: Ref | None = None
+    continues: RunId | None = None
+    """The run whose words it is given."""
+    given: Fence | None = None
+    """Raises where other words that it is given were erased."""
 
     @property
     def tale(self) -> Tale:
@@ -169,7 +173,7 @@ class ResponseRoutes:
             going, request = await self._consents.check(body, principal)
             return Asked(body, request, going)
         given = await self._stored.read(tenant, body.input)
-        before, previous = [], None
+        before, previous, upheld = [], None, None
         conversation = await self._stored.conversation(tenant, body.conversation)
         if local is not None:
             given = [*local, *given]
@@ -178,6 +182,8 @@ class ResponseRoutes:
             before = await self._runs.conversation(tenant, previous)
         elif conversation is not None:
             before = await self._deps.sessions.of(tenant).items(conversation)
+            if target.kind != "agent":  # Others are given it at once.
+                upheld = self._deps.sessions.of(tenant).upheld(conversation, before)
         if not given:
             raise refuse("input", "'input' is missing: a text, or a list of items.")
         check_answered(before, given)
@@ -205,6 +211,8 @@ class ResponseRoutes:
                 subject=body.safety_identifier or body.user or None,
                 metadata=body.metadata,
             ),
+            continues=previous,
+            given=upheld,
         )
 
     async def follow(
@@ -236,6 +244,8 @@ class ResponseRoutes:
             principal=principal.name,
             idempotency=key,
             deltas=deltas,
+            continues=asked.continues,
+            given=asked.given,
         )
         return Ref(RunId(made.run.id)), begun
 

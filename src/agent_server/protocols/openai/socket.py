@@ -7,6 +7,7 @@ remembers, the conversations of its unstored responses, any longer than the conn
 import json
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import anyio
@@ -26,7 +27,7 @@ from agent_server.domain.errors import (
     RunEnded,
     Unavailable,
 )
-from agent_server.domain.ids import new_id, new_run_id
+from agent_server.domain.ids import RunId, new_id, new_run_id
 from agent_server.execution.ports import STEER, SignalReceived
 from agent_server.protocols.openai import asking, names
 from agent_server.protocols.openai.bodies import CreateResponse
@@ -114,6 +115,8 @@ class Connection:
         """Of each response that wants something of the client first, what was said meanwhile."""
         self._lanes: dict[str | None, MemoryObjectSendStream[JsonObject]] = {}
         self._remembered: OrderedDict[str, list[JsonObject]] = OrderedDict()
+        self._origins: dict[str, RunId | None] = {}
+        """What is stored of those behind a response that is remembered."""
         self._writing = anyio.Lock()
 
     async def read(self) -> None:
@@ -228,6 +231,8 @@ class Connection:
     ) -> Live:
         """The response to ``body``, told to its end or as far as it can be."""
         asked = await self._responses.asked(body, self._principal, local, steerable=True)
+        if local is not None:
+            asked = replace(asked, continues=self._origins.get(body.previous_response_id or ""))
         live = Live(asked, lane, list(queued))
         tale = live.tale
         self._live.append(live)
@@ -260,6 +265,7 @@ class Connection:
             for said, told in parts:
                 items += [*await self._read(said), *await self._read(told["output"])]
                 self._keep(told["id"], list(items))
+                self._origins[told["id"]] = live.asked.continues
         left = live.left()
         if not left:
             return None
@@ -374,7 +380,8 @@ class Connection:
     def _keep(self, response_id: str, items: list[JsonObject]) -> None:
         self._remembered[response_id] = items
         if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+            oldest, _ = self._remembered.popitem(last=False)
+            self._origins.pop(oldest, None)
 
     async def _send(self, frames: Sequence[bytes], live: Live) -> None:
         for frame in frames:
