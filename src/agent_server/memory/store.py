@@ -51,7 +51,7 @@ from agent_server.domain.memories import (
 )
 from agent_server.execution.paging import decode_cursor, encode_cursor, unknown_cursor
 from agent_server.execution.store import parts
-from agent_server.memory.ports import Added, MemoryPage, Prepared
+from agent_server.memory.ports import Added, Fence, MemoryPage, Prepared
 from agent_server.memory.rows import (
     JOINED,
     READ,
@@ -339,8 +339,11 @@ class MemoryStore:
         *,
         source: MemorySource,
         expected_version: int | None = None,
+        fence: Fence | None = None,
     ) -> Memory:
         def transaction(connection: Connection) -> Memory:
+            if fence is not None:
+                fence(connection)
             old = _newest(connection, tenant, memory_id, lock=True)
             _expect(old, expected_version)
             if old.superseded_by is not None:
@@ -466,13 +469,21 @@ class MemoryStore:
 
         return [memory_of(row) for row in await self.database.read(rows_of)]
 
-    async def used(self, tenant: Tenant, uses: Sequence[MemoryUse]) -> None:
-        await self.database.write(lambda c: self.record_uses(c, tenant, uses))
+    async def used(
+        self, tenant: Tenant, uses: Sequence[MemoryUse], *, fence: Fence | None = None
+    ) -> set[str]:
+        def transaction(connection: Connection) -> set[str]:
+            if fence is not None:
+                fence(connection)
+            # Held: whoever deletes one meanwhile finds its use, and deletes that too.
+            held = select(m.c.id).where(_with_ids(tenant, [use.memory_id for use in uses]))
+            held = held.order_by(m.c.serial).with_for_update(read=True, key_share=True)
+            there = set(connection.execute(held).scalars())
+            noted = [{"tenant": tenant, **dict(use)} for use in uses if use.memory_id in there]
+            insert_new(connection, memory_uses, noted)
+            return there
 
-    def record_uses(
-        self, connection: Connection, tenant: Tenant, uses: Sequence[MemoryUse]
-    ) -> None:
-        insert_new(connection, memory_uses, [{"tenant": tenant, **dict(use)} for use in uses])
+        return await self.database.write(transaction)
 
     async def used_by(self, tenant: Tenant, memory_id: str, *, limit: int = 100) -> list[MemoryUse]:
         def rows_of(connection: Connection) -> Sequence[Row[Any]]:
