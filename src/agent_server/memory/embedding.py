@@ -90,7 +90,10 @@ class Embedding:
         for number, dimension, embedder in asked:
             vector = await self._query(number, embedder, text[:MAX_CHARS])
             if vector is not None and len(vector) != 4 * dimension:
-                self.because = f"its vector has {len(vector) // 4} numbers, and theirs {dimension}"
+                self.because = (
+                    f"the embedder gave one of {len(vector) // 4} numbers, and memories have "
+                    f"{dimension}; restart to embed them anew"
+                )
                 log.warning("memory.query_of_another_dimension", given=len(vector) // 4)
             elif vector is not None:
                 found.append(QueryVector(number, vector))
