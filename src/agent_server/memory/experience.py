@@ -137,8 +137,9 @@ class Experience:
 def alike(one: str, other: str) -> bool:
     """Whether two texts are about the same, as far as their words tell."""
     first, second = _words(one), _words(other)
-    least = min(len(first), len(second))
-    return least > 0 and len(first & second) / least >= LIKE
+    least, shared = min(len(first), len(second)), len(first & second)
+    # One word in common says little, unless there is no other in either.
+    return shared > 0 and shared / least >= LIKE and (shared > 1 or first == second)
 
 
 def _words(text: str) -> set[str]:

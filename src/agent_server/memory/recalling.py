@@ -107,6 +107,8 @@ def _source(memory: Memory) -> str:
     source = memory.source
     if source.run_id is None:
         return f"written by {source.principal or 'a person'}"
-    return (
-        f"written by {f'agent {source.agent}' if source.agent else 'the server'} in {source.run_id}"
-    )
+    if source.agent is not None:
+        return f"written by agent {source.agent} in {source.run_id}"
+    if memory.kind == "message":
+        return f"said by the {memory.author or 'user'} in {source.run_id}"
+    return f"written by the server in {source.run_id}"
