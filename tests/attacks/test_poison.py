@@ -80,10 +80,10 @@ def test_a_hostile_page_that_is_remembered_comes_back_as_data_in_a_later_run(wor
     run = world.ann.carry_out(agent="clerk", input="read it")
     assert run["status"] == "succeeded", run
     (memory,) = world.ann.listed(MEMORIES, namespace="page")
-    assert (memory["source"]["run_id"], memory["source"]["agent"]) == (run["id"], "Clerk")
+    assert (memory["source"]["run_id"], memory["source"]["agent"]) == (run["id"], "clerk")
     waits_for_consent(world, world.ann.submit(agent="clerk", input="later"))
     trusted, user, tools = told(world.models.calls[-1])
-    assert ORDER not in trusted + user and f"agent Clerk in {run['id']}" in tools
+    assert ORDER not in trusted + user and f"agent clerk in {run['id']}" in tools
 
 
 @ANY_DATABASE

@@ -132,14 +132,15 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
         assert "picture.png" in imported.output and "not text" in imported.output
         assert "broken.pdf: The document is not a PDF that can be read" in imported.output
         assert "empty.txt: The document is not valid: content must not be empty." in imported.output
-        assert f"{told}, 3 failed" in imported.output
+        assert f"{told}, 3 failed; links out of the folder" in imported.output
+        assert imported.output.endswith("were left out: out\n")
         titles = {memory["metadata"]["title"] for memory in everything(api)}
         assert titles == {"guide.md", "sub/note.txt"} and len(everything(api)) == 2
     (folder / "sub" / "note.txt").write_text("The loom is in room 8.")
     newer = house.run("memory", "import", str(folder), *at)
     assert newer.exit_code() == 1
     assert "1 documents imported, 1 there already, 3 failed; an older" in newer.output
-    assert "superseded by sub/note.txt\n" in newer.output
+    assert "superseded by sub/note.txt; links" in newer.output
     found = house.run("memory", "search", "where is the loom?", "--json", *at)
     assert found.exit_code() == 0, found.output
     assert [one["memory"]["content"] for one in json.loads(found.output)][0] == (
@@ -177,6 +178,23 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
         asyncio.run(api.server.kill())
 
 
+def test_a_line_that_is_too_large_for_the_server_keeps_out_no_other(
+    tmp_path: Path, nursery: Nursery, models: ModelThread
+) -> None:
+    house = House(tmp_path / "house", nursery, models, AGENT_SERVER_MAX_DOCUMENT_BYTES="1048576")
+    source = tmp_path / "large.jsonl"
+    words = ["first", "large " * 5_000_000, "last"]
+    lines = [json.dumps({"kind": "knowledge", "content": word}) for word in words]
+    source.write_text("\n".join(lines))
+    api = house.start()
+    command = house.run("memory", "import", str(source), "--server", api.url)
+    assert command.exit_code() == 1
+    assert "large.jsonl:2: " in command.output, command.output[:2_000]
+    assert "2 memories imported, 0 there already, 1 failed" in command.output
+    assert {memory["content"] for memory in everything(api)} == {"first", "last"}
+    api.http.close()
+
+
 def test_what_is_wrong_with_a_file_is_said_line_by_line_and_the_rest_is_imported(
     tmp_path: Path, nursery: Nursery, models: ModelThread
 ) -> None:
@@ -211,6 +229,30 @@ def test_what_is_wrong_with_a_file_is_said_line_by_line_and_the_rest_is_imported
     identity = added.output.strip().splitlines()[-1]
     shown = house.run("memory", "show", identity)
     assert shown.exit_code() == 0 and "Ada likes green." in shown.output
+    more = ("--meta", "team=4", "--meta", "city=Oslo", "--author", "bo", "--session", "s")
+    more += ("--importance", "0.5", "--occurred-at", "2024-05-06T10:00:00Z")
+    other = house.run("memory", "add", "Ada likes tea.", "--subject", "bo", *more)
+    assert other.exit_code() == 0, other.output
+
+    def found(*filters: str) -> list[Any]:
+        command = house.run("memory", "search", "What does Ada like?", "--json", *filters)
+        assert command.exit_code() == 0, command.output
+        return [one["memory"] for one in json.loads(command.output)]
+
+    assert len(found()) == 2
+    for filters in (
+        ("--subject", "bo"),
+        ("--for-subject", "bo"),
+        ("-f", "team=4", "-f", "city=Oslo"),
+    ):
+        [tea] = found(*filters, "--mode", "text")
+        assert tea["content"] == "Ada likes tea."
+        assert tea["metadata"] == {"team": 4, "city": "Oslo"}
+        assert (tea["author"], tea["session_id"], tea["importance"]) == ("bo", "s", 0.5)
+        assert tea["occurred_at"] == "2024-05-06T10:00:00Z"
+    assert found("--filter", "team=5") == []
+    wrong_filter = house.run("memory", "search", "x", "--filter", "team")
+    assert wrong_filter.exit_code() == 1 and "is not `name=value`" in wrong_filter.output
     listed = house.run("memory", "show", "--subject", "ada")
     assert listed.exit_code() == 0 and identity in listed.output
     erased = house.run("memory", "erase", "ada", "--yes")

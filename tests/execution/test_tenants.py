@@ -45,6 +45,8 @@ READERS: dict[str, Callable[[Connection, Tenant, str], Any]] = {
 }  # fmt: skip
 WRITING = {"answer_key", "erase_runs", "insert_events", "lane_of", "tell", "upsert_steps"}
 """They write what they are given under the tenant that they are given, or erase it there."""
+WAITING = {"begin_erasing", "hold_off"}
+"""They wait for others of the same tenant: tests/memory/test_erasure_races.py."""
 
 
 def _a_step(connection: Connection, run: str) -> str:
@@ -91,4 +93,4 @@ def test_no_question_with_a_tenant_is_left_out_here() -> None:
         if inspect.isfunction(asked := getattr(store, name))
         and "tenant" in inspect.signature(asked).parameters
     }
-    assert named | {"conversation"} == {*READERS, *WRITING}
+    assert named | {"conversation"} == {*READERS, *WRITING, *WAITING}

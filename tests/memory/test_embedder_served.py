@@ -116,7 +116,7 @@ async def test_an_embedder_whose_vectors_change_their_length_is_said_and_words_s
         assert await found(server, "garden") == ["The garden is green."]
         asked = {"query": "lawn", "mode": "vector"}
         refused = await server.call("POST", "/memories/search", asked, status=503)
-        assert "gave none that fits" in refused["detail"]
+        assert "numbers, and memories have" in refused["detail"]
         assert (await server.call("GET", "/memories/stats"))["waiting"] == 1
     async with embedded(url, tmp_path, provider) as server:  # all are embedded anew
         await settled(server)

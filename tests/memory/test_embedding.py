@@ -10,12 +10,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import ConfigurationError, InvalidRequest, Unavailable
 from agent_server.domain.memories import MemoryChange, MemoryQuery, MemorySource
+from agent_server.memory import embedding
 from agent_server.memory.embedders import OpenAIEmbedder, unit
 from agent_server.memory.embedding import Embedding
 from agent_server.memory.recall import TEXT_CANDIDATES, Recall
@@ -39,10 +41,14 @@ class Senses:
         self.down = False
         self.asked: list[str] = []
         self.closed = False
+        self.hung: anyio.Event | None = None
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
         if self.down:
             raise Unavailable("down")
+        if self.hung is not None:
+            self.asked += texts
+            await self.hung.wait()
         if any("poison" in text for text in texts):
             raise ConfigurationError("refused")
         self.asked += texts
@@ -110,6 +116,47 @@ async def test_a_write_is_found_by_text_while_the_embedder_is_down(store: Memory
         embedder.down = False
         await world.settled()
         assert await world.found("feline") == ["a kitten"]
+
+
+async def test_while_the_embedder_is_down_a_person_is_told_why_vectors_are_missing(
+    store: MemoryStore,
+) -> None:
+    embedder = Senses()
+    embedder.down = True
+    async with Embedded(store, embedder) as world:
+        await store.add(ONE, [fact("a kitten"), fact("poison")])
+
+        async def told(trouble: str | None) -> bool:
+            return (await store.stats(ONE)).trouble == trouble
+
+        await until(lambda: told("down"))
+        with pytest.raises(Unavailable, match="no vector to search by: down"):
+            await world.found("feline", mode="vector")
+        embedder.down = False
+        await until(lambda: told("1 refused: refused"))
+        assert await world.found("feline", mode="vector", limit=1) == ["a kitten"]
+        with pytest.raises(Unavailable, match="no vector to search by: refused"):
+            await world.found("poison", mode="vector")
+
+
+async def test_an_embedder_that_hangs_holds_up_one_query_and_not_each(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "QUERY_TIMEOUT_S", 0.05)
+    embedder = Senses()
+    async with Embedded(store, embedder) as world:
+        await store.add(ONE, [fact("a kitten")])
+        await world.settled()
+        embedder.hung, embedder.asked = anyio.Event(), []
+        for query in ("a feline", "the feline", "that feline", "kitten"):
+            assert await world.found(query) == (["a kitten"] if query == "kitten" else [])
+        assert embedder.asked == ["a feline"]
+        with pytest.raises(Unavailable, match="none within 0.05 s"):
+            await world.found("one more feline", mode="vector")
+        embedder.hung = None
+        await store.add(ONE, [fact("an auto")])
+        await world.settled()
+        assert await world.found("my feline", limit=1) == ["a kitten"]
 
 
 async def test_a_text_that_the_embedder_refuses_holds_up_no_other(store: MemoryStore) -> None:
@@ -190,6 +237,25 @@ async def test_a_new_embedder_takes_over_while_the_old_one_still_answers(
         lambda c: c.exec_driver_sql("SELECT count(*) FROM memory_vectors").scalar()
     )
     assert numbers == 2
+
+
+async def test_while_a_new_embedder_does_not_answer_the_old_one_does(store: MemoryStore) -> None:
+    old, new = Senses(), Senses(dimension=12, model="finer")
+    async with Embedded(store, old) as world:
+        await store.add(ONE, [fact("a kitten"), fact("an auto")])
+        await world.settled()
+    new.down = True
+    async with Embedded(store, new, old) as world:
+
+        async def answers() -> bool:
+            return await world.found("feline", limit=1) == ["a kitten"]
+
+        await until(answers)
+        assert (await store.stats(ONE)).waiting == 2
+        new.down = False
+        await world.settled()
+        old.down = True
+        assert await world.found("the feline", limit=1) == ["a kitten"]
 
 
 async def test_an_edit_and_a_deletion_reach_the_vector(store: MemoryStore) -> None:

@@ -127,6 +127,8 @@ def test_texts_are_alike_by_the_words_that_matter() -> None:
     assert alike(GOAL, "compare prices for hammers")
     assert not alike(GOAL, "Write a poem about the sea")
     assert not alike(GOAL, "")
+    assert not alike("Write a good poem about the sea", "good one")
+    assert alike("Hammers", "the hammers")
 
 
 # Consolidation

@@ -168,15 +168,60 @@ async def test_a_long_document_is_found_by_its_pieces_and_superseded_whole(
         ] == []
 
 
+async def pages(server: Home, **filters: Any) -> list[Any]:
+    """All that a list has, one by one."""
+    page = await server.call("GET", "/memories", limit=1, **filters)
+    found = list(page["data"])
+    while page["next_cursor"] is not None:
+        assert len(page["data"]) == 1
+        page = await server.call("GET", "/memories", limit=1, cursor=page["next_cursor"], **filters)
+        found += page["data"]
+    return found
+
+
+async def test_a_list_of_replaced_versions_shows_each_however_it_is_paged(
+    url: str, tmp_path: Path
+) -> None:
+    async with home(url, tmp_path) as server:
+        fact = await server.call("POST", "/memories", FACT | {"key": "ada/colour"}, status=201)
+        for colour in ("red", "blue"):
+            await server.call("PATCH", f"/memories/{fact['id']}", {"content": colour})
+        newer = FACT | {"key": "ada/colour", "content": "violet"}
+        await server.call("POST", "/memories", newer, status=201)
+        shown = [one["content"] for one in await pages(server, key="ada/colour", replaced="true")]
+        assert shown == ["violet", "blue", "red", FACT["content"]]
+
+
+async def test_the_pieces_of_a_document_are_listed_in_their_order_and_found_by_their_words(
+    url: str, tmp_path: Path
+) -> None:
+    guide = {"kind": "document", "content": GUIDE, "media_type": "text/markdown", "key": "guide"}
+    async with home(url, tmp_path) as server:
+        whole = await server.call("POST", "/memories", guide, status=201)
+        await server.call("POST", "/memories", FACT, status=201)
+        await server.call("POST", "/memories", guide | {"namespace": "else"}, status=201)
+        pieces = await pages(server, part_of=whole["id"])
+        assert [one["part_of"]["index"] for one in pieces] == list(range(len(pieces)))
+        assert len(pieces) >= 4
+        with_word = await server.call("GET", "/memories", q="kiln stands", namespace="default")
+        assert [one["id"] for one in with_word["data"]] == [whole["id"]]
+        theirs = (await server.call("GET", "/memories", q="kiln", part_of=whole["id"]))["data"]
+        assert ["kiln" in one["content"] for one in theirs] == [True]
+        assert (await server.call("GET", "/memories", q="kiln anvil"))["data"] == []
+        listed = await server.call("GET", "/memories", limit=1)
+        wrong = {"cursor": listed["next_cursor"], "part_of": whole["id"]}
+        refused = await server.call("GET", "/memories", status=422, **wrong)
+        assert refused["code"] == "invalid_cursor"
+
+
 async def test_a_pdf_is_sent_in_base64_and_what_is_none_is_refused(
     url: str, tmp_path: Path
 ) -> None:
     async with home(url, tmp_path) as server:
         content = base64.b64encode(pdf_of("The kiln is hot")).decode()
         pdf = {"kind": "document", "media_type": "application/pdf", "content": content}
-        assert (await server.call("POST", "/memories", pdf, status=201))["content"].strip() == (
-            "The kiln is hot"
-        )
+        written = await server.call("POST", "/memories", pdf, status=201)
+        assert written["content"].strip() == "# Part 1\n\nThe kiln is hot"
         for bad in (
             pdf | {"content": "not base64!"},
             pdf | {"content": base64.b64encode(b"no pdf").decode()},

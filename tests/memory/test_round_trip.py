@@ -1,5 +1,6 @@
 """What is exported is imported as it was: everything that a memory says, and where it stands."""
 
+import base64
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.cli.memory_import import _import_memories, _json, _memory
+from agent_server.cli.memory_import import _import_memories, _json, _memory, _write_lines
 from agent_server.domain.ids import Tenant, new_id
 from agent_server.domain.memories import KINDS, MemoryChange, MemoryFilter, MemorySource
 from agent_server.domain.memory_api import MemoryInput
@@ -20,7 +21,8 @@ from agent_server.memory.documents import Documents
 from agent_server.memory.store import MemoryStore
 from agent_server.storage.database import database_at
 from agent_server.storage.migrate import upgrade
-from tests.memory.kit import home
+from tests.memory.kit import Home, home
+from tests.memory.test_documents import pdf_of
 
 Json = dict[str, Any]
 ANEW = ("version", "updated_at", "source", "supersedes")
@@ -122,3 +124,63 @@ async def test_what_is_too_much_for_one_call_is_sent_in_several_and_what_is_too_
         told = capsys.readouterr().err
         assert "many.jsonl:4: " in told and "6 memories imported, 0 there already, 1 fail" in told
         assert (await server.call("GET", "/memories/stats"))["memories"] == 6
+
+
+async def test_one_memory_that_the_server_refuses_keeps_out_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, source = f"sqlite:///{tmp_path}/data/server.db", tmp_path / "mixed.jsonl"
+    fine = [{"kind": "knowledge", "content": f"fine {n}"} for n in range(5)]
+    no_pdf = {"kind": "document", "content": "***", "media_type": "application/pdf"}
+    deep: Any = "end"
+    for _ in range(200):
+        deep = [deep]
+    too_deep = {"kind": "knowledge", "content": "deep", "metadata": {"a": deep}}
+    memories = [fine[0], no_pdf, *fine[1:3], too_deep, *fine[3:]]
+    source.write_text("\n".join(json.dumps(memory) for memory in memories))
+    async with home(url, tmp_path) as server:
+        assert not await _import_memories(server.client, source, {}, 200)
+        told = capsys.readouterr().err
+        assert "mixed.jsonl:2: " in told and "not base64" in told and "mixed.jsonl:5: " in told
+        assert "5 memories imported, 0 there already, 2 failed" in told
+        kept = (await server.call("GET", "/memories"))["data"]
+        assert {one["content"] for one in kept} == {one["content"] for one in fine}
+
+
+@pytest.mark.parametrize("media_type", ["text/html", "application/pdf"])
+async def test_what_was_read_from_a_page_keeps_its_headings_from_server_to_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], media_type: str
+) -> None:
+    if media_type == "application/pdf":
+        parts = [pdf_of("Press the knob " + "and wait " * 50, "Oil it " + "every day " * 90)]
+        short, content = pdf_of("Only this"), parts[0]
+    else:
+        short = b"<h1>Part 1</h1><p>Only this</p>"
+        sections = [f"<h2>Step {n}</h2><p>{'Turn the knob. ' * 60}</p>" for n in range(3)]
+        content = f"<h1>Part 1</h1><p>Begin.</p>{''.join(sections)}".encode()
+
+    def document(data: bytes, key: str) -> Json:
+        pdf = media_type == "application/pdf"
+        text = base64.b64encode(data).decode() if pdf else data.decode()
+        return {"kind": "document", "content": text, "media_type": media_type, "key": key}
+
+    async def headings(server: Home, key: str) -> list[Any]:
+        (whole,) = (await server.call("GET", "/memories", key=key))["data"]
+        pieces = (await server.call("GET", "/memories", part_of=whole["id"]))["data"]
+        return [(one["part_of"]["heading"], one["content"]) for one in pieces]
+
+    lines = tmp_path / "all.jsonl"
+    async with home(f"sqlite:///{tmp_path}/one/server.db", tmp_path) as server:
+        await server.call("POST", "/memories", document(short, "short"), status=201)
+        await server.call("POST", "/memories", document(content, "long"), status=201)
+        found, *_ = (await server.call("POST", "/memories/search", {"query": "Part 1"}))["data"]
+        assert "Part 1" in found["memory"]["content"]
+        first = await headings(server, "long")
+        assert len(first) >= 2 and first[0][0]
+        with lines.open("w") as out:
+            await _write_lines(server.client.memories.export(), out)
+    async with home(f"sqlite:///{tmp_path}/two/server.db", tmp_path) as server:
+        assert await _import_memories(server.client, lines, {}, 200), capsys.readouterr().err
+        assert await headings(server, "long") == first
+        (whole,) = (await server.call("GET", "/memories", key="short"))["data"]
+        assert whole["content"] == "# Part 1\n\nOnly this"

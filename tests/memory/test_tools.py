@@ -49,7 +49,7 @@ async def test_what_an_agent_remembers_says_who_wrote_it_and_is_told_in_an_event
             "run_id": run["id"],
             "task_id": None,
             "step_id": "tool/c0",
-            "agent": "Clerk",
+            "agent": "clerk",
             "principal": "anonymous",
         }
         assert (memory["subject"], memory["key"]) == ("ada", "ada/colour")
@@ -201,6 +201,7 @@ async def test_turns_of_a_session_are_remembered_word_for_word_beside_each_other
             ("interaction", "clerk"),
             ("message", "clerk"),
         ] * 2
+        assert [t["source"]["agent"] for t in turns] == [None, "clerk", "clerk"] * 2
         assert turns[0]["content"] == "My dog is called Rex."
         assert [t["position"] for t in turns] == list(range(6))
         assert "current_time" in turns[1]["content"]
@@ -209,6 +210,20 @@ async def test_turns_of_a_session_are_remembered_word_for_word_beside_each_other
         gone = await server.call("DELETE", "/sessions/s")
         assert (gone["items"], gone["memories"]) == (8, 6)
         assert await stored(server, session_id="s", replaced="true") == []
+
+
+async def test_what_a_user_said_is_recalled_as_said_by_the_user(url: str, tmp_path: Path) -> None:
+    def rule(instructions: str, items: list[Any]) -> list[Any]:
+        if "dog" in str(items[-1]):
+            return [say("Noted.")]
+        return script(("recall", {"query": "What is the dog called?"}))(instructions, items)
+
+    async with home(url, tmp_path, rule=rule) as server:
+        told = await server.run("My dog is called Rex.", session_id="s")
+        await server.run("Ask the memory.")
+        (output,) = given(server)
+        assert f"said by the user in {told['id']}" in str(output)
+        assert f"written by agent clerk in {told['id']}" in str(output)
 
 
 async def test_turns_are_not_remembered_where_that_is_switched_off(

@@ -72,7 +72,7 @@ class Kept:
     async def summary(self, session_id: str) -> Summary | None:
         return self.told
 
-    async def keep_summary(self, session_id: str, summary: Summary) -> None:
+    async def keep_summary(self, session_id: str, summary: Summary, *, fence: Any = None) -> None:
         self.told = summary
 
 

@@ -42,8 +42,8 @@ def test_what_one_session_was_told_the_next_knows_with_its_source_until_it_is_er
 
     second = said(capsys, SECOND)
     assert "recalled mem_" in second
-    assert f"3 May at 9:40. (written by agent Secretary in {run_id})" in second
-    assert f"by Secretary in {run_id}" in said(capsys, SEARCH)
+    assert f"3 May at 9:40. (written by agent secretary in {run_id})" in second
+    assert f"by secretary in {run_id}" in said(capsys, SEARCH)
     assert kept_in_files(folder, "Lisbon")
 
     assert "forgotten" in said(capsys, FORGET)

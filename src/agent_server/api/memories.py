@@ -72,7 +72,9 @@ class MemoriesQuery(inputs.ListQuery):
     session_id: str | None = Field(default=None, max_length=200, description="Only of this one.")
     subject: str | None = Field(default=None, max_length=200, description="Only about this person.")
     q: str | None = Field(
-        default=None, max_length=1_000, description="Only those in which every word occurs."
+        default=None,
+        max_length=1_000,
+        description="Only those in which every word occurs; of a long document, in one of its pieces.",
     )
     part_of: str | None = Field(
         default=None, max_length=100, description="The pieces of this document."
@@ -139,7 +141,7 @@ class MemoryRoutes:
                 PREFIX,
                 self.list,
                 summary="List memories",
-                description="Newest first. Pieces of documents only with `part_of`.",
+                description="Newest first. Pieces of documents only with `part_of`, in their order.",
                 name="list_memories",
                 query=MemoriesQuery,
                 answers={200: MemoryList},
@@ -310,7 +312,7 @@ class MemoryRoutes:
         held = await self._store.get(*_target(request))
         if "content" in change.model_fields_set and (held.part_of or not held.searchable):
             raise Conflict(
-                f"{held.id} is {'a piece of' if held.part_of else ''} a document that was cut into "
+                f"{held.id} is {'a piece of ' if held.part_of else ''}a document that was cut into "
                 "pieces, which an edit of its content would leave behind.",
                 hint="Write the document again under its key; the old one is superseded.",
             )

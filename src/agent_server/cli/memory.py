@@ -13,6 +13,7 @@ from agent_server.cli.connect import Target, connect
 from agent_server.cli.errors import printable
 from agent_server.cli.output import new_table, print_json, wide_console
 from agent_server.cli.runs import LOOKING
+from agent_server.cli.workflows import pairs
 from agent_server.domain.memories import Memory
 
 SHOWN = 300
@@ -21,6 +22,7 @@ SHOWN = 300
 
 async def search(where: Target, query: str, fields: dict[str, Any], *, as_json: bool) -> None:
     """Print what is found, with the parts of each score."""
+    fields["filter"] = pairs(fields["filter"] or (), "--filter")
     async with connect(where, LOOKING) as client:
         found = await client.memories.search(query, **_given(fields))
     if as_json:
@@ -70,6 +72,7 @@ async def show(
 
 async def add(where: Target, content: str, fields: dict[str, Any]) -> None:
     """Keep one memory and print its id."""
+    fields["metadata"] = pairs(fields["metadata"] or (), "--meta")
     text = sys.stdin.read() if content == "-" else content
     async with connect(where, LOOKING) as client:
         memory = await client.memories.add(text, **_given(fields))
@@ -103,10 +106,15 @@ async def stats(where: Target, *, as_json: bool) -> None:
         rows.add_row(f"  {kind}", str(count))
     for name, count in sorted(found.by_namespace.items()):
         rows.add_row(f"  in {printable(name)}", str(count))
+    if found.pieces:
+        rows.add_row("  pieces of documents", str(found.pieces))
     rows.add_row("versions replaced", str(found.replaced))
     rows.add_row(f"vectors ({found.embedder or 'no embedder'})", str(found.vectors))
     rows.add_row("vectors to come", str(found.waiting))
-    wide_console().print(rows)
+    out = wide_console()
+    out.print(rows)
+    if found.waiting and found.trouble:
+        out.print(Text(f"Why vectors are to come: {printable(found.trouble)}"), soft_wrap=True)
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from agent_server.cli import work
-from agent_server.cli.options import ApiKeyOption, File, JsonOption, ServerOption, Text, do
+from agent_server.cli.options import (
+    ApiKeyOption,
+    File,
+    Fraction,
+    JsonOption,
+    Many,
+    ServerOption,
+    Text,
+    do,
+)
 
 memory_app = typer.Typer(
     help="What is remembered: find, add, import, forget.", no_args_is_help=True
@@ -27,6 +36,14 @@ def search(
     namespace: NamespaceOption = None,
     kind: KindOption = None,
     session: Annotated[Text, typer.Option("--session", help="Only of this session.")] = None,
+    subject: SubjectOption = None,
+    for_subject: Annotated[
+        Text, typer.Option("--for-subject", help="What a run about this person is given.")
+    ] = None,
+    having: Annotated[
+        Many, typer.Option("--filter", "-f", help="Of the metadata: `key=value`, JSON or text.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="`hybrid`, `text` or `vector`.")] = "hybrid",
     as_of: Annotated[Text, typer.Option(help="As it was known at this moment (RFC 3339).")] = None,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
@@ -34,7 +51,17 @@ def search(
 ) -> None:
     """Find memories, as an agent would, and say why each was found."""
     kinds = [kind] if kind else None
-    fields = dict(namespace=namespace, kinds=kinds, session_id=session, as_of=as_of, limit=limit)
+    fields = dict(
+        namespace=namespace,
+        kinds=kinds,
+        session_id=session,
+        subject=subject,
+        for_subject=for_subject,
+        filter=having,
+        mode=mode,
+        as_of=as_of,
+        limit=limit,
+    )
     do(work.memory.search, work.connect.target(server, api_key), query, fields, as_json=json)
 
 
@@ -63,11 +90,30 @@ def add(
     key: Annotated[Text, typer.Option(help="Supersedes what has this key.")] = None,
     namespace: Annotated[Text, typer.Option("--namespace", "-n", help="Where to keep it.")] = None,
     subject: Annotated[Text, typer.Option(help="The person it is about.")] = None,
+    session: Annotated[Text, typer.Option("--session", help="Its conversation.")] = None,
+    author: Annotated[Text, typer.Option(help="Who said or wrote it.")] = None,
+    meta: Annotated[
+        Many, typer.Option("--meta", "-m", help="Metadata: `key=value`, JSON or text.")
+    ] = None,
+    importance: Annotated[Fraction, typer.Option(help="From 0 to 1.")] = None,
+    occurred_at: Annotated[Text, typer.Option(help="When it happened (RFC 3339).")] = None,
+    expires_at: Annotated[Text, typer.Option(help="Until when it is kept (RFC 3339).")] = None,
     server: ServerOption = None,
     api_key: ApiKeyOption = None,
 ) -> None:
     """Keep one memory and print its id."""
-    fields = {"kind": kind, "key": key, "namespace": namespace, "subject": subject}
+    fields = dict(
+        kind=kind,
+        key=key,
+        namespace=namespace,
+        subject=subject,
+        session_id=session,
+        author=author,
+        metadata=meta,
+        importance=importance,
+        occurred_at=occurred_at,
+        expires_at=expires_at,
+    )
     do(work.memory.add, work.connect.target(server, api_key), content, fields)
 
 

@@ -37,6 +37,8 @@ from agent_server.domain.errors import (
     ErrorInfo,
     InvalidDocument,
     InvalidRequest,
+    MalformedBody,
+    Unavailable,
 )
 from agent_server.domain.ids import derived_id
 from agent_server.domain.memory_api import MemoriesWritten, MemoryInput
@@ -47,16 +49,19 @@ FORMAT = "agent-server.memories/1"
 MAX_CHARACTERS = 500_000
 """Of the memories in one call: a server may cut off what is too large without a word."""
 _NO_MOMENT = "mem_" + "0" * 32
+_OF_ONE = (BodyTooLarge, InvalidDocument, InvalidRequest, MalformedBody)
+"""Errors that one memory of many can be the reason for."""
+_WITH_HEADINGS = ("text/markdown", "text/html", "application/pdf")
 _KEPT = (*MemoryInput.model_fields,)
 
 
 async def run_import(where: Target, source: Path, fields: dict[str, Any], *, batch: int) -> bool:
     """Import ``source``; False when a part of it could not be, which is said for each."""
-    files = _files(source)
+    files, left_out = _files(source)
     given = {name: value for name, value in fields.items() if value is not None}
     async with connect(where, LOOKING) as client:
         if files is not None:
-            return await _import_documents(client, files, given)
+            return await _import_documents(client, files, left_out, given)
         return await _import_memories(client, source, given, batch)
 
 
@@ -77,9 +82,13 @@ async def run_export(where: Target, file: Path | None, filters: dict[str, Any]) 
 
 
 async def _import_documents(
-    client: AgentServerClient, files: dict[str, Path], given: dict[str, Any]
+    client: AgentServerClient,
+    files: dict[str, Path],
+    left_out: Sequence[str],
+    given: dict[str, Any],
 ) -> bool:
     async with _progress(len(files), "documents") as bar:
+        bar.left_out += left_out
         for name, file in files.items():
             try:
                 draft = checked(MemoryInput, {**_document(file, name), **given}, "document")
@@ -94,22 +103,27 @@ async def _import_documents(
     return bar.whole
 
 
-def _files(source: Path) -> dict[str, Path] | None:
+def _files(source: Path) -> tuple[dict[str, Path] | None, list[str]]:
     """The documents at ``source`` by name: the file itself, or those in the folder and below, but
-    hidden ones and what leads out of it. None for a file of memories."""
+    hidden ones. None for a file of memories. And the links that are left out, since they lead out
+    of the folder, or nowhere."""
     if not source.exists():
         raise InvalidRequest(f"There is no file or folder {str(source)!r}.")
     if source.is_file():
         memories = source.suffix.lower() in (".jsonl", ".ndjson", ".json")
-        return None if memories else {source.name: source}
+        return (None if memories else {source.name: source}), []
     root = source.resolve()
     found: dict[str, Path] = {}
+    left_out: list[str] = []
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and root in path.resolve().parents:
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        if path.is_file() and root in path.resolve().parents:
             found[name.as_posix()] = path
-    return found
+        elif path.is_symlink():
+            left_out.append(name.as_posix())
+    return found, left_out
 
 
 def _document(file: Path, name: str) -> JsonObject:
@@ -140,13 +154,15 @@ async def _import_memories(
         for number, line in _lines(source):
             place = f"{source.name}:{number}"
             try:
-                waiting.append((place, _memory(line, given, seen)))
+                memory = _memory(line, given, seen)
             except ValueError as error:
                 bar.complain(place, InvalidRequest(_words(error)))
-            size += len(line)
-            if len(waiting) >= batch or size > MAX_CHARACTERS:
+                continue
+            if len(waiting) >= batch or size + len(line) > MAX_CHARACTERS:
                 await _write(client, waiting, bar)
                 waiting, size = [], 0
+            waiting.append((place, memory))
+            size += len(line)
         await _write(client, waiting, bar)
     return bar.whole
 
@@ -190,7 +206,7 @@ def _memory(line: str, given: dict[str, Any], seen: Counter[str]) -> MemoryInput
         metadata = {"exported_source": source, **(fields.get("metadata") or {})}
         fields = {name: fields[name] for name in _KEPT if fields.get(name) is not None}
         fields["metadata"] = metadata
-        # The text of a document, whatever it was read from.
+        # The text of a document with its headings, whatever it was read from.
         fields |= {"media_type": _media_type(metadata)} if fields["kind"] == "document" else {}
     if "id" not in fields:
         seen[line] += 1
@@ -201,24 +217,30 @@ def _memory(line: str, given: dict[str, Any], seen: Counter[str]) -> MemoryInput
 
 
 def _media_type(metadata: JsonObject) -> str:
-    return "text/markdown" if metadata.get("media_type") == "text/markdown" else "text/plain"
+    return "text/markdown" if metadata.get("media_type") in _WITH_HEADINGS else "text/plain"
 
 
 async def _write(
     client: AgentServerClient, waiting: Sequence[tuple[str, MemoryInput]], bar: "_Bar"
 ) -> None:
-    """Write them in one call, or in halves where they are too much for one."""
+    """Write them in one call, or in halves where they are too much for one, or where one of them is
+    refused, so that the others are written."""
     if not waiting:
         return
     try:
         bar.count(await client.memories.add_all([memory for _, memory in waiting]))
-    except BodyTooLarge as error:
+    except _OF_ONE as error:
         if len(waiting) == 1:
             bar.complain(waiting[0][0], error)
             return
         half = len(waiting) // 2
         await _write(client, waiting[:half], bar)
         await _write(client, waiting[half:], bar)
+    except Unavailable as error:
+        [(place, memory), *others] = waiting
+        if others or len(memory.model_dump_json()) <= MAX_CHARACTERS:
+            raise
+        bar.complain(place, error)  # Cut off as too large. If not, the next one tells.
 
 
 @contextmanager
@@ -287,6 +309,8 @@ class _Bar:
         self.new = self.known = self.failed = 0
         self.replaced: list[str] = []
         """Where something new took the place of what had its key."""
+        self.left_out: list[str] = []
+        """Links that were not followed."""
 
     @property
     def whole(self) -> bool:
@@ -321,9 +345,14 @@ async def _progress(total: int, what: str) -> AsyncIterator[_Bar]:
         yield bar
     told = f"{bar.new} {what} imported, {bar.known} there already, {bar.failed} failed"
     if bar.replaced:
-        more = " and others" if len(bar.replaced) > 3 else ""
-        told += f"; an older text was superseded by {', '.join(bar.replaced[:3])}{more}"
+        told += f"; an older text was superseded by {_some(bar.replaced)}"
+    if bar.left_out:
+        told += f"; links out of the folder or to nothing were left out: {_some(bar.left_out)}"
     sys.stderr.write(f"{printable(told)}\n")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 def _words(error: Exception) -> str:

@@ -5,7 +5,7 @@ Leans on Typer alone, so that ``--help`` answers at once. Refuses to know any co
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, List, Optional  # noqa: UP035
 
 import typer
 
@@ -13,6 +13,8 @@ import typer
 Text = Optional[str]  # noqa: UP045
 File = Optional[Path]  # noqa: UP045
 Number = Optional[int]  # noqa: UP045
+Fraction = Optional[float]  # noqa: UP045
+Many = Optional[List[str]]  # noqa: UP006, UP045
 
 ServerOption = Annotated[
     Text,

@@ -4,7 +4,7 @@ Leans on Typer and on the options that all commands share. Refuses logic, as ``c
 """
 
 from pathlib import Path
-from typing import Annotated, List, Optional  # noqa: UP035
+from typing import Annotated, List  # noqa: UP035
 
 import typer
 
@@ -14,6 +14,7 @@ from agent_server.cli.options import (
     ApiKeyOption,
     ApproveOption,
     JsonOption,
+    Many,
     QuietOption,
     ServerOption,
     Text,
@@ -23,7 +24,6 @@ from agent_server.cli.options import (
 
 workflow_app = typer.Typer(help="Workflows: check, see, run and keep them.", no_args_is_help=True)
 Files = Annotated[List[Path], typer.Argument(help="YAML or JSON files.")]  # noqa: UP006
-Many = Optional[List[str]]  # noqa: UP006, UP045
 Workflow = Annotated[
     str, typer.Argument(metavar="WORKFLOW", help="A file, or a stored `name` or `name@version`.")
 ]

@@ -9,7 +9,7 @@ Deleting erases every version.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AwareDatetime, Field, JsonValue, field_validator, model_validator
 
@@ -180,7 +180,7 @@ class MemoryFilter(Frozen):
     session_id: str | None = None
     subject: str | None = None
     q: str | None = None
-    """Every word of it occurs."""
+    """Every word of it occurs; of a document that was cut, in one of its pieces."""
     part_of: str | None = None
     """Pieces of that memory."""
     parts: bool = False
@@ -207,7 +207,7 @@ class MemoryQuery(Frozen):
         description="What a run about this person is given: what is about them, or about nobody.",
     )
     limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
-    limits: dict[MemoryKind, int] = Field(
+    limits: dict[MemoryKind, Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict, description="At most so many of a kind."
     )
     mode: SearchMode = "hybrid"
@@ -258,6 +258,8 @@ class MemoryStats(Frozen):
     memories: int
     by_kind: dict[str, int]
     by_namespace: dict[str, int]
+    pieces: int = 0
+    """How many of them are pieces of a document that is kept whole, too."""
     replaced: int
     """Versions that no longer hold."""
     vectors: int
@@ -266,6 +268,8 @@ class MemoryStats(Frozen):
     """Memories whose vector is still to come."""
     embedder: str | None
     """``provider/model``, or None when there is none."""
+    trouble: str | None = None
+    """Why vectors are still to come, if the embedder fails or refuses."""
 
 
 class MemoriesErased(Frozen):

@@ -159,7 +159,7 @@ class Commits:
         self.run_id = run_id
         self.meter = meter
         self._database = database
-        self._tenant = tenant
+        self.tenant = tenant
         self._observe = observe
         self._births: list[Birth] = []
         self._entries: dict[HandOver, Entry] = {}
@@ -303,7 +303,7 @@ class Commits:
         self, births: Sequence[Birth], entries: Sequence[Entry], again: bool = False
     ) -> _Stored:
         return await self._database.write(
-            owned(lambda c: self._transact(c, births, entries, again), self._tenant, self.run_id)
+            owned(lambda c: self._transact(c, births, entries, again), self.tenant, self.run_id)
         )
 
     def _tell(self, births: list[Birth], entries: list[Entry], stored: _Stored) -> None:
@@ -387,12 +387,12 @@ class Commits:
             observed += said
         assert len(events) == count
         if events:
-            store.insert_events(connection, self._tenant, self.run_id, first, events)
+            store.insert_events(connection, self.tenant, self.run_id, first, events)
         steps = [
             (entry.holder.path, step) for entry in entries for step in entry.batch.steps.values()
         ]
         if steps:
-            store.upsert_steps(connection, self._tenant, self.run_id, steps)
+            store.upsert_steps(connection, self.tenant, self.run_id, steps)
         return _Stored(events, first, observed, existing, ended)
 
     def _take_hold(

@@ -35,6 +35,7 @@ from agent_server.execution.ports import (
     ApprovalAsk,
     ApprovalDecision,
     Estimate,
+    Fence,
     Handler,
     RunSnapshot,
     SignalReceived,
@@ -226,8 +227,11 @@ class EphemeralJournal:
             )
         )
 
-    def along(self, key: str, write: Callable[[Any], object], *events: EventBase) -> None:
+    def along(self, key: str, write: Callable[[Any], object] | None, *events: EventBase) -> None:
         self._along[key] = events
+
+    async def fence(self) -> Fence:
+        return lambda transaction: None  # No erasure finds what is nowhere stored.
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
         self.emit(StepInDoubt(step=step.key, kind=step.kind, name=step.name, detail=detail))

@@ -28,10 +28,13 @@ from agent_server.execution import store
 from agent_server.execution.commits import PASSING, Batch, Birth, Commits, Ending, Entry
 from agent_server.execution.crash import crash_point
 from agent_server.execution.events import DELTA, StoredEvent
-from agent_server.execution.ports import NO_USAGE, Estimate, Holder, LostLease, StepRecord
+from agent_server.execution.ports import NO_USAGE, Estimate, Fence, Holder, LostLease, StepRecord
 
 SHOWN_OUTPUT = 2_000
 """Characters of a tool's result that its event repeats; the whole is in the ledger."""
+
+
+Write = Callable[[Connection], object]
 
 
 class DurableJournal:
@@ -74,7 +77,7 @@ class DurableJournal:
         self._unsafe: set[str] = set()
         self._safe = asyncio.Event()
         self._safe.set()
-        self._along: dict[str, tuple[Callable[[Connection], object], tuple[EventBase, ...]]] = {}
+        self._along: dict[str, tuple[Write | None, tuple[EventBase, ...]]] = {}
         self._delta_of: tuple[str, str | None] | None = None
         self._delta_head = ""
 
@@ -175,7 +178,8 @@ class DurableJournal:
         pending.settled.append(step.key)
         along = self._along.pop(step.key, None)
         if along is not None and step.status == "done":
-            pending.writes.append(along[0])
+            if along[0] is not None:
+                pending.writes.append(along[0])
             for event in along[1]:
                 self._take(event)
         if step.kind != "value":
@@ -187,8 +191,19 @@ class DurableJournal:
         await self.flush()
         crash_point("step.after_finish")
 
-    def along(self, key: str, write: Callable[[Connection], object], *events: EventBase) -> None:
+    def along(self, key: str, write: Write | None, *events: EventBase) -> None:
         self._along[key] = (write, events)
+
+    async def fence(self) -> Fence:
+        await self._wait_born()
+        self._check()
+        return self._fenced
+
+    def _fenced(self, connection: Connection) -> None:
+        store.hold_off(connection, self._commits.tenant)
+        held = self._holder
+        if not store.holds(connection, held.run_id, held.path, held.owner, held.epoch):
+            raise LostLease(f"task {held.path!r} of {held.run_id} is no longer held here")
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
         self._check()

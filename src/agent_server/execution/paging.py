@@ -38,8 +38,13 @@ def decode_cursor(cursor: str) -> tuple[datetime, str]:
         if moment.tzinfo is None or not isinstance(identity, str):
             raise ValueError("not a cursor of this server")
     except (ValueError, TypeError, binascii.Error, UnicodeError) as error:
-        raise InvalidCursor(
-            f"The cursor {cursor[:100]!r} is not one this server gave.",
-            hint="Take next_cursor from the page before, unchanged.",
-        ) from error
+        raise unknown_cursor(cursor) from error
     return moment, identity
+
+
+def unknown_cursor(cursor: str) -> InvalidCursor:
+    """The error for what no list gave."""
+    return InvalidCursor(
+        f"The cursor {cursor[:100]!r} is not one this server gave.",
+        hint="Take next_cursor from the page before, unchanged.",
+    )

@@ -107,6 +107,10 @@ def reconciled_key(doubted: StepRecord) -> str:
     return f"{doubted.key}/reconciled/{doubted.attempts}"
 
 
+Fence = Callable[[Any], None]
+"""See ``Journal.fence``; it is given the database's transaction."""
+
+
 class Journal(Protocol):
     """The ledger and the event log, as one task of one run may write them.
 
@@ -171,13 +175,18 @@ class Journal(Protocol):
         upon before the next ``begin(commit=True)`` or the end of the task, both of which wait.
         """
 
-    def along(self, key: str, write: Callable[[Any], object], *events: EventBase) -> None:
+    def along(self, key: str, write: Callable[[Any], object] | None, *events: EventBase) -> None:
         """Store what ``write`` writes, and ``events``, by the commit that stores the step ``key``
         as done: both or neither. A step that fails or never ends stores nothing of it.
 
         ``write`` is given the database's transaction, may be called again when that is rolled
         back, and must not raise. Where ``stores`` is false it is never called.
         """
+
+    async def fence(self) -> Fence:
+        """What a transaction beside the ledger begins with, which notes or writes something for
+        this task: it lets no erasure begin before that transaction ends, and raises ``LostLease``
+        where the task is no longer this attempt's, or its run was erased."""
 
     async def in_doubt(self, step: StepRecord, detail: str) -> None:
         """Mark a step found ``started`` after a crash; the caller then raises ``Suspend``."""

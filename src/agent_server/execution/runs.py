@@ -268,6 +268,10 @@ class Runs:
         begun: Events = []
 
         def transaction(connection: Connection) -> Submitted:
+            if new.lane is not None or origin is not None:
+                store.hold_off(connection, tenant)  # Else an erasure may miss what this one takes.
+            if origin is not None and store.run_row(connection, tenant, origin.run_id) is None:
+                raise _no_run(origin.run_id)
             start, busy = direct, False
             if new.lane is not None:
                 busy = store.lane_busy(connection, new.lane)

@@ -76,33 +76,39 @@ class Watch:
 
     async def _look_for_orders(self, group: TaskGroup) -> None:
         """Cancel what somebody cancelled elsewhere, let go of what is paused, and drop what
-        belongs to a run that has ended."""
+        belongs to a run that has ended or was erased."""
         local = list(self._roster.runs)
         if not local:
             return
         node = self._roster.node
-        ended = set()
-        rows, halted = await self._roster.database.read(
-            lambda c: (store.orders(c, local), store.halted_here(c, node))
+        rows, halted, erased = await self._roster.database.read(
+            lambda c: (
+                store.orders(c, local),
+                store.halted_here(c, node),
+                store.erased_among(c, local),
+            )
         )
         self._halt(halted, group)
+        ended = erased | {row.id for row in rows if RunStatus(row.status).ended}
+        for run_id in ended & self._seen_ended:
+            self._drop(run_id)
+        self._seen_ended = ended
         for row in rows:
             here = self._roster.runs.get(row.id)
-            if here is None:
-                continue
-            if RunStatus(row.status).ended:
-                ended.add(row.id)
-                for attempt in here.attempts.values() if row.id in self._seen_ended else ():
-                    attempt.lost = True
-                    if attempt.journal is not None:
-                        attempt.journal.close()
-                    if attempt.task is not None:
-                        attempt.task.cancel()
-            elif here.cancel_reason is None:
+            if here is not None and row.id not in ended and here.cancel_reason is None:
                 # Here at once, so that the next look does not order it again.
                 here.cancel_reason = row.cancel_reason
                 group.start_soon(self._roster.cancel, row.id, row.cancel_reason)
-        self._seen_ended = ended
+
+    def _drop(self, run_id: str) -> None:
+        """Stop what nobody waits for any more, without a word."""
+        here = self._roster.runs.get(run_id)
+        for attempt in list(here.attempts.values()) if here is not None else ():
+            attempt.lost = True
+            if attempt.journal is not None:
+                attempt.journal.close()
+            if attempt.task is not None:
+                attempt.task.cancel()
 
     def _halt(self, rows: Sequence[Any], group: TaskGroup) -> None:
         held: list[Attempt] = []

@@ -26,8 +26,10 @@ from agent_server.domain.memories import (
     MemorySource,
     NewMemory,
 )
+from agent_server.execution.ports import TaskContext
 from agent_server.memory.items import message_text
-from agent_server.memory.ports import Memories
+from agent_server.memory.ports import Fence, Memories
+from agent_server.memory.recalling import Recall
 from agent_server.storage.tables import runs, session_items
 
 NAME: Final = "memory-consolidation"
@@ -73,19 +75,13 @@ def said_in(connection: Connection, tenant: Tenant, run_id: str) -> list[str]:
     return [*said, f"assistant: {row.output}"] if row.output is not None else said
 
 
-async def question(
-    store: Memories, tenant: Tenant, said: Sequence[str], subject: str | None
-) -> JsonObject:
+async def question(recall: Recall, ctx: TaskContext, step: str, said: Sequence[str]) -> JsonObject:
     """What the model is asked about ``said``, with what is known of it already: ``worth`` asking,
-    the ``task``, and the ids of the ``known`` memories."""
-    transcript = "\n".join(said)[-MAX_TRANSCRIPT:]
-    found = await store.search(
-        tenant,
-        MemoryQuery(
-            query=transcript[-4_000:], kinds=("knowledge",), limit=KNOWN * 2, for_subject=subject
-        ),
-    )
-    known = [one.memory for one in found if one.memory.subject in (None, subject)][:KNOWN]
+    the ``task``, and the ids of the ``known`` memories, which the run uses at ``step``."""
+    transcript, subject = "\n".join(said)[-MAX_TRANSCRIPT:], ctx.run.request.subject
+    query = MemoryQuery(query=transcript[-4_000:], kinds=("knowledge",), limit=KNOWN * 2)
+    found = [one for one in await recall.find(ctx, query) if one.memory.subject in (None, subject)]
+    known = [one.memory for one in await recall.note(ctx, step, query.query, found[:KNOWN])]
     lines = [f"- {memory.id} (key {memory.key!r}): {memory.content}" for memory in known]
     listed = "\n".join(lines) or "none"
     return {
@@ -104,6 +100,7 @@ async def apply(
     run_id: str,
     subject: str | None,
     source: MemorySource,
+    fence: Fence,
 ) -> list[NewMemory]:
     """Note on known memories what ``facts`` say of them, and return the memories to write.
 
@@ -122,19 +119,19 @@ async def apply(
             relation = "contradicts"
         if relation == "same":
             assert old is not None
-            await _note(store, tenant, old, "confirmed_by", run_id, source)
+            await _note(store, tenant, old, "confirmed_by", run_id, source, fence)
             continue
         memory_id = derived_id("mem", source.run_id or run_id, f"{source.step_id}/{index}")
         metadata: JsonObject = {"from_run": run_id}
         key = fact.key
         if old is not None and relation == "contradicts":
             metadata["contradicts"] = [old.id]
-            await _note(store, tenant, old, "contradicted_by", memory_id, source)
+            await _note(store, tenant, old, "contradicted_by", memory_id, source, fence)
             key = None  # Under the same key it would take the other's place.
         elif old is not None:
             key = old.key
             if key is None:
-                await _reword(store, tenant, old, fact, run_id, source)
+                await _reword(store, tenant, old, fact, run_id, source, fence)
                 continue
         elif key is not None and await _taken(store, tenant, key, subject):
             key = None
@@ -177,23 +174,35 @@ async def _taken(store: Memories, tenant: Tenant, key: str, subject: str | None)
 
 
 async def _note(
-    store: Memories, tenant: Tenant, memory: Memory, name: str, value: str, source: MemorySource
+    store: Memories,
+    tenant: Tenant,
+    memory: Memory,
+    name: str,
+    value: str,
+    source: MemorySource,
+    fence: Fence,
 ) -> None:
     noted = list(memory.metadata.get(name) or ())
     if value in noted or memory.superseded_by is not None:
         return
     metadata = {**memory.metadata, name: [*noted[-19:], value]}
-    await store.edit(tenant, memory.id, MemoryChange(metadata=metadata), source=source)
+    await store.edit(tenant, memory.id, MemoryChange(metadata=metadata), source=source, fence=fence)
 
 
 async def _reword(
-    store: Memories, tenant: Tenant, memory: Memory, fact: Fact, run_id: str, source: MemorySource
+    store: Memories,
+    tenant: Tenant,
+    memory: Memory,
+    fact: Fact,
+    run_id: str,
+    source: MemorySource,
+    fence: Fence,
 ) -> None:
     if memory.metadata.get("from_run") == run_id or memory.superseded_by is not None:
         return
     metadata = {**memory.metadata, "from_run": run_id}
     change = MemoryChange(content=fact.content, metadata=metadata)
-    await store.edit(tenant, memory.id, change, source=source)
+    await store.edit(tenant, memory.id, change, source=source, fence=fence)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -19,7 +19,7 @@ from agent_server.domain.memories import Memory, MemoryDraft, MemoryPart, Memory
 from agent_server.domain.memory_api import MemoryInput
 from agent_server.execution import store as execution
 from agent_server.execution.runs import Idempotency
-from agent_server.memory.documents import PLAIN, Chunk, Documents
+from agent_server.memory.documents import PLAIN, Documents, readable
 from agent_server.memory.ports import Memories, Written
 from agent_server.storage.database import Database
 
@@ -95,10 +95,11 @@ class MemoryDesk:
         pieces, which are what is found. Blocking. Raises ``InvalidDocument``."""
         media_type = draft.media_type or PLAIN
         text = str(draft.content)
-        chunks = self.documents.chunks(_bytes_of(text, media_type), media_type)
+        blocks = self.documents.read(_bytes_of(text, media_type), media_type)
+        chunks = list(self.documents.cut(blocks))
         if media_type.startswith((_BINARY, "text/html")):
             # What a reader sees, and not what may be hidden in the source.
-            text = "\n\n".join(_own(chunk) for chunk in chunks)
+            text = readable(blocks)
         details = {"media_type": media_type, **draft.metadata}
         whole = _new(draft, memory_id, source, content=text, metadata=details)
         if len(chunks) == 1:
@@ -163,7 +164,3 @@ def _bytes_of(content: str, media_type: str) -> bytes:
             f"The content of a document of the type {media_type!r} is not base64.",
             hint="Send the file's bytes in base64.",
         ) from error
-
-
-def _own(chunk: Chunk) -> str:
-    return chunk.text[chunk.overlap :]

@@ -77,7 +77,11 @@ class Documents:
         return tuple(self._readers)
 
     def chunks(self, data: bytes, media_type: str) -> list[Chunk]:
-        """``data`` in pieces; one that fits into a chunk is one. Blocking: run it in a thread.
+        """``data`` in pieces, as ``cut`` and ``read`` say."""
+        return list(self.cut(self.read(data, media_type)))
+
+    def read(self, data: bytes, media_type: str) -> list[Block]:
+        """The blocks of ``data``, at least one. Blocking: run it in a thread.
 
         Raises ``InvalidDocument`` for a kind that is not read here, for data that are not of that
         kind, and for a document without any text.
@@ -88,8 +92,8 @@ class Documents:
                 f"Documents of the type {media_type[:100]!r} cannot be read.",
                 hint=f"Send one of {', '.join(self._readers)}.",
             )
-        found = list(self.cut(reader.loaded(data)))
-        if not found:
+        found = list(reader.loaded(data))
+        if not any(block.text.strip() for block in found):
             raise InvalidDocument(
                 "The document has no text.",
                 hint=(
@@ -140,6 +144,21 @@ class Documents:
             if end > start:
                 yield glue, text[start:end]
             glue, start = text[end:after], after
+
+
+def readable(blocks: Iterable[Block]) -> str:
+    """The text of a document with its headings, as Markdown, from which it can be cut again."""
+    parts: list[str] = []
+    path: tuple[str, ...] = ()
+    for block in blocks:
+        same = 0
+        while same < min(len(path), len(block.headings)) and path[same] == block.headings[same]:
+            same += 1
+        for level, title in enumerate(block.headings[same:], start=same + 1):
+            parts.append(f"{'#' * min(level, 6)} {title}")
+        parts.append(block.text)
+        path = block.headings
+    return "\n\n".join(parts)
 
 
 def _tail(text: str, length: int) -> str:

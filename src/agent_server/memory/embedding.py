@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -34,7 +35,7 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import AgentServerError, ConfigurationError, Unavailable
 from agent_server.memory.embedders import Embedder
 from agent_server.memory.recall import QueryVector
-from agent_server.memory.store import MemoryStore
+from agent_server.memory.store import Embeds, MemoryStore
 from agent_server.memory.words import text_of
 from agent_server.storage.tables import memories as m
 from agent_server.storage.tables import memory_embedders as e
@@ -44,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 CACHED_QUERIES = 512
 QUERY_TIMEOUT_S = 5.0
+SILENT_S = 10.0
+"""So long queries go without an embedder that one of them waited for in vain."""
 LOOK_S = 5.0
 """Seconds until memories of other processes are looked for."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
@@ -72,13 +75,22 @@ class Embedding:
         """Its number, the dimension of its vectors, and itself."""
         self._wake = anyio.Event()
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+        self._silent_until: dict[int, float] = {}
+        """Of embedders that gave a query no answer in time, by number."""
         self.refused: ConfigurationError | None = None
         """Why no vectors are made, if asking again cannot help."""
+        self.trouble: str | None = None
+        """Why memories are without a vector, as far as it was their embedder."""
+        self.because: str | None = "the embedder has not answered yet"
+        """Why the last query was without a vector."""
+        self._refused_texts: list[str] = []
+        """Why, of each memory whose text alone was refused."""
         store.written.append(lambda: self._wake.set())
         store.describe_embedder = self._describe
 
-    async def _describe(self) -> tuple[str | None, int | None]:
-        return f"{self.embedder.provider}/{self.embedder.model}", self._number
+    async def _describe(self) -> Embeds:
+        name = f"{self.embedder.provider}/{self.embedder.model}"
+        return Embeds(name, self._number, self.trouble)
 
     async def of(self, text: str) -> Sequence[QueryVector]:
         asked = [] if self._number is None else [(self._number, self._dimension, self.embedder)]
@@ -88,6 +100,10 @@ class Embedding:
         for number, dimension, embedder in asked:
             vector = await self._query(number, embedder, text[:MAX_CHARS])
             if vector is not None and len(vector) != 4 * dimension:
+                self.because = (
+                    f"the embedder gave one of {len(vector) // 4} numbers, and memories have "
+                    f"{dimension}; restart to embed them anew"
+                )
                 log.warning("memory.query_of_another_dimension", given=len(vector) // 4)
             elif vector is not None:
                 found.append(QueryVector(number, vector))
@@ -98,10 +114,18 @@ class Embedding:
         place = (number, text)
         vector = self._cache.get(place)
         if vector is None:
+            if monotonic() < self._silent_until.get(number, 0.0):
+                return None
             try:
                 with anyio.fail_after(QUERY_TIMEOUT_S):
                     [vector] = await embedder.embed([text])
-            except (AgentServerError, TimeoutError) as error:
+            except TimeoutError:
+                self._silent_until[number] = monotonic() + SILENT_S
+                self.because = f"the embedder gave none within {QUERY_TIMEOUT_S:g} s"
+                log.warning("memory.query_not_embedded", error=self.because)
+                return None
+            except AgentServerError as error:
+                self.because = error.detail.rstrip(".")
                 log.warning("memory.query_not_embedded", error=str(error))
                 return None
             self._cache[place] = vector
@@ -118,13 +142,16 @@ class Embedding:
             self._wake = anyio.Event()
             try:
                 await self.catch_up()
+                refused = self._refused_texts
+                self.trouble = f"{len(refused)} refused: {refused[0]}" if refused else None
                 pause = FIRST_PAUSE_S
                 wait = LOOK_S
             except ConfigurationError as error:
-                self.refused = error
+                self.refused, self.trouble = error, _told(error)
                 log.error("memory.embedder_refused", error=error.detail, hint=error.hint)
                 wait = LONGEST_PAUSE_S
             except AgentServerError as error:
+                self.trouble = _told(error)
                 log.warning("memory.embedder_down", error=error.detail, again_in_s=pause)
                 wait, pause = pause, min(pause * 2, LONGEST_PAUSE_S)
             with anyio.move_on_after(wait):
@@ -142,7 +169,12 @@ class Embedding:
                 "An embedder is set, but vectors cannot be searched here: "
                 f"{self._store.no_vectors_because}."
             )
-        [vector] = await self.embedder.embed([PROBE])
+        await self._look_before(index.kept_in)
+        try:
+            [vector] = await self.embedder.embed([PROBE])
+        except AgentServerError as error:
+            self.because = error.detail.rstrip(".")
+            raise
         here: JsonObject = {
             "provider": self.embedder.provider,
             "model": self.embedder.model,
@@ -152,7 +184,7 @@ class Embedding:
         }
         same = and_(*(e.c[name] == value for name, value in here.items()))
 
-        def transaction(connection: Connection) -> tuple[int, Row[Any] | None]:
+        def transaction(connection: Connection) -> int:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("LOCK TABLE memory_embedders IN EXCLUSIVE MODE"))
             number = connection.execute(select(e.c.id).where(same)).scalar()
@@ -160,15 +192,25 @@ class Embedding:
                 connection.execute(insert(e).values(**here, complete=False))
                 number = connection.execute(select(e.c.id).where(same)).scalar_one()
                 index.make_room(connection, number, here["dimension"])
-            others = select(e).where(e.c.id != number, e.c.kept_in == index.kept_in)
-            return (
-                number,
-                connection.execute(others.order_by(e.c.complete.desc(), e.c.id.desc())).first(),
-            )
+            return int(number)
 
         self._dimension = here["dimension"]
-        self._number, before = await self._store.database.write(transaction)
-        if before is not None:
+        self._number = await self._store.database.write(transaction)
+        await self._look_before(index.kept_in)
+
+    async def _look_before(self, kept_in: str) -> None:
+        """Have queries put to the embedder before this one, too, if vectors of it are there; also
+        while this one does not answer."""
+        mine = and_(
+            e.c.provider == self.embedder.provider,
+            e.c.model == self.embedder.model,
+            e.c.version == self.embedder.version,
+        )
+        not_mine = ~mine if self._number is None else e.c.id != self._number
+        others = select(e).where(not_mine, e.c.kept_in == kept_in)
+        others = others.order_by(e.c.complete.desc(), e.c.id.desc())
+        before = await self._store.database.read(lambda c: c.execute(others).first())
+        if before is not None and (self._before is None or self._before[0] != before.id):
             with suppress(AgentServerError):
                 if (old := self._make(before.provider, before.model)) is not None:
                     self._opened.append(old)
@@ -182,6 +224,7 @@ class Embedding:
         if self._number is None:
             await self._register()
         done = last = 0
+        self._refused_texts = []
         while True:
             rows = await self._store.database.read(partial(self._waiting, last=last))
             if not rows:
@@ -224,13 +267,15 @@ class Embedding:
         texts = [text for _, text in rows]
         try:
             vectors = await self.embedder.embed(texts)
-        except ConfigurationError:
+        except ConfigurationError as error:
             await self.embedder.embed([PROBE])  # Raises, too, if it is not about these texts.
             if len(rows) == 1:  # One text that it does not take harms no other.
+                self._refused_texts.append(error.detail)
                 log.warning("memory.not_embedded", serial=rows[0][0].serial)
                 return 0
             half = len(rows) // 2
             return await self._embed(rows[:half]) + await self._embed(rows[half:])
+        self._silent_until.clear()
         await self._store.database.write(lambda c: self._keep(c, rows, vectors))
         return len(rows)
 
@@ -290,6 +335,10 @@ class Embedding:
             return
         await self._store.database.write(transaction)
         self._before = None  # Closed with the others: a query may be asking it at this moment.
+
+
+def _told(error: AgentServerError) -> str:
+    return f"{error.detail} {error.hint}" if error.hint else error.detail
 
 
 def _text(row: Row[Any]) -> str:

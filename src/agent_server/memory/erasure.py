@@ -7,7 +7,7 @@ files. Refuses to keep anything of what it erased but how much it was.
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import NotFound, RunEnded
@@ -16,10 +16,11 @@ from agent_server.domain.memory_api import ErasureReceipt
 from agent_server.execution import store as execution
 from agent_server.memory.consolidation import CONSOLIDATES
 from agent_server.memory.ports import Memories
-from agent_server.memory.session_store import forget_runs
+from agent_server.memory.session_store import forget_runs, heard
 from agent_server.storage import outside
 from agent_server.storage.database import Database
-from agent_server.storage.tables import memories, memory_uses
+from agent_server.storage.tables import memories as m
+from agent_server.storage.tables import memory_uses
 
 Cancel = Callable[[Tenant, str, str], Awaitable[object]]
 
@@ -35,9 +36,9 @@ class Erasure:
 
     async def erase(self, tenant: Tenant, subject: str) -> ErasureReceipt:
         """Erase the memories about ``subject``; the runs that were submitted about them with
-        their sessions and all runs of those; and the runs that wrote or recalled such a memory,
-        since they hold its words; and what was made of such runs: forks and
-        consolidations. What of this still runs is stopped.
+        their sessions and all runs of those; the runs that wrote or recalled such a memory, since
+        they hold its words; and whatever was given the words of all these: see ``_given``. What
+        of this still runs is stopped.
         """
         doomed, _ = await self._database.read(lambda c: _concerned(c, tenant, subject))
         for run_id in doomed:
@@ -47,6 +48,7 @@ class Erasure:
                 continue
 
         def transaction(connection: Connection) -> tuple[Counter[str], set[str]]:
+            execution.begin_erasing(connection, tenant)
             # Once more: a run may have come, or recalled something, since.
             found, sessions = _concerned(connection, tenant, subject)
             runs = doomed | found
@@ -77,14 +79,36 @@ def _concerned(connection: Connection, tenant: Tenant, subject: str) -> tuple[se
     about = execution.runs_about(connection, tenant, subject)
     sessions = {session for session in about.values() if session is not None}
     found = set(about) | set(execution.runs_of_sessions(connection, tenant, sessions))
-    theirs = (memories.c.tenant == tenant, memories.c.subject == subject)
-    wrote = select(memories.c.run_id).where(*theirs, memories.c.run_id.is_not(None))
-    recalled = select(memory_uses.c.run_id).where(
-        memory_uses.c.tenant == tenant,
-        memory_uses.c.memory_id.in_(select(memories.c.id).where(*theirs)),
+    wrote = select(m.c.run_id).where(
+        m.c.tenant == tenant, m.c.subject == subject, m.c.run_id.is_not(None)
     )
-    found |= set(connection.execute(wrote.union(recalled)).scalars())
+    found |= set(connection.execute(wrote.distinct()).scalars())
+    found |= _recalled(connection, tenant, m.c.subject, {subject})
+    found |= _recalled(connection, tenant, m.c.session_id, sessions)
     new = found
-    while new := execution.made_from(connection, tenant, new, CONSOLIDATES) - found:
+    while new := _given(connection, tenant, new) - found:
         found |= new
     return found, sessions
+
+
+def _given(connection: Connection, tenant: Tenant, run_ids: set[str]) -> set[str]:
+    """The runs that were given words of these: their forks, their consolidations, later runs of
+    sessions that hold what they said, and runs that recalled what they wrote."""
+    return (
+        execution.made_from(connection, tenant, run_ids, CONSOLIDATES)
+        | heard(connection, tenant, run_ids)
+        | _recalled(connection, tenant, m.c.run_id, run_ids)
+    )
+
+
+def _recalled(
+    connection: Connection, tenant: Tenant, column: ColumnElement[str | None], values: set[str]
+) -> set[str]:
+    """The runs that recalled memories whose ``column`` has one of ``values``."""
+    found: set[str] = set()
+    for part in execution.parts(values):
+        theirs = select(m.c.id).where(m.c.tenant == tenant, column.in_(part))
+        u = memory_uses.c
+        used = select(u.run_id).where(u.tenant == tenant, u.memory_id.in_(theirs)).distinct()
+        found |= set(connection.execute(used).scalars())
+    return found

@@ -14,14 +14,14 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ErrorInfo, NotFound
 from agent_server.domain.events import MemoryWritten
 from agent_server.domain.ids import derived_id
-from agent_server.domain.memories import MemoryKind, MemoryQuery, MemorySource, NewMemory
+from agent_server.domain.memories import Found, MemoryKind, MemoryQuery, MemorySource, NewMemory
 from agent_server.domain.plans import PlanState
 from agent_server.domain.runs import Usage
 from agent_server.execution import store as execution
 from agent_server.execution.ports import TaskContext
 from agent_server.execution.runs import Runs
 from agent_server.memory.ports import Memories
-from agent_server.memory.recalling import NOTE, Recall
+from agent_server.memory.recalling import NOTE, Recall, shown
 
 SHOWN: Final = 3
 """Memories that a planner or a task is shown at most."""
@@ -112,21 +112,22 @@ class Experience:
     ) -> str:
         key, recorded = ctx.journal.key(name), ctx.journal.recorded()
         text = text[:_ASKED]
-        found = []
+        found: list[Found] = []
         if key not in recorded:
             if recorded or not ctx.journal.stores:
                 return ""  # An earlier attempt went on without.
             query = MemoryQuery(query=text, kinds=kinds, limit=_CANDIDATES)
-            found = [
+            like = [
                 one
                 for one in await self._recall.find(ctx, query)
                 if alike(text, _about(one.memory.content))
             ][:SHOWN]
+            found = await self._recall.note(ctx, key, text, like) if like else []
             if not found:
                 return ""
 
         async def make() -> JsonObject:
-            return self._recall.noted(ctx, key, text, found)
+            return shown(found)
 
         value = await ctx.value(name, make)
         lines = [json.dumps(memory, ensure_ascii=False) for memory in value["memories"]]
@@ -136,8 +137,9 @@ class Experience:
 def alike(one: str, other: str) -> bool:
     """Whether two texts are about the same, as far as their words tell."""
     first, second = _words(one), _words(other)
-    least = min(len(first), len(second))
-    return least > 0 and len(first & second) / least >= LIKE
+    least, shared = min(len(first), len(second)), len(first & second)
+    # One word in common says little, unless there is no other in either.
+    return shared > 0 and shared / least >= LIKE and (shared > 1 or first == second)
 
 
 def _words(text: str) -> set[str]:

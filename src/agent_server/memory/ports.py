@@ -27,6 +27,9 @@ from agent_server.domain.memories import (
     NewMemory,
 )
 
+Fence = Callable[[Connection], None]
+"""Lets a transaction be, or raises."""
+
 
 @dataclass(frozen=True)
 class MemoryPage:
@@ -101,10 +104,11 @@ class Memories(Protocol):
         *,
         source: MemorySource,
         expected_version: int | None = None,
+        fence: Fence | None = None,
     ) -> Memory:
         """A new version; the old one stays in the history. Raises ``NotFound``,
         ``PreconditionFailed`` when the version that holds is another than expected, and
-        ``Conflict`` for a superseded memory."""
+        ``Conflict`` for a superseded memory. ``fence`` is as in ``used``."""
 
     async def delete(
         self, tenant: Tenant, memory_ids: Sequence[str], *, expected_version: int | None = None
@@ -129,13 +133,14 @@ class Memories(Protocol):
         """What stands around it in its session, in order, without itself; [] without a session.
         Raises ``NotFound``."""
 
-    async def used(self, tenant: Tenant, uses: Sequence[MemoryUse]) -> None:
-        """Remember that runs recalled these. The same step is kept once."""
+    async def used(
+        self, tenant: Tenant, uses: Sequence[MemoryUse], *, fence: Fence | None = None
+    ) -> set[str]:
+        """Remember that runs recalled these; which of them are still there. Of the others nothing
+        is remembered, and nobody may be told of them any more. The same step is kept once.
 
-    def record_uses(
-        self, connection: Connection, tenant: Tenant, uses: Sequence[MemoryUse]
-    ) -> None:
-        """``used``, as part of the caller's transaction."""
+        The transaction begins with ``fence``, and comes to nothing where that raises.
+        """
 
     async def used_by(self, tenant: Tenant, memory_id: str, *, limit: int = 100) -> list[MemoryUse]:
         """Which runs recalled it, newest first. Raises ``NotFound``."""

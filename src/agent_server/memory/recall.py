@@ -100,11 +100,16 @@ class QueryVectors(Protocol):
     def configured(self) -> bool:
         """Whether there is an embedder at all."""
 
+    @property
+    def because(self) -> str | None:
+        """Why there was none for the last query that had none."""
+
 
 class NoVectors:
     """Text alone."""
 
     configured = False
+    because = None
 
     async def of(self, text: str) -> Sequence[QueryVector]:
         return ()
@@ -164,7 +169,11 @@ class Recall:
         if query.mode == "vector" and not vectors:
             raise Unavailable(
                 "There is no vector to search by: "
-                + (self._store.no_vectors_because or "the embedder gave none that fits")
+                + (
+                    self._store.no_vectors_because
+                    or self._vectors.because
+                    or "the embedder gave none"
+                )
                 + ".",
                 hint="Search with mode `text` or `hybrid`, which answer by words meanwhile.",
             )

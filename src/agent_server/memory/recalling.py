@@ -26,15 +26,18 @@ class Recall:
         self._store = store
 
     async def at_step(self, ctx: TaskContext, step: str, query: MemoryQuery) -> JsonObject:
-        """What ``query`` finds, as a JSON value for a model to read.
+        """What ``query`` finds, as a JSON value for a model to read; see ``note``."""
+        return shown(await self.note(ctx, step, query.query, await self.find(ctx, query)))
+
+    async def note(
+        self, ctx: TaskContext, step: str, query: str, found: Sequence[Found]
+    ) -> list[Found]:
+        """``found`` without what was erased since; of the rest it is stored that the run uses it,
+        before the run is told a word: who erases a person finds the runs that hold their words.
 
         ``step`` is the key of the step that this is a part of: when that is stored as done,
-        ``memory.recalled`` and which run used which memory are stored with it.
+        ``memory.recalled`` is stored with it.
         """
-        return self.noted(ctx, step, query.query, await self.find(ctx, query))
-
-    def noted(self, ctx: TaskContext, step: str, query: str, found: Sequence[Found]) -> JsonObject:
-        """``found`` as a JSON value, noted with the step as ``at_step`` says."""
         at = utcnow()
         uses = [
             MemoryUse(
@@ -48,9 +51,13 @@ class Recall:
             )
             for one in found
         ]
+        if uses:
+            fence = await ctx.journal.fence()
+            there = await self._store.used(ctx.run.tenant, uses, fence=fence)
+            found = [one for one in found if one.memory.id in there]
         ctx.journal.along(
             step,
-            lambda connection: self._store.record_uses(connection, ctx.run.tenant, uses),
+            None,
             MemoryRecalled(
                 query=query[:1_000],
                 memories=tuple(
@@ -59,13 +66,18 @@ class Recall:
                 ),
             ),
         )
-        return {"note": NOTE, "memories": [told(one) for one in found]}
+        return list(found)
 
     async def find(self, ctx: TaskContext, query: MemoryQuery) -> Sequence[Found]:
         """What ``query`` finds that this run may see: in a run with a subject, only what is about
         them or about nobody."""
         allowed = query.model_copy(update={"for_subject": ctx.run.request.subject})
         return await self._store.search(ctx.run.tenant, allowed)
+
+
+def shown(found: Sequence[Found]) -> JsonObject:
+    """Memories as a JSON value for a model to read."""
+    return {"note": NOTE, "memories": [told(one) for one in found]}
 
 
 def told(found: Found) -> JsonObject:
@@ -95,6 +107,8 @@ def _source(memory: Memory) -> str:
     source = memory.source
     if source.run_id is None:
         return f"written by {source.principal or 'a person'}"
-    return (
-        f"written by {f'agent {source.agent}' if source.agent else 'the server'} in {source.run_id}"
-    )
+    if source.agent is not None:
+        return f"written by agent {source.agent} in {source.run_id}"
+    if memory.kind == "message":
+        return f"said by the {memory.author or 'user'} in {source.run_id}"
+    return f"written by the server in {source.run_id}"

@@ -13,10 +13,12 @@ from sqlalchemy import (
     Connection,
     Row,
     bindparam,
+    case,
     delete,
     func,
     insert,
     literal,
+    or_,
     select,
     tuple_,
     update,
@@ -29,9 +31,9 @@ from agent_server.domain.memories import MemoryFilter
 from agent_server.domain.sessions import Session, SessionDeleted, SessionItem
 from agent_server.execution import store
 from agent_server.execution.paging import Page, decode_cursor, encode_cursor
-from agent_server.memory.ports import Memories
+from agent_server.memory.ports import Fence, Memories
 from agent_server.storage.database import Database
-from agent_server.storage.tables import session_items, sessions
+from agent_server.storage.tables import runs, session_items, sessions
 
 _ITEMS = (
     select(session_items.c.data)
@@ -129,6 +131,7 @@ class SessionStore:
         now = utcnow()
 
         def transaction(connection: Connection) -> Row[Any]:
+            store.hold_off(connection, tenant)
             branch_session(connection, tenant, session_id, new_id, before_run=before_run, now=now)
             return session_row(connection, tenant, new_id)
 
@@ -145,7 +148,13 @@ class TenantSessions:
     async def items(self, session_id: str) -> list[JsonObject]:
         """Every committed item of the session, oldest first; empty for a new session."""
         values = {"tenant": self._tenant, "session": session_id}
-        return await self._database.read(lambda c: list(c.execute(_ITEMS, values).scalars()))
+
+        def fetch(connection: Connection) -> list[JsonObject]:
+            # An erasure that did not see the run begin is over when the run reads.
+            store.hold_off(connection, self._tenant)
+            return list(connection.execute(_ITEMS, values).scalars())
+
+        return await self._database.read(fetch)
 
     async def summary(self, session_id: str) -> Summary | None:
         """What was written of its oldest items so far."""
@@ -155,10 +164,15 @@ class TenantSessions:
         found = await self._database.read(lambda c: c.execute(query).scalar())
         return Summary(**found) if found else None
 
-    async def keep_summary(self, session_id: str, summary: Summary) -> None:
-        """Keep it for the runs to come, unless there is one of more items."""
+    async def keep_summary(
+        self, session_id: str, summary: Summary, *, fence: Fence | None = None
+    ) -> None:
+        """Keep it for the runs to come, unless there is one of more items. ``fence`` is the
+        writing run's."""
 
         def transaction(connection: Connection) -> None:
+            if fence is not None:
+                fence(connection)
             key = (sessions.c.tenant == self._tenant, sessions.c.id == session_id)
             held = connection.execute(select(sessions.c.summary).where(*key)).scalar()
             if held is None or held["items"] < summary.items:
@@ -166,6 +180,39 @@ class TenantSessions:
                 connection.execute(update(sessions).where(*key).values(summary=values))
 
         await self._database.write(transaction)
+
+
+def heard(connection: Connection, tenant: Tenant, run_ids: Collection[str]) -> set[str]:
+    """The runs that were given, as the history of their session, what ``run_ids`` said: those that
+    began behind it, in whatever session it stands. A goal is given it when it is submitted."""
+    found: set[str] = set()
+    s, own = session_items.c, session_items.alias("own").c
+    begun = case((runs.c.kind == "agent", runs.c.started_at), else_=runs.c.created_at)
+    earlier = select(func.min(own.position)).where(
+        own.tenant == tenant, own.session_id == runs.c.session_id, own.run_id == runs.c.id
+    )
+    for part in store.parts(run_ids):
+        said = (
+            select(
+                s.session_id,
+                func.min(s.position).label("place"),
+                func.min(s.created_at).label("at"),
+            )
+            .where(s.tenant == tenant, s.run_id.in_(part))
+            .group_by(s.session_id)
+            .subquery()
+        )
+        # A run that said nothing itself had perhaps ended before.
+        behind = func.coalesce(
+            earlier.scalar_subquery() > said.c.place,
+            or_(runs.c.ended_at.is_(None), runs.c.ended_at >= said.c.at),
+        )
+        query = select(runs.c.id).select_from(
+            runs.join(said, runs.c.session_id == said.c.session_id)
+        )
+        query = query.where(runs.c.tenant == tenant, begun.is_not(None), behind)
+        found |= set(connection.execute(query).scalars())
+    return found
 
 
 def append_items(

@@ -11,11 +11,12 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import anyio
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     Connection,
     Row,
     Select,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
+    union,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -47,9 +49,9 @@ from agent_server.domain.memories import (
     MemoryUse,
     NewMemory,
 )
-from agent_server.execution.paging import decode_cursor, encode_cursor
+from agent_server.execution.paging import decode_cursor, encode_cursor, unknown_cursor
 from agent_server.execution.store import parts
-from agent_server.memory.ports import Added, MemoryPage, Prepared
+from agent_server.memory.ports import Added, Fence, MemoryPage, Prepared
 from agent_server.memory.rows import (
     JOINED,
     READ,
@@ -74,6 +76,16 @@ IN_LOOP = 20
 Search = Callable[[Tenant, MemoryQuery], Awaitable[list[Found]]]
 
 
+class Embeds(NamedTuple):
+    """Who makes vectors for a store."""
+
+    name: str | None = None
+    number: int | None = None
+    """None before it gave its first."""
+    trouble: str | None = None
+    """Why memories wait for theirs, if it does not make them."""
+
+
 class MemoryStore:
     """``ports.Memories`` on SQLite and PostgreSQL."""
 
@@ -88,7 +100,7 @@ class MemoryStore:
         self.known_spaces: dict[tuple[str, str], int] = {}
         """Numbers of namespaces, by tenant and name; see ``remember_space``."""
         self.search_with: Search | None = None
-        self.describe_embedder: Callable[[], Awaitable[tuple[str | None, int | None]]] | None = None
+        self.describe_embedder: Callable[[], Awaitable[Embeds]] | None = None
 
     async def open(self) -> None:
         """Make the indexes that the schema lacks, and see what this database can do."""
@@ -279,23 +291,23 @@ class MemoryStore:
     async def page(
         self, tenant: Tenant, filter: MemoryFilter, *, limit: int, cursor: str | None
     ) -> MemoryPage:
-        before = decode_cursor(cursor) if cursor is not None else None
+        pieces = filter.part_of is not None
+        order = _IN_THEIR_ORDER if pieces else _NEWEST
+        after = _after(cursor, pieces) if cursor is not None else None
 
         def rows_of(connection: Connection) -> Sequence[Row[Any]]:
             condition = self._condition(connection, tenant, filter)
-            if before is not None:
-                at, last = before
-                same = and_(m.c.created_at == at, m.c.id < last)
-                condition = and_(condition, or_(m.c.created_at < at, same))
-            newest = (m.c.created_at.desc(), m.c.id.desc(), m.c.version.desc())
-            asked = select(*READ).select_from(JOINED).where(condition).order_by(*newest)
+            if after is not None:
+                condition = and_(condition, after)
+            asked = select(*READ).select_from(JOINED).where(condition).order_by(*order)
             return connection.execute(asked.limit(limit + 1)).all()
 
         rows = await self.database.read(rows_of)
         more = len(rows) > limit
         rows = rows[:limit]
-        after = encode_cursor(rows[-1].created_at, rows[-1].id) if more else None
-        return MemoryPage(tuple(memory_of(row) for row in rows), after)
+        return MemoryPage(
+            tuple(memory_of(row) for row in rows), _cursor_at(rows[-1], pieces) if more else None
+        )
 
     def _condition(
         self, connection: Connection, tenant: Tenant, filter: MemoryFilter
@@ -310,7 +322,14 @@ class MemoryStore:
         inside = list(connection.execute(spaces).scalars()) if words else []
         if not inside:
             return and_(condition, m.c.serial < 0)
-        return and_(condition, m.c.space.in_(inside), self.words.having(inside, words, "AND"))
+        having = and_(m.c.tenant == tenant, self.words.having(inside, words, "AND"))
+        hits: Select[Any] | CompoundSelect[Any] = select(m.c.serial).where(having)
+        if filter.part_of is None and not filter.parts:
+            # A document that was cut has its words in its pieces.
+            whole = m.alias("whole")
+            of_it = and_(whole.c.tenant == m.c.tenant, whole.c.id == m.c.parent_id)
+            hits = union(hits, select(whole.c.serial).join(m, of_it).where(having))
+        return and_(condition, m.c.space.in_(inside), m.c.serial.in_(hits))
 
     async def edit(
         self,
@@ -320,8 +339,11 @@ class MemoryStore:
         *,
         source: MemorySource,
         expected_version: int | None = None,
+        fence: Fence | None = None,
     ) -> Memory:
         def transaction(connection: Connection) -> Memory:
+            if fence is not None:
+                fence(connection)
             old = _newest(connection, tenant, memory_id, lock=True)
             _expect(old, expected_version)
             if old.superseded_by is not None:
@@ -447,13 +469,21 @@ class MemoryStore:
 
         return [memory_of(row) for row in await self.database.read(rows_of)]
 
-    async def used(self, tenant: Tenant, uses: Sequence[MemoryUse]) -> None:
-        await self.database.write(lambda c: self.record_uses(c, tenant, uses))
+    async def used(
+        self, tenant: Tenant, uses: Sequence[MemoryUse], *, fence: Fence | None = None
+    ) -> set[str]:
+        def transaction(connection: Connection) -> set[str]:
+            if fence is not None:
+                fence(connection)
+            # Held: whoever deletes one meanwhile finds its use, and deletes that too.
+            held = select(m.c.id).where(_with_ids(tenant, [use.memory_id for use in uses]))
+            held = held.order_by(m.c.serial).with_for_update(read=True, key_share=True)
+            there = set(connection.execute(held).scalars())
+            noted = [{"tenant": tenant, **dict(use)} for use in uses if use.memory_id in there]
+            insert_new(connection, memory_uses, noted)
+            return there
 
-    def record_uses(
-        self, connection: Connection, tenant: Tenant, uses: Sequence[MemoryUse]
-    ) -> None:
-        insert_new(connection, memory_uses, [{"tenant": tenant, **dict(use)} for use in uses])
+        return await self.database.write(transaction)
 
     async def used_by(self, tenant: Tenant, memory_id: str, *, limit: int = 100) -> list[MemoryUse]:
         def rows_of(connection: Connection) -> Sequence[Row[Any]]:
@@ -485,13 +515,14 @@ class MemoryStore:
             last = rows[-1].serial
 
     async def stats(self, tenant: Tenant) -> MemoryStats:
-        embedder, number = None, None
+        embedder, number, trouble = Embeds()
         if self.describe_embedder is not None:
-            embedder, number = await self.describe_embedder()
+            embedder, number, trouble = await self.describe_embedder()
         counted = (
             select(m.c.kind, memory_spaces.c.name, m.c.replaced_at.is_(None), func.count(),
                    func.count(memory_vectors.c.serial),
-                   func.count().filter(m.c.searchable))
+                   func.count().filter(m.c.searchable),
+                   func.count().filter(m.c.parent_id.is_not(None)))
             .select_from(JOINED.outerjoin(
                 memory_vectors,
                 and_(memory_vectors.c.serial == m.c.serial, memory_vectors.c.embedder == number),
@@ -501,9 +532,9 @@ class MemoryStore:
         )  # fmt: skip
         by_kind: dict[str, int] = {}
         by_namespace: dict[str, int] = {}
-        replaced = vectors = searchable = 0
+        replaced = vectors = searchable = pieces = 0
         rows = await self.database.read(lambda c: c.execute(counted).all())
-        for kind, name, holds, count, embedded, found in rows:
+        for kind, name, holds, count, embedded, found, cut in rows:
             if not holds:
                 replaced += count
                 continue
@@ -511,15 +542,41 @@ class MemoryStore:
             by_namespace[name] = by_namespace.get(name, 0) + count
             vectors += embedded
             searchable += found
+            pieces += cut
         return MemoryStats(
             memories=sum(by_kind.values()),
             by_kind=by_kind,
             by_namespace=by_namespace,
+            pieces=pieces,
             replaced=replaced,
             vectors=vectors,
             waiting=searchable - vectors if embedder else 0,
             embedder=embedder,
+            trouble=trouble,
         )
+
+
+_NEWEST = (m.c.created_at.desc(), m.c.id.desc(), m.c.version.desc())
+_IN_THEIR_ORDER = (m.c.part, m.c.version.desc())
+"""Of the pieces of one document."""
+
+
+def _cursor_at(row: Row[Any], pieces: bool) -> str:
+    return encode_cursor(row.created_at, f"{row.part if pieces else row.id} {row.version}")
+
+
+def _after(cursor: str, pieces: bool) -> ColumnElement[bool]:
+    """What comes after ``cursor``. Raises ``InvalidCursor``."""
+    at, identity = decode_cursor(cursor)
+    last, _, version = identity.partition(" ")
+    # Earlier servers named no version, and went on with the next memory.
+    if not (version or "0").isdecimal() or (pieces and not last.isdecimal()):
+        raise unknown_cursor(cursor)
+    older = m.c.version < int(version or 0)
+    if pieces:
+        return or_(m.c.part > int(last), and_(m.c.part == int(last), older))
+    same = or_(m.c.id < last, and_(m.c.id == last, older))
+    return or_(m.c.created_at < at, and_(m.c.created_at == at, same))
 
 
 def insert_new(connection: Connection, into: Table, rows: Sequence[JsonObject]) -> None:

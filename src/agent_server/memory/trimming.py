@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agent_server.domain.base import JsonObject
-from agent_server.execution.ports import TaskContext
+from agent_server.execution.ports import Fence, TaskContext
 from agent_server.memory.items import CALLS, is_output, size_of, text_of_item
 from agent_server.memory.session_store import SessionStore, Summary
 from agent_server.memory.sessions import StagedSession
@@ -30,7 +30,9 @@ class Summaries(Protocol):
 
     async def summary(self, session_id: str) -> Summary | None: ...
 
-    async def keep_summary(self, session_id: str, summary: Summary) -> None: ...
+    async def keep_summary(
+        self, session_id: str, summary: Summary, *, fence: Fence | None = None
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -145,5 +147,6 @@ class Trimming:
         lines = [f"What was said before, in short:\n{known.text}"] if known is not None else []
         lines += [text_of_item(item) for item in items[begun:count]]
         text = await self._summarise(ctx, "\n".join(lines))
-        await store.keep_summary(session_id, Summary(count, text))
+        fence = await ctx.journal.fence()
+        await store.keep_summary(session_id, Summary(count, text), fence=fence)
         return {"left_out": count, "summary": text}

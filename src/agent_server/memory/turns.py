@@ -46,16 +46,17 @@ class Turns:
         run = connection.execute(
             select(runs.c.subject, runs.c.agent, runs.c.principal).where(runs.c.id == run_id)
         ).one()
-        source = MemorySource(run_id=run_id, agent=run.agent, principal=run.principal)
+        by_person = MemorySource(run_id=run_id, principal=run.principal)
+        by_agent = by_person.model_copy(update={"agent": run.agent})
         memories = [
             NewMemory(
                 id=derived_id("mem", run_id, f"session/{session_id}/{index}"),
                 kind=kind,
                 content=text,
                 session_id=session_id,
-                author=(run.agent or "assistant") if kind != "message" or agent else "user",
+                author=(run.agent or "assistant") if agent else "user",
                 subject=run.subject,
-                source=source,
+                source=by_agent if agent else by_person,
                 created_at=now + timedelta(microseconds=index),  # in the order they were said
             )
             for index, kind, agent, text in _said(items)

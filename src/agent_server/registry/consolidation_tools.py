@@ -13,6 +13,7 @@ from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import ToolError
 from agent_server.domain.events import MemoryWritten
 from agent_server.memory import consolidation
+from agent_server.memory.recalling import Recall
 from agent_server.registry.memory_tools import desk_here, source_of
 
 
@@ -22,7 +23,7 @@ async def read_conversation(run_id: str) -> JsonObject:
     place, desk = desk_here()
     ctx = place.run.ctx
     said = await desk.database.read(lambda c: consolidation.said_in(c, ctx.run.tenant, run_id))
-    return await consolidation.question(desk.store, ctx.run.tenant, said, ctx.run.request.subject)
+    return await consolidation.question(Recall(desk.store), ctx, place.scope.prefix, said)
 
 
 @function_tool(strict_mode=False)
@@ -42,6 +43,7 @@ async def keep_facts(run_id: str, facts: list[dict[str, Any]], known: list[str])
         run_id=run_id,
         subject=ctx.run.request.subject,
         source=source_of(place),
+        fence=await place.run.journal.fence(),
     )
     ids = tuple(memory.id or "" for memory in memories)
     if memories:

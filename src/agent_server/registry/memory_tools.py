@@ -28,6 +28,7 @@ from agent_server.execution.ports import TaskContext
 from agent_server.inference.durable_run import PLACE, Place
 from agent_server.memory.desk import MemoryDesk
 from agent_server.memory.recalling import Recall
+from agent_server.registry.slugs import slug
 
 MAX_CONTENT: Final = 20_000
 """Characters of one thing remembered."""
@@ -70,7 +71,7 @@ def source_of(place: Place) -> MemorySource:
         run_id=ctx.run.id,
         task_id=place.run.journal.task_id,
         step_id=place.scope.prefix,
-        agent=step.agent if step is not None else None,
+        agent=slug(step.agent) if step is not None and step.agent else None,
         principal=ctx.run.principal,
     )
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import Conflict, InvalidCursor, NotFound, PreconditionFailed
@@ -279,6 +280,32 @@ class MemoryStoreContract:
         assert await _search(store, "zeppelin intro") == []
         with pytest.raises(NotFound):
             await store.get(ONE, piece.memory.id)
+
+    async def test_what_is_erased_before_its_use_is_noted_is_not_used(
+        self, store: Memories
+    ) -> None:
+        kept, gone = await store.add(ONE, [fact("kept"), fact("gone")])
+        await store.delete(ONE, [gone.memory.id])
+        uses = [
+            MemoryUse(
+                memory_id=one.memory.id, run_id="r", step_id="1", query="q", score=1.0, at=utcnow()
+            )
+            for one in (kept, gone)
+        ]
+
+        def refuses(transaction: Connection) -> None:
+            raise Conflict("erased")
+
+        with pytest.raises(Conflict):
+            await store.used(ONE, uses, fence=refuses)
+        assert await store.used_by(ONE, kept.memory.id) == []
+        assert await store.used(TWO, uses) == set()
+        assert await store.used(ONE, uses) == {kept.memory.id}
+        assert await store.used_by(ONE, kept.memory.id) == uses[:1]
+        with pytest.raises(Conflict):
+            change = MemoryChange(content="changed")
+            await store.edit(ONE, kept.memory.id, change, source=MemorySource(), fence=refuses)
+        assert (await store.get(ONE, kept.memory.id)).content == "kept"
 
     async def test_pages_follow_each_other_without_gap_or_repetition(self, store: Memories) -> None:
         await store.add(ONE, [fact(f"n{i}", metadata={"i": i}) for i in range(25)])

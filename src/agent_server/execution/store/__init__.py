@@ -8,7 +8,9 @@ from agent_server.execution.store.blame import Rule as BlameRule
 from agent_server.execution.store.blame import accuse, excuse
 from agent_server.execution.store.columns import LIVE, NO_USAGE, PICO, pico, usage_columns, usage_of
 from agent_server.execution.store.erasure import (
+    begin_erasing,
     erase_runs,
+    hold_off,
     made_from,
     parts,
     runs_about,
@@ -77,6 +79,7 @@ from agent_server.execution.store.runs import (
     advance,
     begin_run,
     engine_run_row,
+    erased_among,
     heads,
     insert_run,
     list_run_rows,
@@ -134,8 +137,10 @@ from agent_server.execution.store.waits import (
 from agent_server.execution.store.whole import Whole, copy_steps, copy_tasks, whole
 
 __all__ = [
+    "begin_erasing",
     "doom",
     "give_up",
+    "hold_off",
     "live_paths",
     "give_permit_back",
     "rate",
@@ -188,6 +193,7 @@ __all__ = [
     "tasks_at",
     "ended_tasks",
     "engine_run_row",
+    "erased_among",
     "erase_runs",
     "event_rows",
     "event_stored",

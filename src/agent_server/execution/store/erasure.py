@@ -6,7 +6,7 @@ caller's transaction. Refuses to decide which runs those are.
 
 from collections.abc import Collection, Iterable
 
-from sqlalchemy import Connection, and_, delete, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, select
 
 from agent_server.execution.store.retention import OUTLIVING
 from agent_server.storage.tables import idempotency_keys, metadata, runs, tasks
@@ -17,6 +17,28 @@ _OF_RUNS = [tasks, runs] + [
     for table in metadata.sorted_tables
     if "run_id" in table.c and table not in (tasks, *OUTLIVING)
 ]
+
+
+def hold_off(connection: Connection, tenant: str) -> None:
+    """Wait till no erasure of the tenant's is under way, and let none begin before this transaction
+    ends: as its first statement, since an erasure waits for rows. What is read or noted then is
+    seen by the next one. SQLite has one writer anyway.
+
+    In a transaction that only reads, every statement of which stands alone on PostgreSQL, it
+    does no more than wait.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock_shared(_erasing(tenant))))
+
+
+def begin_erasing(connection: Connection, tenant: str) -> None:
+    """Wait for whoever holds erasures off, and keep others from it until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_erasing(tenant))))
+
+
+def _erasing(tenant: str) -> ColumnElement[int]:
+    return func.hashtextextended(f"erasing {tenant}", 7)
 
 
 def runs_about(connection: Connection, tenant: str, subject: str) -> dict[str, str | None]:

@@ -4,7 +4,7 @@ Leans on storage. Each function runs inside the caller's transaction and refuses
 Every function that answers a caller takes the tenant; the engine's own work goes by run id.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -242,6 +242,15 @@ def orders(connection: Connection, run_ids: Iterable[str]) -> Sequence[Any]:
             or_(runs.c.cancel_reason.is_not(None), runs.c.status.in_(ENDED)),
         )
     ).all()
+
+
+def erased_among(connection: Connection, run_ids: Collection[str]) -> set[str]:
+    """Those of ``run_ids`` that are not there any more."""
+    there = select(func.count()).where(runs.c.id.in_(run_ids))
+    if connection.execute(there).scalar() == len(run_ids):
+        return set()
+    left = connection.execute(select(runs.c.id).where(runs.c.id.in_(run_ids))).scalars()
+    return set(run_ids) - set(left)
 
 
 def heads(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
