@@ -54,6 +54,7 @@ from agent_server.inference.demo import NAME as DEMO
 from agent_server.inference.prices import Prices
 from agent_server.inference.providers import Providers
 from agent_server.inference.throttle import Throttle
+from agent_server.memory.apart import Apart
 from agent_server.memory.consolidator import Consolidator
 from agent_server.memory.conversations import Conversations
 from agent_server.memory.desk import MemoryDesk
@@ -222,7 +223,9 @@ def build_parts(
     long_term = LongTermMemory(database, settings)
     store = long_term.store
     documents = Documents(
-        size=settings.memory_chunk_characters, overlap=settings.memory_chunk_overlap
+        size=settings.memory_chunk_characters,
+        overlap=settings.memory_chunk_overlap,
+        apart=Apart(seconds=settings.document_read_s, memory_bytes=settings.document_read_bytes),
     )
     desk = MemoryDesk(database, store, documents)
     experience = (

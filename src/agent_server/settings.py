@@ -343,6 +343,16 @@ class Settings(BaseSettings):
     max_document_bytes: int = Field(
         default=16_777_216, ge=1024, description="Size of a body that writes memories."
     )
+    document_read_s: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds that reading the PDFs of one request may take.",
+    )
+    document_read_bytes: int = Field(
+        default=1_073_741_824,
+        ge=134_217_728,
+        description="Memory that reading one PDF may take, in a process of its own.",
+    )
     max_file_bytes: int = Field(
         default=33_554_432, ge=1024, description="Size of a file that is uploaded to `/v1/files`."
     )

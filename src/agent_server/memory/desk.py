@@ -10,10 +10,11 @@ import binascii
 from collections.abc import Sequence
 from typing import Any
 
+import anyio.to_thread
 from sqlalchemy import Connection
 
 from agent_server.domain.base import JsonObject, utcnow
-from agent_server.domain.errors import IdempotencyMismatch, InvalidDocument, NotFound
+from agent_server.domain.errors import IdempotencyMismatch, InvalidDocument, NotFound, Unavailable
 from agent_server.domain.ids import Tenant, derived_id, new_id
 from agent_server.domain.memories import Memory, MemoryDraft, MemoryPart, MemorySource, NewMemory
 from agent_server.domain.memory_api import MemoryInput
@@ -24,6 +25,9 @@ from agent_server.memory.ports import Memories, Written
 from agent_server.storage.database import Database
 
 _BINARY = "application/pdf"
+READ_AT_ONCE = 2
+"""Requests whose documents are read side by side; the others wait, up to ``PATIENCE_S``."""
+PATIENCE_S = 60.0
 
 
 class MemoryDesk:
@@ -33,6 +37,7 @@ class MemoryDesk:
         self.database = database
         self.store = store
         self.documents = documents
+        self._reading = asyncio.Semaphore(READ_AT_ONCE)
 
     async def write(
         self,
@@ -44,14 +49,14 @@ class MemoryDesk:
     ) -> Written:
         """Write all or none.
 
-        Raises ``InvalidDocument``, and ``IdempotencyMismatch`` for a key that came with another
-        body. Of any number of equal calls at once, one writes.
+        Raises ``InvalidDocument``, ``Unavailable`` while too many documents are being read, and
+        ``IdempotencyMismatch`` for a key that came with another body. Of any number of equal calls at once, one writes.
         """
         if idempotency is not None:
             known = await self._replayed(tenant, idempotency)
             if known is not None:
                 return known
-        rows = await asyncio.to_thread(lambda: [self._rows(draft, source) for draft in inputs])
+        rows = await self._read(inputs, source)
         wholes, pieces = await asyncio.to_thread(
             lambda: (
                 self.store.prepare([whole for whole, _ in rows]),
@@ -88,14 +93,34 @@ class MemoryDesk:
             return known
         return written
 
+    async def _read(
+        self, inputs: Sequence[MemoryInput], source: MemorySource
+    ) -> list[tuple[NewMemory, list[NewMemory]]]:
+        def rows() -> list[tuple[NewMemory, list[NewMemory]]]:
+            deadline = self.documents.deadline()
+            return [self._rows(draft, source, deadline) for draft in inputs]
+
+        if not any(draft.kind == "document" for draft in inputs):
+            return await asyncio.to_thread(rows)
+        try:
+            await asyncio.wait_for(self._reading.acquire(), PATIENCE_S)
+        except asyncio.TimeoutError:
+            raise Unavailable(
+                "Too many documents are being read.", hint="Send it again in a minute."
+            ) from None
+        try:  # To its end, also when nobody waits for it any more: it takes up a place.
+            return await anyio.to_thread.run_sync(rows)
+        finally:
+            self._reading.release()
+
     def _document(
-        self, draft: MemoryInput, memory_id: str, source: MemorySource
+        self, draft: MemoryInput, memory_id: str, source: MemorySource, deadline: float
     ) -> tuple[NewMemory, list[NewMemory]]:
         """A document as it is stored: itself where it is one piece, else the whole and its
         pieces, which are what is found. Blocking. Raises ``InvalidDocument``."""
         media_type = draft.media_type or PLAIN
         text = str(draft.content)
-        blocks = self.documents.read(_bytes_of(text, media_type), media_type)
+        blocks = self.documents.read(_bytes_of(text, media_type), media_type, deadline)
         chunks = list(self.documents.cut(blocks))
         if media_type.startswith((_BINARY, "text/html")):
             # What a reader sees, and not what may be hidden in the source.
@@ -120,11 +145,13 @@ class MemoryDesk:
         ]
         return whole.model_copy(update={"searchable": False}), pieces
 
-    def _rows(self, draft: MemoryInput, source: MemorySource) -> tuple[NewMemory, list[NewMemory]]:
+    def _rows(
+        self, draft: MemoryInput, source: MemorySource, deadline: float
+    ) -> tuple[NewMemory, list[NewMemory]]:
         """What is written for one input: itself, and the pieces of a long document."""
         memory_id = draft.id or new_id("mem")
         if draft.kind == "document":
-            return self._document(draft, memory_id, source)
+            return self._document(draft, memory_id, source, deadline)
         return _new(draft, memory_id, source), []
 
     async def _replayed(self, tenant: Tenant, idempotency: Idempotency) -> Written | None:

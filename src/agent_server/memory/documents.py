@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from math import inf
 from pathlib import PurePath
+from typing import Protocol
 
 from agent_server.domain.errors import InvalidDocument
 from agent_server.plugins import DOCUMENT_READERS, Extension, extensions
@@ -24,6 +26,8 @@ SUFFIXES = {
     ".pdf": "application/pdf",
 }
 """What a file's name says of it; any other is read as plain text, if it is text."""
+TEXTS = frozenset((PLAIN, "text/markdown", "text/html"))
+"""Kinds that take no longer than their length, and are read where they come."""
 TEXT_CONTROLS = frozenset("\t\n\r\f\x1b")
 _ENDS = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
 """Where a sentence ends, or a line."""
@@ -60,12 +64,28 @@ Reader = Callable[[bytes], Iterable[Block]]
 """Reads a document of one kind. Raises ``InvalidDocument`` for what is none."""
 
 
+class ReadsApart(Protocol):
+    """See ``memory.apart.Apart``."""
+
+    def deadline(self) -> float: ...
+
+    def read(self, data: bytes, media_type: str, deadline: float) -> list[Block]: ...
+
+
 class Documents:
     """Reads and cuts documents. ``size`` and ``overlap`` of chunks are in characters."""
 
-    def __init__(self, *, size: int = 1_200, overlap: int = 150) -> None:
+    def __init__(
+        self, *, size: int = 1_200, overlap: int = 150, apart: ReadsApart | None = None
+    ) -> None:
+        """``apart`` reads all kinds but those of ``TEXTS``; by default they are read here."""
         self._size = size
         self._overlap = min(overlap, size // 2)
+        self._apart = apart
+
+    def deadline(self) -> float:
+        """For ``read``: when documents that are begun to be read now must be done."""
+        return inf if self._apart is None else self._apart.deadline()
 
     @cached_property
     def _readers(self) -> dict[str, Extension]:
@@ -80,19 +100,23 @@ class Documents:
         """``data`` in pieces, as ``cut`` and ``read`` say."""
         return list(self.cut(self.read(data, media_type)))
 
-    def read(self, data: bytes, media_type: str) -> list[Block]:
+    def read(self, data: bytes, media_type: str, deadline: float = inf) -> list[Block]:
         """The blocks of ``data``, at least one. Blocking: run it in a thread.
 
         Raises ``InvalidDocument`` for a kind that is not read here, for data that are not of that
-        kind, and for a document without any text.
+        kind, for what cannot be read in time or in memory, and for a document without any text.
         """
-        reader = self._readers.get(media_type.partition(";")[0].strip().lower())
+        kind = media_type.partition(";")[0].strip().lower()
+        reader = self._readers.get(kind)
         if reader is None:
             raise InvalidDocument(
                 f"Documents of the type {media_type[:100]!r} cannot be read.",
                 hint=f"Send one of {', '.join(self._readers)}.",
             )
-        found = list(reader.loaded(data))
+        if self._apart is None or kind in TEXTS:
+            found = list(reader.loaded(data))
+        else:
+            found = self._apart.read(data, kind, deadline)
         if not any(block.text.strip() for block in found):
             raise InvalidDocument(
                 "The document has no text.",

@@ -50,7 +50,7 @@ def read_pdf(data: bytes) -> Iterator[Block]:
             f"The document is not a PDF that can be read: {error or type(error).__name__}.",
             hint="Open it in a viewer and save it anew, or send its text.",
         ) from error
-    except (RecursionError, OverflowError, MemoryError) as error:
+    except (RecursionError, OverflowError) as error:
         raise InvalidDocument(
             "The PDF is built in a way that cannot be read.", hint="Send its text."
         ) from error
