@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -138,3 +139,40 @@ def test_other_databases_are_refused_with_what_to_write(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         database_at(url)
     assert caught.value.hint is not None and "sqlite:///" in caught.value.hint
+
+
+@pytest.mark.parametrize("how", ["task", "scope"])
+async def test_reads_that_are_cancelled_at_any_point_leave_no_connection_behind(
+    postgres_url: str, how: str
+) -> None:
+    database = database_at(postgres_url)  # Ten connections.
+    await database.open()
+
+    def slow(connection: Connection) -> None:
+        for _ in range(3):
+            connection.execute(text("SELECT pg_sleep(0.002)"))
+
+    def own(connection: Connection) -> int:
+        connection.execute(text("SELECT pg_sleep(0.05)"))  # So that they need all of them at once.
+        return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+    async def cancelled_after(steps: int) -> bool:
+        """Whether it was cancelled before it was done."""
+        if how == "scope":
+            with anyio.CancelScope() as scope:
+                asyncio.get_running_loop().call_later(steps / 2000, scope.cancel)
+                await database.read(slow)
+            return scope.cancelled_caught
+        task = asyncio.create_task(database.read(slow))
+        await asyncio.wait([task], timeout=steps / 2000)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    try:
+        ends = await asyncio.gather(*(cancelled_after(n % 20) for n in range(60)))
+        assert any(ends)
+        reads = (database.read(own) for _ in range(10))
+        assert len(set(await asyncio.wait_for(asyncio.gather(*reads), 20))) == 10
+    finally:
+        await database.close()

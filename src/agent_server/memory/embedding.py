@@ -19,7 +19,17 @@ from typing import Any
 
 import anyio
 import structlog
-from sqlalchemy import Connection, Row, and_, delete, exists, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    delete,
+    insert,
+    select,
+    text,
+    update,
+)
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import AgentServerError, ConfigurationError, Unavailable
@@ -226,9 +236,6 @@ class Embedding:
 
     def _waiting(self, connection: Connection, last: int) -> list[tuple[Row[Any], str]]:
         """The next rows without a vector, each with the text that is embedded for it."""
-        there = exists().where(
-            v.c.embedder == self._number, v.c.space == m.c.space, v.c.serial == m.c.serial
-        )
         before = m.alias("before")
         turn_before = and_(
             before.c.space == m.c.space,
@@ -242,12 +249,19 @@ class Embedding:
                 before.c.content.label("before"),
             )
             .select_from(m.outerjoin(before, turn_before))
-            .where(m.c.serial > last, m.c.searchable, m.c.replaced_at.is_(None), ~there)
+            .where(m.c.serial > last, m.c.searchable, m.c.replaced_at.is_(None),
+                   self._vector().is_(None))
             .order_by(m.c.serial)
             .limit(self.embedder.batch)
         )  # fmt: skip
         rows: Sequence[Any] = connection.execute(asked).all()
         return [(row, _text(row)) for row in rows]
+
+    def _vector(self) -> ColumnElement[Any]:
+        """Of the row of ``m`` at hand, NULL if it has none. Each is looked up by its key: as a join
+        PostgreSQL would read all vectors there are, until it has counted them."""
+        its = (v.c.embedder == self._number, v.c.space == m.c.space, v.c.serial == m.c.serial)
+        return select(v.c.serial).where(*its).scalar_subquery()
 
     async def _embed(self, rows: Sequence[tuple[Row[Any], str]]) -> int:
         texts = [text for _, text in rows]
@@ -282,7 +296,7 @@ class Embedding:
         live = select(m.c.serial, m.c.id).where(m.c.serial.in_(serials), m.c.replaced_at.is_(None))
         found = {tuple(row) for row in connection.execute(live.with_for_update())}
         wanted = {row.serial for row, _ in rows if (row.serial, row.id) in found}
-        there = select(v.c.serial).where(v.c.embedder == self._number, v.c.serial.in_(serials))
+        there = select(m.c.serial).where(m.c.serial.in_(serials), self._vector().is_not(None))
         wanted -= set(connection.execute(there).scalars())
         index.put(
             connection,

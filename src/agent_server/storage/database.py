@@ -35,6 +35,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import greenlet_spawn
 
 from agent_server.domain.errors import (
     AgentServerError,
@@ -639,11 +640,18 @@ class PostgresDatabase:
         """Raises ``_Again`` for a failure after which surely nothing was committed: a lost race,
         or a pooled connection that turned out to be gone before the commit was sent."""
         done = False
-        try:
-            async with engine.begin() as connection:
-                result = await connection.run_sync(fn)
+
+        def transaction() -> T:
+            nonlocal done
+            with engine.sync_engine.begin() as connection:
+                result = fn(connection)
                 done = True
             return result
+
+        try:
+            # In one go: AsyncEngine's own way starts anew for each step of it, which takes as long
+            # again as a short statement.
+            return await greenlet_spawn(transaction)
         except DBAPIError as error:
             if sqlstate(error) in _RETRIED_STATES or (error.connection_invalidated and not done):
                 raise _Again(error) from error
