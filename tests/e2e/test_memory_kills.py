@@ -132,8 +132,8 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
         assert "picture.png" in imported.output and "not text" in imported.output
         assert "broken.pdf: The document is not a PDF that can be read" in imported.output
         assert "empty.txt: The document is not valid: content must not be empty." in imported.output
-        assert f"{told}, 3 failed; links out of the folder" in imported.output
-        assert imported.output.endswith("were left out: out\n")
+        assert f"{told}, 3 failed; links that were not followed: " in imported.output
+        assert imported.output.endswith("followed: out\n")
         titles = {memory["metadata"]["title"] for memory in everything(api)}
         assert titles == {"guide.md", "sub/note.txt"} and len(everything(api)) == 2
     (folder / "sub" / "note.txt").write_text("The loom is in room 8.")
@@ -141,6 +141,8 @@ def test_a_folder_is_imported_exported_and_imported_elsewhere(
     assert newer.exit_code() == 1
     assert "1 documents imported, 1 there already, 3 failed; an older" in newer.output
     assert "superseded by sub/note.txt; links" in newer.output
+    plain = house.run("memory", "search", "Kiln room", "--limit", "1", *at)
+    assert plain.exit_code() == 0 and "  title guide.md, score" in plain.output, plain.output
     found = house.run("memory", "search", "where is the loom?", "--json", *at)
     assert found.exit_code() == 0, found.output
     assert [one["memory"]["content"] for one in json.loads(found.output)][0] == (
@@ -251,6 +253,9 @@ def test_what_is_wrong_with_a_file_is_said_line_by_line_and_the_rest_is_imported
         assert (tea["author"], tea["session_id"], tea["importance"]) == ("bo", "s", 0.5)
         assert tea["occurred_at"] == "2024-05-06T10:00:00Z"
     assert found("--filter", "team=5") == []
+    plain = house.run("memory", "search", "tea", "--subject", "bo")
+    assert plain.exit_code() == 0
+    assert "about bo, said by bo, happened 2024-05-06 10:00, score" in plain.output
     wrong_filter = house.run("memory", "search", "x", "--filter", "team")
     assert wrong_filter.exit_code() == 1 and "is not `name=value`" in wrong_filter.output
     listed = house.run("memory", "show", "--subject", "ada")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,40 @@ async def test_a_long_document_is_found_by_its_pieces_and_superseded_whole(
         assert (await server.call("GET", "/memories", part_of=whole["id"], replaced="true"))[
             "data"
         ] == []
+
+
+async def test_what_was_learnt_before_goes_into_the_past_of_its_key_in_whatever_order_it_comes(
+    url: str, tmp_path: Path
+) -> None:
+    homes = {2018: "Bergen", 2020: "Rome", 2022: "Riga", 2024: "Oslo"}
+
+    def fact(year: int, key: str) -> Any:
+        at = f"{year}-06-01T00:00:00Z"
+        return {"kind": "knowledge", "content": homes[year], "key": key, "created_at": at}
+
+    async with home(url, tmp_path) as server:
+        orders = [list(order) for order in permutations(homes)]
+        for n, order in enumerate(orders):
+            facts = [fact(year, f"bob/home/{n}") for year in order]
+            cut = n % 4
+            for some in (facts[:cut], facts[cut:]):
+                if some:
+                    await server.call("POST", "/memories", {"memories": some}, status=201)
+        for n, order in enumerate(orders):
+            listed = await server.call("GET", "/memories", key=f"bob/home/{n}")
+            assert [one["content"] for one in listed["data"]] == ["Oslo"], order
+            past = (
+                await server.call("GET", "/memories", key=f"bob/home/{n}", replaced="true", limit=9)
+            )["data"]
+            assert [one["content"] for one in past] == ["Oslo", "Riga", "Rome", "Bergen"], order
+            for one, next_one in zip(past[1:], past, strict=False):
+                assert one["replaced_at"] == next_one["created_at"], order
+                assert one["superseded_by"] == next_one["id"], order
+                assert next_one["supersedes"] == one["id"], order
+        for year, town in homes.items():
+            found = await search(server, town, as_of=f"{year + 1}-01-01T00:00:00Z", limit=50)
+            assert {one["memory"]["content"] for one in found} == {town}
+        assert await search(server, "Rome") == []
 
 
 async def pages(server: Home, **filters: Any) -> list[Any]:

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import pwd
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import datetime, timezone
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.cli.memory_import import _import_memories, _json, _memory, _write_lines
+from agent_server.cli.memory_import import _import_memories, _json, _memory, _write_lines, files_in
 from agent_server.domain.ids import Tenant, new_id
 from agent_server.domain.memories import KINDS, MemoryChange, MemoryFilter, MemorySource
 from agent_server.domain.memory_api import MemoryInput
@@ -124,6 +127,34 @@ async def test_what_is_too_much_for_one_call_is_sent_in_several_and_what_is_too_
         told = capsys.readouterr().err
         assert "many.jsonl:4: " in told and "6 memories imported, 0 there already, 1 fail" in told
         assert (await server.call("GET", "/memories/stats"))["memories"] == 6
+
+
+def test_what_of_a_folder_is_left_out_is_known(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        for name in ("open", "closed", ".hidden"):
+            (top / name).mkdir()
+            (top / name / "a.md").write_text("text")
+        (top / "link").symlink_to(top / "open")
+        (top / "open" / "in.md").symlink_to(top / "open" / "a.md")
+        (top / "open" / "out.md").symlink_to("/etc/passwd")
+        (top / "open" / "nothing.md").symlink_to("nowhere")
+        (top / "closed").chmod(0)
+        top.chmod(0o755)
+        me = os.geteuid()
+        if me == 0:
+            os.seteuid(pwd.getpwnam("nobody").pw_uid)  # For root nothing is closed.
+        try:
+            files = files_in(top)
+        finally:
+            os.seteuid(me)
+            (top / "closed").chmod(0o700)
+    assert files is not None
+    assert list(files.found) == ["open/a.md", "open/in.md"]
+    assert files.links == ["link", "open/nothing.md", "open/out.md"]
+    assert [(name, error.strerror) for name, error in files.closed] == [
+        ("closed", "Permission denied")
+    ]
 
 
 async def test_one_memory_that_the_server_refuses_keeps_out_no_other(

@@ -128,7 +128,15 @@ def _print(memory: Memory, score: str = "") -> None:
     head = f"{memory.id}  {memory.kind}  {memory.created_at:%Y-%m-%d %H:%M}  by {by}{run}"
     out = wide_console()
     out.print(Text(head, style="bold"), soft_wrap=True)
-    details = [f"key {printable(memory.key)}"] if memory.key is not None else []
+    told = {
+        "key": memory.key,
+        "title": memory.metadata.get("title"),
+        "page": memory.metadata.get("page"),
+        "about": memory.subject,
+        "said by": memory.author if memory.author != by else None,
+        "happened": memory.occurred_at and f"{memory.occurred_at:%Y-%m-%d %H:%M}",
+    }
+    details = [f"{n} {printable(str(v))}" for n, v in told.items() if v is not None]
     if details := [*details, score] if score else details:
         out.print(Text(f"  {', '.join(details)}", style="dim"), soft_wrap=True)
     out.print(Text(f"  {_text(memory)}"), soft_wrap=True)

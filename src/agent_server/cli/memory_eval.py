@@ -7,6 +7,7 @@ file that is gone afterwards.
 import json
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast, get_args
@@ -59,11 +60,12 @@ async def evaluate(dataset: Path, way: str, against: str | None, *, as_json: boo
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
         return
     console = Console()
-    console.print(_table(f"{dataset.name}: {way}", summary(first)))
+    questions = Counter(one.category for one in first)
+    console.print(_table(f"{dataset.name}: {way}", summary(first), questions))
     if second is not None and against is not None:
-        console.print(_table(f"{dataset.name}: {against}", summary(second)))
+        console.print(_table(f"{dataset.name}: {against}", summary(second), questions))
         gain = {f"{against} - {way}": difference(first, second)}
-        console.print(_table("Difference, question by question", gain))
+        console.print(_table("Difference, question by question", gain, questions))
 
 
 async def _measured(settings: Settings, dataset: Dataset, way: str) -> list[Measured]:
@@ -89,12 +91,13 @@ def _plain(figures: dict[str, dict[str, Figure]]) -> dict[str, dict[str, dict[st
     return {c: {name: asdict(f) for name, f in of.items()} for c, of in figures.items()}
 
 
-def _table(title: str, figures: dict[str, dict[str, Figure]]) -> Table:
+def _table(title: str, figures: dict[str, dict[str, Figure]], questions: Counter[str]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("category")
+    table.add_column("questions", justify="right")
     for name in next(iter(figures.values())):
         table.add_column(name, justify="right")
     for category, of in figures.items():
         cells = (f"{f.mean:.3f} [{f.low:.2f}, {f.high:.2f}]" for f in of.values())
-        table.add_row(category, *cells)
+        table.add_row(category, str(questions.get(category, questions.total())), *cells)
     return table

@@ -6,10 +6,12 @@ or the hash of its line, so that one that is repeated after a kill finds itself 
 
 import base64
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,11 +59,11 @@ _KEPT = (*MemoryInput.model_fields,)
 
 async def run_import(where: Target, source: Path, fields: dict[str, Any], *, batch: int) -> bool:
     """Import ``source``; False when a part of it could not be, which is said for each."""
-    files, left_out = _files(source)
+    found = files_in(source)
     given = {name: value for name, value in fields.items() if value is not None}
     async with connect(where, LOOKING) as client:
-        if files is not None:
-            return await _import_documents(client, files, left_out, given)
+        if found is not None:
+            return await _import_documents(client, found, given)
         return await _import_memories(client, source, given, batch)
 
 
@@ -81,15 +83,23 @@ async def run_export(where: Target, file: Path | None, filters: dict[str, Any]) 
 # Documents
 
 
-async def _import_documents(
-    client: AgentServerClient,
-    files: dict[str, Path],
-    left_out: Sequence[str],
-    given: dict[str, Any],
-) -> bool:
-    async with _progress(len(files), "documents") as bar:
-        bar.left_out += left_out
-        for name, file in files.items():
+@dataclass(frozen=True)
+class Files:
+    """The documents in a folder by name, and what of it is left out."""
+
+    found: dict[str, Path] = field(default_factory=dict)
+    links: list[str] = field(default_factory=list)
+    """Links to folders, out of the folder, or to nothing: none is followed."""
+    closed: list[tuple[str, OSError]] = field(default_factory=list)
+    """Folders that cannot be listed."""
+
+
+async def _import_documents(client: AgentServerClient, files: Files, given: dict[str, Any]) -> bool:
+    async with _progress(len(files.found) + len(files.closed), "documents") as bar:
+        bar.links = files.links
+        for name, unlisted in files.closed:
+            bar.complain(name, _unreadable(unlisted))
+        for name, file in files.found.items():
             try:
                 draft = checked(MemoryInput, {**_document(file, name), **given}, "document")
                 written = await client.memories.add_all([draft])
@@ -97,33 +107,44 @@ async def _import_documents(
                 if written.new and written.data[0].supersedes is not None:
                     bar.replaced.append(name)
             except OSError as error:
-                bar.complain(name, InvalidDocument(f"It cannot be read: {error.strerror}."))
+                bar.complain(name, _unreadable(error))
             except AgentServerError as error:
                 bar.complain(name, error)
     return bar.whole
 
 
-def _files(source: Path) -> tuple[dict[str, Path] | None, list[str]]:
-    """The documents at ``source`` by name: the file itself, or those in the folder and below, but
-    hidden ones. None for a file of memories. And the links that are left out, since they lead out
-    of the folder, or nowhere."""
+def files_in(source: Path) -> Files | None:
+    """The documents at ``source``: the file itself, or those in the folder and below, but hidden
+    ones. None for a file of memories."""
     if not source.exists():
         raise InvalidRequest(f"There is no file or folder {str(source)!r}.")
     if source.is_file():
         memories = source.suffix.lower() in (".jsonl", ".ndjson", ".json")
-        return (None if memories else {source.name: source}), []
+        return None if memories else Files({source.name: source})
     root = source.resolve()
-    found: dict[str, Path] = {}
-    left_out: list[str] = []
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        if any(part.startswith(".") for part in name.parts):
-            continue
-        if path.is_file() and root in path.resolve().parents:
-            found[name.as_posix()] = path
-        elif path.is_symlink():
-            left_out.append(name.as_posix())
-    return found, left_out
+    files = Files()
+
+    def name_of(path: Path) -> str:
+        return path.relative_to(source).as_posix()
+
+    def closed(error: OSError) -> None:
+        files.closed.append((name_of(Path(error.filename)), error))
+
+    for folder, folders, names in os.walk(source, onerror=closed):
+        here = Path(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files.links.extend(name_of(here / n) for n in folders if (here / n).is_symlink())
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = here / name
+            if path.is_file() and root in path.resolve().parents:
+                files.found[name_of(path)] = path
+            elif path.is_symlink():
+                files.links.append(name_of(path))
+    return files
+
+
+def _unreadable(error: OSError) -> InvalidDocument:
+    return InvalidDocument(f"It cannot be read: {error.strerror}.")
 
 
 def _document(file: Path, name: str) -> JsonObject:
@@ -309,7 +330,7 @@ class _Bar:
         self.new = self.known = self.failed = 0
         self.replaced: list[str] = []
         """Where something new took the place of what had its key."""
-        self.left_out: list[str] = []
+        self.links: list[str] = []
         """Links that were not followed."""
 
     @property
@@ -346,8 +367,8 @@ async def _progress(total: int, what: str) -> AsyncIterator[_Bar]:
     told = f"{bar.new} {what} imported, {bar.known} there already, {bar.failed} failed"
     if bar.replaced:
         told += f"; an older text was superseded by {_some(bar.replaced)}"
-    if bar.left_out:
-        told += f"; links out of the folder or to nothing were left out: {_some(bar.left_out)}"
+    if bar.links:
+        told += f"; links that were not followed: {_some(bar.links)}"
     sys.stderr.write(f"{printable(told)}\n")
 
 

@@ -58,6 +58,8 @@ class PreparedMemories:
     namespaces: list[str] = field(default_factory=list)
     given: list[str] = field(default_factory=list)
     """The ids that were not made here: they may be there already."""
+    dated: frozenset[int] = frozenset()
+    """The places of those that were learnt when the caller says, and not now."""
 
 
 def sizes(connection: Connection) -> tuple[int, tuple[int, str]]:
@@ -79,6 +81,7 @@ def prepare(memories: Sequence[NewMemory]) -> PreparedMemories:
         [_row(new, now) for new in memories],
         [new.namespace for new in memories],
         [new.id for new in memories if new.id is not None],
+        frozenset(n for n, new in enumerate(memories) if new.created_at is not None),
     )
 
 

@@ -146,7 +146,7 @@ class MemoryStore:
         fresh: list[JsonObject] = []
         closed: dict[int, JsonObject] = {}
         ids: list[tuple[str, bool]] = []
-        for row in rows:
+        for n, row in enumerate(rows):
             if row["id"] in known:
                 ids.append((row["id"], False))
                 continue
@@ -155,8 +155,16 @@ class MemoryStore:
                 if holder["content"] == row["content"] and holder["metadata"] == row["metadata"]:
                     ids.append((holder["id"], False))
                     continue
+                if n in ready.dated and row["updated_at"] < holder["updated_at"]:
+                    there = [one for one in fresh if (one["space"], one["key"]) == place]
+                    self._into_the_past(connection, row, there, closed)
+                    known.add(row["id"])
+                    fresh.append(row)
+                    ids.append((row["id"], True))
+                    continue
                 row["supersedes"] = holder["id"]
-                change = {"replaced_at": row["updated_at"], "superseded_by": row["id"]}
+                at = max(row["updated_at"], holder["updated_at"])
+                change = {"replaced_at": at, "superseded_by": row["id"]}
                 if "serial" in holder:
                     closed[holder["serial"]] = change
                     pieces = and_(_parts_of(tenant, [holder["id"]]), m.c.replaced_at.is_(None))
@@ -175,6 +183,44 @@ class MemoryStore:
         self._write(connection, fresh)
         names = {number: name for name, number in spaces.items()}
         return self._added(connection, tenant, names, ids, fresh), spaces
+
+    def _into_the_past(
+        self,
+        connection: Connection,
+        row: JsonObject,
+        fresh: Sequence[JsonObject],
+        closed: dict[int, JsonObject],
+    ) -> None:
+        """Let ``row``, which was learnt before the memory that has its key, hold until the next one
+        under the key was learnt. ``fresh`` are those of this batch, ``closed`` is what becomes of
+        rows that are there."""
+        names = ("serial", "id", "updated_at", "replaced_at", "superseded_by")
+        asked = select(*(m.c[name] for name in names)).where(
+            m.c.space == row["space"], m.c.key == row["key"], m.c.parent_id.is_(None)
+        )
+        stored = [dict(r._mapping) for r in connection.execute(asked)]
+        there = [one | closed.get(one["serial"], {}) for one in stored] + list(fresh)
+        later = [one for one in there if one["updated_at"] > row["updated_at"]]
+        after = min(later, key=lambda one: one["updated_at"])
+        row |= {"replaced_at": after["updated_at"], "superseded_by": after["id"]}
+        if "serial" in after:
+            held = update(m).where(m.c.serial == after["serial"])
+            connection.execute(held.values(supersedes=row["id"]))
+        else:
+            after["supersedes"] = row["id"]
+        for one in there:
+            if one["updated_at"] > row["updated_at"]:
+                continue
+            if one["replaced_at"] is None or one["replaced_at"] > row["updated_at"]:
+                row["supersedes"] = one["id"]
+                change = {"replaced_at": row["updated_at"]}
+                # A version of what was edited later stays one of it.
+                if one["superseded_by"] is not None:
+                    change["superseded_by"] = row["id"]
+                if "serial" in one:
+                    closed[one["serial"]] = closed.get(one["serial"], {}) | change
+                else:
+                    one.update(change)
 
     def remember_space(self, tenant: Tenant, name: str, number: int) -> None:
         """Note the number of a namespace whose row is committed; it keeps that for ever."""
@@ -217,9 +263,9 @@ class MemoryStore:
         if not places:
             return {}
         found = connection.execute(
-            select(m.c.serial, m.c.space, m.c.key, m.c.id, m.c.content, m.c.metadata).where(
-                tuple_(m.c.space, m.c.key).in_(sorted(places)), m.c.replaced_at.is_(None)
-            )
+            select(
+                m.c.serial, m.c.space, m.c.key, m.c.id, m.c.content, m.c.metadata, m.c.updated_at
+            ).where(tuple_(m.c.space, m.c.key).in_(sorted(places)), m.c.replaced_at.is_(None))
         )
         return {(row.space, row.key): dict(row._mapping) for row in found}
 
