@@ -141,3 +141,4 @@ async def test_a_python_that_cannot_search_vectors_says_why_and_goes_on_by_words
         refused = await server.call("POST", "/memories/search", asked, status=503)
         for words in ("cannot load extensions", "numpy is not installed", "Install numpy"):
             assert words in refused["detail"]
+        assert not refused["detail"].endswith("..")

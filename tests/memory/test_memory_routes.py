@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import MemoryQuery
+from agent_server.memory import long_term
 from tests.memory.kit import Home, home
 from tests.memory.test_documents import pdf_of
+from tests.support.until import until
 
 FACT = {"kind": "knowledge", "content": "Ada's favourite colour is green."}
 GUIDE = "# Guide\n\n" + "\n\n".join(
@@ -201,6 +203,34 @@ async def test_what_was_learnt_before_goes_into_the_past_of_its_key_in_whatever_
             found = await search(server, town, as_of=f"{year + 1}-01-01T00:00:00Z", limit=50)
             assert {one["memory"]["content"] for one in found} == {town}
         assert await search(server, "Rome") == []
+
+
+async def test_what_has_expired_is_not_found_and_is_soon_deleted(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = {"expires_at": "2020-01-01T00:00:00Z"}
+    async with home(url, tmp_path) as server:
+        gone = await server.call("POST", "/memories", FACT | past, status=201)
+        kept = await server.call("POST", "/memories", FACT | {"content": "It is blue."}, status=201)
+        assert [one["memory"]["id"] for one in await search(server, "green blue")] == [kept["id"]]
+    monkeypatch.setattr(long_term, "SWEEP_EVERY_S", 0.01)
+    async with home(url, tmp_path) as server:
+
+        async def deleted() -> bool:
+            listed = (await server.call("GET", "/memories"))["data"]
+            return [one["id"] for one in listed] == [kept["id"]]
+
+        await until(deleted)
+        await server.call("GET", f"/memories/{gone['id']}/history", status=404)
+
+
+async def test_a_limit_of_a_kind_is_none_or_more(url: str, tmp_path: Path) -> None:
+    async with home(url, tmp_path) as server:
+        await server.call("POST", "/memories", FACT, status=201)
+        assert await search(server, "colour", limits={"knowledge": 0}) == []
+        asked = {"query": "colour", "limits": {"knowledge": -1}}
+        refused = await server.call("POST", "/memories/search", asked, status=422)
+        assert refused["errors"][0]["path"] == "limits.knowledge"
 
 
 async def pages(server: Home, **filters: Any) -> list[Any]:

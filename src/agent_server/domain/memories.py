@@ -71,7 +71,8 @@ class MemoryDraft(Frozen):
     metadata: JsonObject = Field(default_factory=dict)
     importance: float | None = Field(default=None, ge=0, le=1, description="From 0 to 1.")
     expires_at: UtcDatetime | None = Field(
-        default=None, description="From then on it is not found any more, and is deleted."
+        default=None,
+        description="From then on it is not found any more; within minutes it is deleted.",
     )
     occurred_at: UtcDatetime | None = Field(
         default=None, description="When it happened, if not when it is written."

@@ -167,7 +167,7 @@ class Embedding:
         if index is None:
             raise ConfigurationError(
                 "An embedder is set, but vectors cannot be searched here: "
-                f"{self._store.no_vectors_because}."
+                f"{(self._store.no_vectors_because or '').rstrip('.')}."
             )
         await self._look_before(index.kept_in)
         try:

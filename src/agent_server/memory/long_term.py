@@ -6,12 +6,19 @@ Leans on its parts. Refuses to know who serves it: they call ``open``, ``start``
 
 import asyncio
 
+import structlog
+
+from agent_server.domain.base import utcnow
+from agent_server.execution.commits import PASSING
 from agent_server.memory.embedders import embedder_for
 from agent_server.memory.embedding import Embedding
 from agent_server.memory.recall import Recall
 from agent_server.memory.store import MemoryStore
 from agent_server.settings import Settings
 from agent_server.storage.database import Database
+
+SWEEP_EVERY_S = 60.0
+log = structlog.get_logger(__name__)
 
 
 class LongTermMemory:
@@ -30,21 +37,34 @@ class LongTermMemory:
                 embedder,
                 lambda provider, model: embedder_for(settings, provider, model),
             )
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         Recall(self.store, self.embedding)
 
     async def open(self) -> None:
         await self.store.open()
 
     def start(self) -> None:
-        """Begin to make vectors, if there is an embedder."""
+        """Begin to delete what expires and, if there is an embedder, to make vectors."""
+        self._tasks = [asyncio.create_task(self._keep_sweeping(), name="memory-expiry")]
         if self.embedding is not None:
-            self._task = asyncio.create_task(self.embedding.run(), name="memory-vectors")
+            self._tasks.append(asyncio.create_task(self.embedding.run(), name="memory-vectors"))
 
     async def stop(self) -> None:
-        """Stop making vectors; what is without one gets it after the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        """Stop both; what is without a vector gets it after the next start."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         if self.embedding is not None:
             await self.embedding.close()
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            try:
+                if gone := await self.store.sweep(utcnow()):
+                    log.info("memories expired", memories=gone)
+            except PASSING as error:
+                log.warning("expired memories not deleted", error=error.detail)
+            except Exception:
+                log.exception("expired memories not deleted")

@@ -167,14 +167,9 @@ class Recall:
         if query.mode != "text" and self._store.vectors is not None:
             vectors = await self._vectors.of(query.query)
         if query.mode == "vector" and not vectors:
+            because = self._store.no_vectors_because or self._vectors.because or "there is none"
             raise Unavailable(
-                "There is no vector to search by: "
-                + (
-                    self._store.no_vectors_because
-                    or self._vectors.because
-                    or "the embedder gave none"
-                )
-                + ".",
+                f"There is no vector to search by: {because.rstrip('.')}.",
                 hint="Search with mode `text` or `hybrid`, which answer by words meanwhile.",
             )
         return await self._store.database.read(lambda c: self._found(c, tenant, query, vectors))
