@@ -4,12 +4,12 @@ Leans on the text index and the vector index for candidates, and on ``memory.ran
 order. Refuses to make a query vector itself: whoever can, gives it (``QueryVectors``).
 
 Candidates come from the words, from the vectors, from a period that the query names, and from one
-or two turns around the best of both in their conversation. They are read in one statement for each
-namespace; nothing but the answer's own rows is read whole.
+or two turns around the best of both in their conversation. They are read in one statement, of however
+many namespaces; nothing but the answer's own rows is read whole.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import lru_cache
@@ -37,7 +37,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from agent_server.domain.base import utcnow
+from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import InvalidRequest, Unavailable
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import Found, MemoryKind, MemoryQuery
@@ -52,7 +52,7 @@ from agent_server.memory.ranking import (
     rank,
     rarity,
 )
-from agent_server.memory.rows import Ready, Scope, found_by, memories_of, narrows
+from agent_server.memory.rows import Ready, Scope, found_by, in_spaces, memories_of, narrows
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import TextIndex
 from agent_server.memory.vector_index import VectorIndex
@@ -152,6 +152,7 @@ class Recall:
         self._vectors = vectors or NoVectors()
         self._weights = weights or Weights()
         self._known: dict[int, tuple[float, Statistics]] = {}
+        self._known_of_all: dict[str, tuple[float, Statistics]] = {}
         store.search_with = self.search
 
     async def search(self, tenant: Tenant, query: MemoryQuery) -> list[Found]:
@@ -185,8 +186,11 @@ class Recall:
         spaces = self._spaces(connection, tenant, query.namespace)
         if not spaces:
             return []
-        parts = {space: self._statistics(connection, space) for space in spaces}
-        statistics = _joined(parts.values())
+        statistics = (
+            self._statistics(connection, spaces[0])
+            if len(spaces) == 1
+            else self._statistics_of_all(connection, tenant)
+        )
         words = query_words(query.query) if query.mode != "vector" else []
         if len(words) > MAX_WORDS:
             words = self._rarest(connection, spaces, words)
@@ -201,14 +205,8 @@ class Recall:
             ),
             bool(query.filter),
         )  # fmt: skip
-        narrow = narrows(query)
-        rows: list[Sequence[Any]] = []
-        counts: Counter[str] = Counter()
-        for space, part in parts.items():
-            found, held = asked.rows(connection, space, part, narrow)
-            rows += found
-            counts.update(held)
-        rare = {word: rarity(counts[word], statistics.rows) for word in words if counts[word]}
+        rows, counts = asked.rows(connection, spaces, statistics, narrows(query))
+        rare = {word: rarity(count, statistics.rows) for word, count in counts.items() if count}
         recency = query.recency
         if not recency and asks_for_latest(query.query):
             recency = self._weights.latest
@@ -276,9 +274,7 @@ class Recall:
         self, connection: Connection, spaces: Sequence[int], words: Sequence[str]
     ) -> list[str]:
         """As many of ``words`` as are looked for."""
-        counts: Counter[str] = Counter()
-        for space in spaces:
-            counts.update(self._store.words.occurrences(connection, space, words))
+        counts = self._store.words.occurrences(connection, spaces, words)
         return sorted(counts, key=lambda word: counts[word])[:MAX_WORDS]
 
     def _has_value(self, spaces: Sequence[int], key: str, value: Any) -> ColumnElement[bool]:
@@ -296,6 +292,16 @@ class Recall:
         rows = every if some > FEW else some
         found = Statistics(rows, float(mean))
         _keep(self._known, space, (monotonic(), found))
+        return found
+
+    def _statistics_of_all(self, connection: Connection, tenant: Tenant) -> Statistics:
+        """Of all that a tenant has, as they were a while ago where that is much."""
+        at, known = self._known_of_all.get(tenant, (0.0, Statistics(0, 1.0)))
+        if known.rows > FEW and monotonic() - at < STATISTICS_S:
+            return known
+        [(rows, mean)] = _COUNTED_OF_ALL.rows(connection, {"tenant": tenant})
+        found = Statistics(rows, float(mean))
+        _keep(self._known_of_all, tenant, (monotonic(), found))
         return found
 
 
@@ -322,16 +328,16 @@ class _Asked:
     """Whether its condition is a new one each time, and not worth keeping."""
 
     def rows(
-        self, connection: Connection, space: int, statistics: Statistics, narrow: bool
+        self, connection: Connection, spaces: Sequence[int], statistics: Statistics, narrow: bool
     ) -> tuple[list[Sequence[Any]], dict[str, int]]:
-        """The best of a namespace by text, by vector and by date, and what stands around them, as
+        """The best of the namespaces by text, by vector and by date, and what stands around them, as
         far as the query may find it; and how many memories there have each word.
 
         Unless it is ``narrow`` the indexes are first asked for whatever they hold, which costs no
         look at the rows; and once more when some took the places of others and may not be found:
         replaced, or expired.
         """
-        read = self._read(connection, space, statistics, narrow)
+        read = self._read(connection, spaces, statistics, narrow)
         found = [row for row in read if row[AT_SPACE] is not None]
         beside = [_Read._make(row) for row in read if row[AT_SPACE] is None]
         counts = {self.words[-row.serial - 1]: row.by_text for row in beside if row.serial < 0}
@@ -341,23 +347,25 @@ class _Asked:
                 sum(row.cosine is not None for row in rows) >= self.most.by_vector
             )
             if full:
-                return self.rows(connection, space, statistics, True)
+                return self.rows(connection, spaces, statistics, True)
         return found, counts
 
     def _read(
-        self, connection: Connection, space: int, statistics: Statistics, narrow: bool
+        self, connection: Connection, spaces: Sequence[int], statistics: Statistics, narrow: bool
     ) -> Sequence[Any]:
         words, index = self.store.words, self.store.vectors
         if not self.words and not self.vectors:
             return []
         within = self.scope if narrow else None
-        values = {"space": space, **self.scope.values}
+        many = len(spaces) > 1
+        values: JsonObject = {"spaces": list(spaces)} if many else {"space": spaces[0]}
+        values |= self.scope.values
         if self.words:
             mean_length = max(statistics.mean_length, 1.0)
-            values |= words.sought(space, self.words, statistics.rows, mean_length)
+            values |= words.sought(spaces, self.words, statistics.rows, mean_length)
         for n, one in enumerate(self.vectors):
             values |= index.sought(  # type: ignore[union-attr]  # is not None
-                connection, one.embedder, n, one.vector, space, within, self.most.by_vector
+                connection, one.embedder, n, one.vector, spaces, within, self.most.by_vector
             )
         dates = [p for p in self.periods if not p.yearly]
         for n, period in enumerate(dates):
@@ -365,7 +373,7 @@ class _Asked:
         shape = (
             connection.dialect.name, words if self.words else None, index,
             tuple(one.embedder for one in self.vectors), len(dates),
-            self.scope.condition, narrow, self.most,
+            self.scope.condition, narrow, self.most, many,
         )  # fmt: skip
         if self.passing:
             return connection.execute(_around_the_best(*shape), values).all()
@@ -391,6 +399,13 @@ _COUNTED = Ready(
         func.coalesce(func.avg(_sample.c.length), 1.0),
     ).select_from(_sample)
 )
+_every = (
+    select(m.c.length)
+    .where(m.c.tenant == bindparam("tenant"), m.c.searchable, m.c.replaced_at.is_(None))
+    .subquery()
+)
+_counted = select(func.count(), func.coalesce(func.avg(_every.c.length), 1.0))
+_COUNTED_OF_ALL = Ready(_counted.select_from(_every))  # type: ignore[arg-type]  # of two kinds
 REACH = len(Weights.reach)
 
 
@@ -403,6 +418,7 @@ def _around_the_best(
     condition: ColumnElement[bool],
     narrow: bool,
     most: _Most,
+    many: bool,
 ) -> Select[Any]:
     """What the ranking reads of the candidates, and of what stands within ``REACH`` of a root in
     its conversation: one row for each, with nothing but its serial where ``condition`` does not
@@ -418,14 +434,14 @@ def _around_the_best(
         roots.append(select(best.subquery().c.serial))
 
     if words is not None:
-        best, counted = words.best(within, most.by_text)
+        best, counted = words.best(within, most.by_text, many)
         by_text = best.cte("by_text")
         found.append(select(by_text.c.serial, no_cosine, cast(1, Integer).label("by_text")))
         found.append(select(-counted.c.n, no_cosine, counted.c.count))
         best_of(by_text, by_text.c.score)
     seen: list[CTE] = []
     for n, embedder in enumerate(embedders):
-        near = vectors.nearest(embedder, n, within, most.by_vector).cte(f"by_vector{n}")  # type: ignore[union-attr]  # is not None
+        near = vectors.nearest(embedder, n, within, most.by_vector, many).cte(f"by_vector{n}")  # type: ignore[union-attr]  # is not None
         near = near.prefix_with(
             "MATERIALIZED"
         )  # Else SQLite's planner merges the limits of it and of its roots.
@@ -443,7 +459,7 @@ def _around_the_best(
             for n in range(dates)
         ]
         dated = select(m.c.serial).where(
-            m.c.space == bindparam("space"), m.c.occurred_at.is_not(None), or_(*spans), condition,
+            in_spaces(dialect, m.c.space, many), m.c.occurred_at.is_not(None), or_(*spans), condition,
             exists(select(counted.c.n)),
         )  # fmt: skip
         dated_cte = dated.limit(literal_column(str(DATE_CANDIDATES))).cte("by_date")
@@ -472,10 +488,8 @@ def _around_the_best(
         .cte("wanted")
     )
     # Not to be looked for by its namespace, all of which PostgreSQL would else read for each row.
-    space = bindparam("space", type_=Integer)
-    allowed = and_(
-        m.c.serial == wanted.c.serial, m.c.space + literal_column("0") == space, condition
-    )
+    there = in_spaces(dialect, m.c.space + literal_column("0"), many)
+    allowed = and_(m.c.serial == wanted.c.serial, there, condition)
     return select(
         wanted.c.serial,
         m.c.space,
@@ -510,12 +524,6 @@ def _keep(known: dict[K, V], key: K, value: V) -> None:
 
 def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
-
-
-def _joined(parts: Collection[Statistics]) -> Statistics:
-    rows = sum(part.rows for part in parts)
-    words = sum(part.rows * part.mean_length for part in parts)
-    return Statistics(rows, words / rows if rows else 1.0)
 
 
 def _candidates(rows: Sequence[Sequence[Any]], words: Sequence[str]) -> Candidates:

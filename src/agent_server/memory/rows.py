@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Float,
+    Integer,
     Row,
     Select,
     Text,
@@ -362,6 +363,13 @@ def narrows(query: MemoryQuery) -> bool:
         or query.filter
         or query.as_of is not None
     )
+
+
+def in_spaces(dialect: str, space: ColumnElement[int], many: bool) -> ColumnElement[bool]:
+    """That ``space`` is the one that is bound as ``space`` or, with ``many``, one of ``spaces``."""
+    if many:
+        return space.in_(listed(dialect, "spaces", Integer))
+    return space == bindparam("space", type_=Integer)
 
 
 def listed(dialect: str, name: str, kind: type[TypeEngine[Any]] = BigInteger) -> Select[Any]:

@@ -6,12 +6,14 @@ with the others. Refuses to rank: it hands out candidates by a rough score, spel
 same on both, of which ``memory.ranking`` makes the order.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from sqlalchemy import (
     CTE,
     TEXT,
+    BigInteger,
     ColumnElement,
     Connection,
     Float,
@@ -65,17 +67,23 @@ class TextIndex(Protocol):
         """Take out rows, which must be as they were added, before the table loses them."""
 
     def occurrences(
-        self, connection: Connection, space: int, words: Sequence[str]
-    ) -> dict[str, int]:
-        """How many rows of the namespace have each word; those of none are left out."""
+        self, connection: Connection, spaces: Sequence[int], words: Sequence[str]
+    ) -> Counter[str]:
+        """How many rows of the namespaces have each word; those of none are left out."""
 
-    def best(self, within: ColumnElement[bool] | None, limit: int) -> tuple[Select[Any], CTE]:
+    def best(
+        self, within: ColumnElement[bool] | None, limit: int, many: bool
+    ) -> tuple[Select[Any], CTE]:
         """The query for the ``serial`` of rows with any of the words, with a rough ``score`` of
         which the least is the best; ``within`` None for any version that there is. And, as
-        ``occurrences``, for how many rows (``count``) have the ``n``-th word, from 1."""
+        ``occurrences``, for how many rows (``count``) have the ``n``-th word, from 1.
 
-    def sought(self, space: int, words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
-        """The values that ``best`` binds: ``rows`` are in the namespace, of that length."""
+        ``many``: of several namespaces, as if their rows were in one."""
+
+    def sought(
+        self, spaces: Sequence[int], words: Sequence[str], rows: int, mean_length: float
+    ) -> JsonObject:
+        """The values that ``best`` binds: ``rows`` are in the namespaces, of that length."""
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint
@@ -137,18 +145,22 @@ class Fts5:
             connection.exec_driver_sql("INSERT INTO memory_words(memory_words) VALUES ('optimize')")
 
     def occurrences(
-        self, connection: Connection, space: int, words: Sequence[str]
-    ) -> dict[str, int]:
-        asked = {placed(space, word): word for word in words}
-        rows = _COUNTED.rows(connection, {"terms": list(asked)})
-        return {asked[term]: count for term, count in rows}
+        self, connection: Connection, spaces: Sequence[int], words: Sequence[str]
+    ) -> Counter[str]:
+        asked = {placed(space, word): word for space in spaces for word in words}
+        found: Counter[str] = Counter()
+        for term, count in _COUNTED.rows(connection, {"terms": list(asked)}):
+            found[asked[term]] += count
+        return found
 
-    def best(self, within: ColumnElement[bool] | None, limit: int) -> tuple[Select[Any], CTE]:
+    def best(
+        self, within: ColumnElement[bool] | None, limit: int, many: bool
+    ) -> tuple[Select[Any], CTE]:
         given = func.json_each(bindparam("words", type_=JsonText()))
         word = given.table_valued(column("key", Integer), column("value", TEXT), name="word")
         match = _fts.c.memory_words.op("MATCH")(word.c.value)
         hits = (
-            select((word.c.key + 1).label("n"), _fts.c.rowid.label("serial"))
+            select((_number(word.c.key, many) + 1).label("n"), _fts.c.rowid.label("serial"))
             .select_from(word.join(_fts, match))
             .cte("hits")
         )
@@ -167,8 +179,11 @@ class Fts5:
         best = best.order_by(score, summed.c.serial).limit(literal_column(str(limit)))
         return best, counted
 
-    def sought(self, space: int, words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
-        return _sought_by(_quoted(space, words, chr(34)), rows, mean_length)
+    def sought(
+        self, spaces: Sequence[int], words: Sequence[str], rows: int, mean_length: float
+    ) -> JsonObject:
+        placed_all = [one for space in spaces for one in _quoted(space, words, chr(34))]
+        return _sought_by(placed_all, len(words), rows, mean_length)
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint
@@ -191,6 +206,12 @@ def _quoted(space: int, words: Iterable[str], mark: str) -> list[str]:
     return [f"{mark}{placed(space, word)}{mark}" for word in words]
 
 
+def _number(place: ColumnElement[int], many: bool) -> ColumnElement[int]:
+    """Which word, from 0, stands at the ``place`` in the list of them all: with ``many``
+    namespaces, all words of the first stand before those of the second."""
+    return place % bindparam("each", type_=BigInteger) if many else place
+
+
 def _counted(hits: CTE) -> CTE:
     """How many rows have the ``n``-th word (``count``), and how ``rare`` that makes it."""
     count = func.count()
@@ -206,8 +227,8 @@ def _room(length: ColumnElement[int]) -> ColumnElement[float]:
     return 1 + K1 * (1 - B) + bindparam("by_length", type_=Float) * length
 
 
-def _sought_by(words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
-    return {"words": words, "rows": rows, "by_length": K1 * B / mean_length}
+def _sought_by(words: Sequence[str], each: int, rows: int, mean_length: float) -> JsonObject:
+    return {"words": words, "each": each, "rows": rows, "by_length": K1 * B / mean_length}
 
 
 class Lexemes:
@@ -235,12 +256,19 @@ class Lexemes:
         pass
 
     def occurrences(
-        self, connection: Connection, space: int, words: Sequence[str]
-    ) -> dict[str, int]:
-        rows = _HELD.rows(connection, {"words": _quoted(space, words, "'")})
-        return {word: count for word, (_, count) in zip(words, rows, strict=True) if count}
+        self, connection: Connection, spaces: Sequence[int], words: Sequence[str]
+    ) -> Counter[str]:
+        asked = [(word, placed(space, word)) for space in spaces for word in words]
+        rows = _HELD.rows(connection, {"words": [f"'{one}'" for _, one in asked]})
+        found: Counter[str] = Counter()
+        for (word, _), (_, count) in zip(asked, rows, strict=True):
+            if count:
+                found[word] += count
+        return found
 
-    def best(self, within: ColumnElement[bool] | None, limit: int) -> tuple[Select[Any], CTE]:
+    def best(
+        self, within: ColumnElement[bool] | None, limit: int, many: bool
+    ) -> tuple[Select[Any], CTE]:
         # Each word is looked up once, and how rare those are that a row has is added up. The
         # namespace is in the words: asked for beside them, it makes the planner read the table.
         word = (
@@ -250,7 +278,7 @@ class Lexemes:
         )
         hits = (
             select(
-                word.c.n,
+                (_number(word.c.n - 1, many) + 1).label("n") if many else word.c.n,
                 memories.c.serial,
                 memories.c.length,
                 (true() if within is None else within).label("allowed"),
@@ -269,8 +297,11 @@ class Lexemes:
         )
         return best.limit(literal_column(str(limit))), counted
 
-    def sought(self, space: int, words: Sequence[str], rows: int, mean_length: float) -> JsonObject:
-        return _sought_by(_quoted(space, words, "'"), rows, mean_length)
+    def sought(
+        self, spaces: Sequence[int], words: Sequence[str], rows: int, mean_length: float
+    ) -> JsonObject:
+        placed_all = [one for space in spaces for one in _quoted(space, words, "'")]
+        return _sought_by(placed_all, len(words), rows, mean_length)
 
     def having(
         self, spaces: Sequence[int], words: Sequence[str], joint: Joint

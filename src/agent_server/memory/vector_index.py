@@ -20,6 +20,7 @@ from sqlalchemy import (
     LargeBinary,
     Select,
     TableClause,
+    and_,
     bindparam,
     cast,
     column,
@@ -36,7 +37,7 @@ from sqlalchemy.types import UserDefinedType
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.errors import AgentServerError
-from agent_server.memory.rows import Scope
+from agent_server.memory.rows import Scope, in_spaces
 from agent_server.storage.database import Database
 from agent_server.storage.migrate import one_at_a_time
 from agent_server.storage.sqlite_driver import load_vector_functions
@@ -64,10 +65,15 @@ class VectorIndex(Protocol):
         """Store new rows of ``memory_vectors``; ``vector`` is little-endian float32 of length 1."""
 
     def nearest(
-        self, embedder: int, n: int, within: ColumnElement[bool] | None, limit: int
+        self,
+        embedder: int,
+        n: int,
+        within: ColumnElement[bool] | None,
+        limit: int,
+        many: bool,
     ) -> Select[Any]:
         """The query for the ``limit`` nearest serials with their ``distance``, 1 less the cosine,
-        in the ``space`` that is bound; ``within`` None for any whose vector is there. ``n`` tells
+        in the ``space`` that is bound, or with ``many`` in ``spaces``; ``within`` None for any whose vector is there. ``n`` tells
         the values of several embedders apart."""
 
     def sought(
@@ -76,11 +82,11 @@ class VectorIndex(Protocol):
         embedder: int,
         n: int,
         vector: bytes,
-        space: int,
+        spaces: Sequence[int],
         within: Scope | None,
         limit: int,
     ) -> JsonObject:
-        """The values that such a query binds, beside ``space`` and those of ``within``."""
+        """The values that such a query binds, beside ``space`` or ``spaces`` and those of ``within``."""
 
     def erase(self, connection: Connection, serials: Sequence[int]) -> None:
         """Erase what is kept beside ``memory_vectors``, of every embedder, before that is."""
@@ -190,15 +196,33 @@ class SqliteVec:
             )
 
     def nearest(
-        self, embedder: int, n: int, within: ColumnElement[bool] | None, limit: int
+        self,
+        embedder: int,
+        n: int,
+        within: ColumnElement[bool] | None,
+        limit: int,
+        many: bool,
     ) -> Select[Any]:
         near = _vec0(embedder)
-        asked = select(near.c.rowid.label("serial"), near.c.distance).where(
+        asked = select(near.c.rowid.label("serial"), near.c.distance)
+        sought = and_(
             near.c.vector.op("MATCH")(bindparam(f"vector{n}")),
-            near.c.space == bindparam("space"),
             near.c.k == literal_column(str(limit)),
         )
-        return _allowed(asked, near.c.rowid, within).order_by(near.c.distance)
+        if not many:
+            asked = asked.where(near.c.space == bindparam("space"), sought)
+            return _allowed(asked, near.c.rowid, within).order_by(near.c.distance)
+        given = func.json_each(bindparam("spaces", type_=JsonText()))
+        space = given.table_valued("value", name="given_spaces")
+        sought = and_(near.c.space == space.c.value, sought)
+        if within is not None:
+            allowed = select(m.c.serial).where(m.c.space == space.c.value, within)
+            sought = and_(sought, near.c.rowid.in_(allowed.correlate(space)))
+        # To the left of an outer join: each namespace is asked for its own. By a plainer condition
+        # SQLite sees that it is an inner one, and asks for the nearest of all.
+        found = func.coalesce(near.c.rowid, 0) > 0
+        asked = asked.select_from(space.outerjoin(near, sought)).where(found)
+        return asked.order_by(near.c.distance).limit(literal_column(str(limit)))
 
     def sought(
         self,
@@ -206,7 +230,7 @@ class SqliteVec:
         embedder: int,
         n: int,
         vector: bytes,
-        space: int,
+        spaces: Sequence[int],
         within: Scope | None,
         limit: int,
     ) -> JsonObject:
@@ -253,7 +277,12 @@ class Numpy:
             connection.execute(v.insert(), list(rows))
 
     def nearest(
-        self, embedder: int, n: int, within: ColumnElement[bool] | None, limit: int
+        self,
+        embedder: int,
+        n: int,
+        within: ColumnElement[bool] | None,
+        limit: int,
+        many: bool,
     ) -> Select[Any]:
         given = bindparam(f"near{n}", type_=JsonText())
         if self._dialect == "sqlite":
@@ -272,7 +301,7 @@ class Numpy:
         embedder: int,
         n: int,
         vector: bytes,
-        space: int,
+        spaces: Sequence[int],
         within: Scope | None,
         limit: int,
     ) -> JsonObject:
@@ -280,11 +309,14 @@ class Numpy:
         sought = np.frombuffer(vector, dtype="<f4")
         best: list[tuple[int, float]] = []
         asked = select(v.c.serial, v.c.vector).where(
-            v.c.embedder == bindparam("embedder"), v.c.space == bindparam("space")
+            v.c.embedder == bindparam("embedder"),
+            in_spaces(self._dialect, v.c.space, many=True),
         )
-        values = {"embedder": embedder, "space": space}
+        values: JsonObject = {"embedder": embedder, "spaces": list(spaces)}
         if within is not None:
-            asked, values = _allowed(asked, v.c.serial, within.condition), values | within.values
+            there = in_spaces(self._dialect, m.c.space, many=True)
+            allowed = select(m.c.serial).where(there, within.condition)
+            asked, values = asked.where(v.c.serial.in_(allowed)), values | within.values
         for rows in connection.execute(asked, values).partitions(READ_AT_ONCE):
             matrix = np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4")
             cosines = matrix.reshape(len(rows), -1) @ sought
@@ -339,16 +371,24 @@ class Halfvec:
         )
 
     def nearest(
-        self, embedder: int, n: int, within: ColumnElement[bool] | None, limit: int
+        self,
+        embedder: int,
+        n: int,
+        within: ColumnElement[bool] | None,
+        limit: int,
+        many: bool,
     ) -> Select[Any]:
         # In a query of its own the vector is read once; a plan that serves any vector would read
         # it anew for each row. There is no index by distance that could be taken, and filter late.
         given = cast(bindparam(f"vector{n}", type_=ARRAY(REAL)), _HALFVEC)
         far = _h.c.vector.op("<=>", return_type=Float())(select(given).scalar_subquery())
         asked = select(_h.c.serial, far.label("distance")).where(
-            _h.c.embedder == literal_column(str(embedder)), _h.c.space == bindparam("space")
+            _h.c.embedder == literal_column(str(embedder)),
+            in_spaces("postgresql", _h.c.space, many),
         )
-        asked = _allowed(asked, _h.c.serial, within)
+        if within is not None:
+            there = in_spaces("postgresql", m.c.space, many)
+            asked = asked.where(_h.c.serial.in_(select(m.c.serial).where(there, within)))
         return asked.order_by(far).limit(literal_column(str(limit)))
 
     def sought(
@@ -357,7 +397,7 @@ class Halfvec:
         embedder: int,
         n: int,
         vector: bytes,
-        space: int,
+        spaces: Sequence[int],
         within: Scope | None,
         limit: int,
     ) -> JsonObject:
