@@ -38,7 +38,7 @@ SEARCHES: tuple[dict[str, Any], ...] = (
     {"filter": {"a": {"b": [1, None, 1.5e300]}}},
     {"filter": {"a": [], "": None}},
     {"filter": {"x" * 10_000: "y" * 10_000}},
-    {"limits": {"knowledge": -1}},
+    {"limits": {"knowledge": 0}},
     {"limits": {"knowledge": 10**30}},
     {"kinds": []},
     {"query": "\0 latest yesterday 2024-02-30 9999-12-31 in 1999", "recency": 1, "importance": 1},
