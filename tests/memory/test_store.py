@@ -4,6 +4,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+from sqlalchemy import text
+
 from agent_server.domain.errors import Conflict, PreconditionFailed
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
 from agent_server.memory.store import MemoryStore
@@ -192,3 +195,17 @@ async def test_an_edit_beside_a_write_under_the_same_key_leaves_one_that_holds(
         assert (held.content, held.supersedes) == (f"{n}", added[0].memory.supersedes)
         past = await store.history(ONE, held.supersedes or "")
         assert [version.content for version in past][1:] == [f"{n} edited"] * done
+
+
+async def test_a_search_outlives_the_connections_it_could_have_taken(store: MemoryStore) -> None:
+    """Those of the pool were all ended by the database, which nobody notices before they are used."""
+    if store.database.dialect == "sqlite":
+        pytest.skip("a file has no connections to end")
+    await store.add(ONE, [fact("an apple a day")])
+    query = MemoryQuery(query="apple")
+    await asyncio.gather(*(store.search(ONE, query) for _ in range(5)))
+    mine = "datname = current_database() AND pid <> pg_backend_pid()"
+    ended = text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+    await store.database.read(lambda c: c.execute(ended).all())
+    for found in await asyncio.gather(*(store.search(ONE, query) for _ in range(5))):
+        assert [one.memory.content for one in found] == ["an apple a day"]
