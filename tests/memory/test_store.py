@@ -4,11 +4,11 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, func, select
 
 from agent_server.domain.errors import Conflict, PreconditionFailed
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
+from agent_server.memory.rows import Ready
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import rebuild
 from agent_server.memory.words import index_words, stem
@@ -197,15 +197,19 @@ async def test_an_edit_beside_a_write_under_the_same_key_leaves_one_that_holds(
         assert [version.content for version in past][1:] == [f"{n} edited"] * done
 
 
-async def test_a_search_outlives_the_connections_it_could_have_taken(store: MemoryStore) -> None:
-    """Those of the pool were all ended by the database, which nobody notices before they are used."""
-    if store.database.dialect == "sqlite":
-        pytest.skip("a file has no connections to end")
-    await store.add(ONE, [fact("an apple a day")])
-    query = MemoryQuery(query="apple")
-    await asyncio.gather(*(store.search(ONE, query) for _ in range(5)))
-    mine = "datname = current_database() AND pid <> pg_backend_pid()"
-    ended = text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
-    await store.database.read(lambda c: c.execute(ended).all())
-    for found in await asyncio.gather(*(store.search(ONE, query) for _ in range(5))):
-        assert [one.memory.content for one in found] == ["an apple a day"]
+async def test_a_query_whose_connection_ends_under_it_is_asked_again(
+    postgres_url: str,
+) -> None:
+    database = database_at(postgres_url)
+    await database.open()
+    ends = Ready(select(func.pg_terminate_backend(func.pg_backend_pid())))
+    tries: list[int] = []
+
+    def asked(connection: Connection) -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            ends.rows(connection, {})
+        return len(tries)
+
+    assert await database.read(asked) == 2
+    await database.close()
