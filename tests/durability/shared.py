@@ -56,12 +56,12 @@ def _numbered(query: str) -> str:
     return re.sub(r"\?", lambda _: f"${next(count)}", query)
 
 
-def held_back(run: str, latency_s: float) -> list[dict[str, Any]]:
-    """The script of ``run``, whose last model call takes ``latency_s``."""
+def held_back(run: str, latency_s: float | None = None) -> list[dict[str, Any]]:
+    """The script of ``run``, whose last model call takes ``latency_s``, or until ``release``."""
     rules = script(run)
     for rule in rules:
         if "gamma" in rule["match"]:
-            rule["steps"][0]["latency_s"] = latency_s
+            rule["steps"][0] |= {"held": True} if latency_s is None else {"latency_s": latency_s}
     return rules
 
 

@@ -30,7 +30,7 @@ async def test_a_server_cut_off_from_the_database_loses_its_run_once_and_writes_
     parts = urlsplit(world.url)
     async with Partition(parts.port or 5432) as split:
         beside = urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{split.port}"))
-        world.models.script({"rules": held_back("n", 3)})
+        world.models.script({"rules": held_back("n")})
         cut, other = world.join(database_url=beside), world.join()
         await ready(cut), await ready(other)
         run_id = await submit(cut, "n")
@@ -38,6 +38,7 @@ async def test_a_server_cut_off_from_the_database_loses_its_run_once_and_writes_
         world.note_death("n", run_id)
         split.begin()
         await readiness(cut, 503)
+        world.models.release()
         assert world.check("n", run_id, await settled(other, run_id)) == "succeeded"
         assert await attempts(world, run_id) == 2
         before = await world.look("SELECT seq, type, data FROM events WHERE run_id = ?", run_id)
