@@ -42,7 +42,7 @@ class FakeFollow:
         if self._stored:
             yield self._stored
         while not self.lagged:
-            taken = await self._subscription.get()
+            taken, _ = await self._subscription.get()
             if taken:
                 yield taken
 

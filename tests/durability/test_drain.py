@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.model_server import ModelServer
 from tests.support.server_process import Command, Nursery
+from tests.support.until import until
 
 from .shared import SharedWorld, at_the_last_call, held_back, submit_to
 from .world import World, ready_at, script, settled
@@ -104,9 +105,11 @@ async def test_a_second_sigterm_cuts_the_wait_for_the_load_balancer_short(
     await ready_at(f"http://127.0.0.1:{port}")
     process.signal(signal.SIGTERM)
     async with httpx2.AsyncClient() as client:
-        for _ in range(600):
-            if (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 503:
-                break
+
+        async def unready() -> bool:
+            return (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 503
+
+        await until(unready)
     process.signal(signal.SIGTERM)
     assert await asyncio.to_thread(process.exit_code, EXIT_S) == 0
 

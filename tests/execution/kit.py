@@ -45,6 +45,14 @@ async def standing(runs: Runs, run: Run) -> Run:
     return found
 
 
+async def wired(*nodes: Runs) -> None:
+    """Return when the nodes hear one another; one whose database has no wire is passed over."""
+    for runs in nodes:
+        joined = runs.engine.roster.relay
+        if joined is not None:
+            await until(lambda wire=joined._wire: wire.up)  # type: ignore[misc]
+
+
 @asynccontextmanager
 async def running(
     url: str,

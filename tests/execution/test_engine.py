@@ -13,6 +13,7 @@ from agent_server.domain.errors import IdempotencyMismatch, NotFound, RunEnded, 
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.domain.runs import RunRequest, RunStatus, Usage, WaitingFor
 from agent_server.execution import store
+from agent_server.execution.events import StoredEvent
 from agent_server.execution.ports import (
     FinalOutput,
     LostLease,
@@ -468,7 +469,10 @@ async def test_readers_that_resume_anywhere_see_every_event_once_and_in_order(ur
     assert first + rest == whole == list(range(1, len(whole) + 1))
 
 
-async def test_a_reader_that_submits_misses_no_delta_however_late_it_looks(url: str) -> None:
+@pytest.mark.parametrize("meanwhile", ["nothing", "woken to look", "a fact too early"])
+async def test_a_reader_that_submits_misses_no_delta_however_late_it_looks(
+    url: str, meanwhile: str
+) -> None:
     async def goal(ctx: TaskContext) -> Any:
         for word in ("never", "too", "early"):
             ctx.journal.delta("model/1", None, word)
@@ -479,6 +483,10 @@ async def test_a_reader_that_submits_misses_no_delta_however_late_it_looks(url: 
             RunRequest(goal="g"), tenant=DEFAULT_TENANT, principal="test"
         )
         await finished(runs, made.run)
+        if meanwhile == "woken to look":
+            runs.hub.wake(made.run.id)
+        elif meanwhile == "a fact too early":
+            runs.hub.publish(made.run.id, [StoredEvent(99, "task.created", b"{}")])
         async with follow as late:
             seen = [event async for batch in late.batches() for event in batch]
         assert [e.seq for e in seen if e.seq is not None] == [1, 2, 3]

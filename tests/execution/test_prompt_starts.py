@@ -23,7 +23,7 @@ from agent_server.execution.ports import ApprovalAsk, TaskContext, TaskSpec
 from agent_server.execution.runs import Runs
 from tests.support.until import until
 
-from .kit import Handler, control, finished, running, standing, submit
+from .kit import Handler, control, finished, running, standing, submit, wired
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nobody_polls")]
 SOON_S = 12
@@ -108,7 +108,7 @@ async def world(
             yield World(worker, worker, work)
             return
         async with running(url, {}, role="api") as door:
-            await wired(door), await wired(worker)
+            await wired(door, worker)
             yield World(door, worker, work)
 
 
@@ -116,14 +116,6 @@ async def soon(runs: Runs, run: Run) -> Run:
     """The run at its end, which this node hears of at once."""
     with anyio.fail_after(SOON_S):
         return await finished(runs, run, 60)
-
-
-async def wired(*nodes: Runs) -> None:
-    """Return when the nodes hear one another, and what they said on the way is heard."""
-    for runs in nodes:
-        joined = runs.engine.roster.relay
-        if joined is not None:
-            await until(lambda wire=joined._wire: wire.up, SOON_S)  # type: ignore[misc]
 
 
 async def test_what_stood_in_the_queue_before_a_worker_starts(url: str) -> None:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_server.domain.errors import Unavailable
 from agent_server.domain.ids import DEFAULT_TENANT
 from agent_server.domain.runs import Run
 from agent_server.execution import engine, relay, watch
@@ -19,7 +18,8 @@ from agent_server.execution.ports import TaskContext, TaskSpec
 from agent_server.execution.relay import packed
 from agent_server.execution.runs import Runs
 from agent_server.storage.wire import MAX_TEXT
-from tests.execution.kit import event_types, finished, running, submit
+from tests.execution.kit import event_types, finished, running, submit, wired
+from tests.support.until import until
 
 TOKENS = [f"t{number} " for number in range(50)]
 
@@ -39,13 +39,13 @@ class Gate:
 
 async def ask(runs: Runs, run: Run, *statuses: str) -> Run:
     """The run when it is in one of ``statuses``."""
-    for _ in range(600):
+
+    async def reached() -> Run | None:
         now = await runs.get(DEFAULT_TENANT, run.id)
-        if now.status.value in statuses:
-            return now
-        await asyncio.to_thread(lambda: None)
-        await runs.wait(DEFAULT_TENANT, run.id, 0.05)
-    raise AssertionError(now)
+        return now if now.status.value in statuses else None
+
+    found: Run = await until(reached)
+    return found
 
 
 async def read_all(runs: Runs, run: Run, seen: list[Any], changed: asyncio.Condition) -> None:
@@ -95,7 +95,7 @@ async def test_readers_go_on_when_the_wire_between_the_nodes_is_cut_and_hear_aga
         async with running(postgres_url, {}, role="api") as api:
             run = await submit(worker, agent="clerk", input="hello")
             reading = asyncio.create_task(read_all(api, run, seen, changed))
-            await wired(worker), await wired(api)
+            await wired(worker, api)
             connection = await asyncpg.connect(postgres_url)
             cut = await connection.fetch(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -155,8 +155,7 @@ async def test_work_ends_and_orders_reach_other_nodes_without_anybody_looking(
         api = await stack.enter_async_context(running(postgres_url, {}, role="api"))
         one = await stack.enter_async_context(running(postgres_url, handlers, worker_concurrency=1))
         two = await stack.enter_async_context(running(postgres_url, handlers, worker_concurrency=1))
-        for runs in (api, one, two):
-            await wired(runs)
+        await wired(api, one, two)
         run = await submit(api, agent="clerk", input="hello")
         assert (await finished(api, run)).output == ["a", "b"]
         endless = await submit(api, goal="never ends")
@@ -164,17 +163,6 @@ async def test_work_ends_and_orders_reach_other_nodes_without_anybody_looking(
         ended = await api.cancel(DEFAULT_TENANT, endless.id)
         assert ended.status.value == "cancelled"
         assert stopped.is_set()
-
-
-async def wired(runs: Runs) -> None:
-    """Return when the node hears the others."""
-    joined = runs.engine.roster.relay
-    assert joined is not None
-    for _ in range(2000):
-        if joined._wire.up:
-            return
-        await runs.database.read(lambda c: None)
-    raise Unavailable("the wire was not laid")
 
 
 pieces = st.lists(

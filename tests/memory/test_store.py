@@ -4,8 +4,11 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sqlalchemy import Connection, func, select
+
 from agent_server.domain.errors import Conflict, PreconditionFailed
 from agent_server.domain.memories import MemoryChange, MemoryFilter, MemoryQuery, MemorySource
+from agent_server.memory.rows import Ready
 from agent_server.memory.store import MemoryStore
 from agent_server.memory.text_index import rebuild
 from agent_server.memory.words import index_words, stem
@@ -192,3 +195,21 @@ async def test_an_edit_beside_a_write_under_the_same_key_leaves_one_that_holds(
         assert (held.content, held.supersedes) == (f"{n}", added[0].memory.supersedes)
         past = await store.history(ONE, held.supersedes or "")
         assert [version.content for version in past][1:] == [f"{n} edited"] * done
+
+
+async def test_a_query_whose_connection_ends_under_it_is_asked_again(
+    postgres_url: str,
+) -> None:
+    database = database_at(postgres_url)
+    await database.open()
+    ends = Ready(select(func.pg_terminate_backend(func.pg_backend_pid())))
+    tries: list[int] = []
+
+    def asked(connection: Connection) -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            ends.rows(connection, {})
+        return len(tries)
+
+    assert await database.read(asked) == 2
+    await database.close()

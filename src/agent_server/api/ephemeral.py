@@ -81,7 +81,7 @@ class EphemeralFollow:
     async def _take(self) -> list[StoredEvent]:
         """Wait for events; empty when there will be none."""
         while not self._emptied:
-            taken = await self._events.get()
+            taken, _ = await self._events.get()
             self._emptied = self._ended
             if taken:
                 return taken

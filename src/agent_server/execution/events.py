@@ -80,8 +80,9 @@ class Subscription:
             self._queue.append(event)
         self.nudge()
 
-    async def get(self) -> list[StoredEvent]:
-        """Wait for events and take all there are; empty when lagged or woken for nothing."""
+    async def get(self) -> tuple[list[StoredEvent], bool]:
+        """Wait for events and take all there are, none when lagged; and whether the store may have
+        more than that."""
         if not self._ready:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -91,7 +92,7 @@ class Subscription:
         self._ready = False
         looks, self._looks = self._looks, False
         taken, self._queue = self._queue, []
-        return [] if looks else taken  # The store has all but deltas.
+        return taken, looks or not taken
 
     def nudge(self) -> None:
         """Let the reader take what there is, be it nothing: no more may come."""

@@ -138,17 +138,18 @@ class Follow:
                 yield batch
                 del batch  # It would live until the next event, which may be hours.
         while not self._over and not self.lagged:
-            taken = await self._subscription.get()
+            taken, look = await self._subscription.get()
             fresh = [e for e in taken if e.seq is None or e.seq > self._last]
             numbers = [e.seq for e in fresh if e.seq is not None]
-            if taken and numbers == list(range(self._last + 1, self._last + 1 + len(numbers))):
-                if fresh:
-                    yield self._pass(fresh)
-                continue
-            # Woken to look, or commits of parallel tasks were announced out of order: the store
-            # has the order.
-            async for batch in self._stored():
-                yield batch
+            if numbers != list(range(self._last + 1, self._last + 1 + len(numbers))):
+                # Commits of parallel tasks were announced out of order: the store has the order,
+                # and all but the deltas.
+                fresh, look = [e for e in fresh if e.seq is None], True
+            if fresh:
+                yield self._pass(fresh)
+            if look and not self._over:
+                async for batch in self._stored():
+                    yield batch
 
     async def _stored(self) -> AsyncIterator[Events]:
         """What the store has beyond what was passed on."""

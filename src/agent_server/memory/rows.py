@@ -166,9 +166,20 @@ class Ready:
             values.get(name, fixed) if stored is None else stored(values.get(name, fixed))
             for name, fixed, stored in binds
         ]
-        with connection.exec_driver_sql(statement, tuple(bound)) as result:
-            assert result.cursor is not None, statement
-            return result.cursor.fetchall()
+        given = tuple(bound)
+        cursor = connection.connection.cursor()
+        try:
+            # Past its result, too, which first learns what each column is called.
+            connection.dispatch.before_cursor_execute(
+                connection, cursor, statement, given, None, False
+            )
+            cursor.execute(statement, given)
+            return cursor.fetchall()
+        except connection.dialect.loaded_dbapi.Error:
+            with connection.exec_driver_sql(statement, given) as result:  # It knows what to do.
+                return result.fetchall()
+        finally:
+            cursor.close()
 
     def _make(self, dialect: Dialect) -> "tuple[str, list[_Bind]]":
         made = self._query.compile(dialect=dialect)
@@ -226,7 +237,9 @@ def memories_of(connection: Connection, serials: Sequence[int]) -> dict[int, Mem
     found: dict[int, Memory] = {}
     for values in _whole(dialect.name).rows(connection, {"serials": serials}):
         read = zip(_readers(dialect), values, strict=True)
-        row = SimpleNamespace(**{n: v if typed is None else typed(v) for (n, typed), v in read})
+        row = SimpleNamespace(
+            **{n: v if typed is None or v is None else typed(v) for (n, typed), v in read}
+        )
         found[row.serial] = memory_of(row)
     return found
 

@@ -574,7 +574,8 @@ class PostgresDatabase:
                 "timeout": 10,
                 "command_timeout": None if patient else COMMAND_S,
                 # What a process that froze or was cut off has locked keeps nobody from its tasks.
-                "server_settings": {IDLE: str(self._idle_ms)},
+                # To compile a statement takes longer than any of these runs.
+                "server_settings": {IDLE: str(self._idle_ms), "jit": "off"},
             },
         )
         # Reads see each statement's own snapshot in a transaction too; without one they are
