@@ -1,16 +1,15 @@
 """Long-term memory in tables: written, read, edited, superseded, erased. See ``memory.ports``.
 
-Leans on storage, on the text index, and on ``memory.recall`` for searches. Refuses to know who
-embeds: vectors follow on their own (``memory.embedding``); here they are only ever erased.
+Leans on storage, on ``memory.intake`` for new versions, and on ``memory.recall`` for searches.
+Refuses to know who embeds: vectors follow on their own (``memory.embedding``); here they are only
+ever erased.
 
 A version is a row. What is deleted goes from every table and index in one transaction, and then
 from the log of the file.
 """
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import anyio
@@ -20,20 +19,16 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
-    Table,
     and_,
     delete,
     func,
     or_,
     select,
-    text,
-    tuple_,
     union,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
-from agent_server.domain.base import JsonObject, utcnow
+from agent_server.domain.base import utcnow
 from agent_server.domain.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed
 from agent_server.domain.ids import Tenant
 from agent_server.domain.memories import (
@@ -51,6 +46,7 @@ from agent_server.domain.memories import (
 )
 from agent_server.execution.paging import decode_cursor, encode_cursor, unknown_cursor
 from agent_server.execution.store import parts
+from agent_server.memory.intake import Intake, insert_new, parts_of, with_ids
 from agent_server.memory.ports import Added, Fence, MemoryPage, Prepared
 from agent_server.memory.rows import (
     JOINED,
@@ -58,7 +54,6 @@ from agent_server.memory.rows import (
     PreparedMemories,
     chosen_by,
     edited,
-    insert_rows,
     memory_of,
     prepare,
 )
@@ -117,7 +112,9 @@ class MemoryStore:
             prepared = prepare(memories)
         else:
             prepared = await anyio.to_thread.run_sync(prepare, memories)
-        added, spaces = await self.database.write(lambda c: self._insert(c, tenant, prepared))
+        added, spaces = await self.database.write(
+            lambda c: self._intake(c, tenant).insert(prepared)
+        )
         for name, number in spaces.items():
             self.remember_space(tenant, name, number)
         self._was_written()
@@ -127,196 +124,16 @@ class MemoryStore:
         return prepare(memories)
 
     def insert(self, connection: Connection, tenant: Tenant, prepared: Prepared) -> list[Added]:
-        return self._insert(connection, tenant, cast(PreparedMemories, prepared))[0]
+        return self._intake(connection, tenant).insert(cast(PreparedMemories, prepared))[0]
 
-    def _insert(
-        self, connection: Connection, tenant: Tenant, ready: PreparedMemories
-    ) -> tuple[list[Added], dict[str, int]]:
-        """What was added, and the numbers of its namespaces."""
-        if not ready.rows:
-            return [], {}
-        spaces = self._spaces(connection, tenant, set(ready.namespaces))
-        rows: list[JsonObject] = [
-            {**row, "tenant": tenant, "space": spaces[namespace]}
-            for row, namespace in zip(ready.rows, ready.namespaces, strict=True)
-        ]
-        self._lock(connection, rows)
-        known = self._known(connection, tenant, ready.given)
-        named: dict[tuple[int, str], JsonObject] = self._holders(connection, rows)
-        fresh: list[JsonObject] = []
-        closed: dict[int, JsonObject] = {}
-        ids: list[tuple[str, bool]] = []
-        for n, row in enumerate(rows):
-            if row["id"] in known:
-                ids.append((row["id"], False))
-                continue
-            place = (row["space"], row["key"])
-            if row["key"] is not None and (holder := named.get(place)) is not None:
-                if holder["content"] == row["content"] and holder["metadata"] == row["metadata"]:
-                    ids.append((holder["id"], False))
-                    continue
-                if n in ready.dated and row["updated_at"] < holder["updated_at"]:
-                    there = [one for one in fresh if (one["space"], one["key"]) == place]
-                    self._into_the_past(connection, row, there, closed)
-                    known.add(row["id"])
-                    fresh.append(row)
-                    ids.append((row["id"], True))
-                    continue
-                row["supersedes"] = holder["id"]
-                at = max(row["updated_at"], holder["updated_at"])
-                change = {"replaced_at": at, "superseded_by": row["id"]}
-                if "serial" in holder:
-                    closed[holder["serial"]] = change
-                    pieces = and_(_parts_of(tenant, [holder["id"]]), m.c.replaced_at.is_(None))
-                    found = connection.execute(select(m.c.serial).where(pieces)).scalars()
-                    closed |= dict.fromkeys(found, change)
-                else:
-                    holder.update(change)
-            if row["key"] is not None:
-                named[place] = row
-            known.add(row["id"])
-            fresh.append(row)
-            ids.append((row["id"], True))
-        for serial, change in closed.items():
-            connection.execute(update(m).where(m.c.serial == serial).values(**change))
-        erase_vectors(connection, self.vectors, list(closed))
-        self._write(connection, fresh)
-        names = {number: name for name, number in spaces.items()}
-        return self._added(connection, tenant, names, ids, fresh), spaces
-
-    def _into_the_past(
-        self,
-        connection: Connection,
-        row: JsonObject,
-        fresh: Sequence[JsonObject],
-        closed: dict[int, JsonObject],
-    ) -> None:
-        """Let ``row``, which was learnt before the memory that has its key, hold until the next one
-        under the key was learnt. ``fresh`` are those of this batch, ``closed`` is what becomes of
-        rows that are there."""
-        names = ("serial", "id", "updated_at", "replaced_at", "superseded_by")
-        asked = select(*(m.c[name] for name in names)).where(
-            m.c.space == row["space"], m.c.key == row["key"], m.c.parent_id.is_(None)
-        )
-        stored = [dict(r._mapping) for r in connection.execute(asked)]
-        there = [one | closed.get(one["serial"], {}) for one in stored] + list(fresh)
-        later = [one for one in there if one["updated_at"] > row["updated_at"]]
-        after = min(later, key=lambda one: one["updated_at"])
-        row |= {"replaced_at": after["updated_at"], "superseded_by": after["id"]}
-        if "serial" in after:
-            held = update(m).where(m.c.serial == after["serial"])
-            connection.execute(held.values(supersedes=row["id"]))
-        else:
-            after["supersedes"] = row["id"]
-        for one in there:
-            if one["updated_at"] > row["updated_at"]:
-                continue
-            if one["replaced_at"] is None or one["replaced_at"] > row["updated_at"]:
-                row["supersedes"] = one["id"]
-                change = {"replaced_at": row["updated_at"]}
-                # A version of what was edited later stays one of it.
-                if one["superseded_by"] is not None:
-                    change["superseded_by"] = row["id"]
-                if "serial" in one:
-                    closed[one["serial"]] = closed.get(one["serial"], {}) | change
-                else:
-                    one.update(change)
+    def _intake(self, connection: Connection, tenant: Tenant) -> Intake:
+        return Intake(connection, tenant, self.words, self.vectors, self.known_spaces)
 
     def remember_space(self, tenant: Tenant, name: str, number: int) -> None:
         """Note the number of a namespace whose row is committed; it keeps that for ever."""
         if len(self.known_spaces) >= KNOWN_SPACES:
             self.known_spaces.clear()
         self.known_spaces[tenant, name] = number
-
-    def _spaces(self, connection: Connection, tenant: Tenant, names: set[str]) -> dict[str, int]:
-        known = {name: self.known_spaces.get((tenant, name)) for name in names}
-        if None not in known.values():
-            return cast(dict[str, int], known)
-        asked = select(memory_spaces.c.name, memory_spaces.c.id).where(
-            memory_spaces.c.tenant == tenant, memory_spaces.c.name.in_(names)
-        )
-        found: dict[str, int] = {name: number for name, number in connection.execute(asked)}
-        if missing := sorted(names - found.keys()):
-            rows = [{"tenant": tenant, "name": name} for name in missing]
-            insert_new(connection, memory_spaces, rows)
-            found = {name: number for name, number in connection.execute(asked)}
-        return found
-
-    def _lock(self, connection: Connection, rows: list[JsonObject]) -> None:
-        """Let nobody else write under these keys or into these sessions till the commit."""
-        if connection.dialect.name == "sqlite":
-            return  # One writer at a time anyway.
-        places = {f"k {r['space']} {r['key']}" for r in rows if r["key"] is not None}
-        places |= {f"s {r['space']} {r['session_id']}" for r in rows if r["session_id"] is not None}
-        if places:
-            connection.execute(_LOCK, {"places": list(places)})
-
-    def _known(self, connection: Connection, tenant: Tenant, ids: list[str]) -> set[str]:
-        if not ids:
-            return set()
-        return set(connection.execute(select(m.c.id).where(_with_ids(tenant, ids))).scalars())
-
-    def _holders(
-        self, connection: Connection, rows: list[JsonObject]
-    ) -> dict[tuple[int, str], JsonObject]:
-        places = {(row["space"], row["key"]) for row in rows if row["key"] is not None}
-        if not places:
-            return {}
-        found = connection.execute(
-            select(
-                m.c.serial, m.c.space, m.c.key, m.c.id, m.c.content, m.c.metadata, m.c.updated_at
-            ).where(tuple_(m.c.space, m.c.key).in_(sorted(places)), m.c.replaced_at.is_(None))
-        )
-        return {(row.space, row.key): dict(row._mapping) for row in found}
-
-    def _write(self, connection: Connection, rows: list[JsonObject]) -> None:
-        """Insert finished rows: each gets its serial and, where it has none, its position."""
-        if not rows:
-            return
-        homeless = [r for r in rows if r["position"] is None and r["session_id"] is not None]
-        next_place = self._next_places(connection, homeless)
-        for row in homeless:
-            home = (row["space"], row["session_id"])
-            row["position"] = next_place.get(home, 0)
-            next_place[home] = row["position"] + 1
-        if self.words.beside:
-            last = connection.execute(select(func.coalesce(func.max(m.c.serial), 0))).scalar_one()
-            for serial, row in enumerate(rows, last + 1):
-                row["serial"], row["lexemes"] = serial, None
-            insert_rows(connection, rows)
-            indexed_rows = [(r["serial"], r["space"], r["words"]) for r in rows if r["words"]]
-            self.words.add(connection, indexed_rows)
-        else:
-            for row in rows:
-                row["lexemes"] = self.words.lexemes(row["space"], row["words"])
-            insert_rows(connection, rows)
-
-    def _next_places(
-        self, connection: Connection, rows: list[JsonObject]
-    ) -> dict[tuple[int, str], int]:
-        homes = {(row["space"], row["session_id"]) for row in rows}
-        if not homes:
-            return {}
-        asked = _LAST_PLACES[connection.dialect.name]
-        found = connection.execute(asked, {"homes": json.dumps(list(homes))})
-        return {(space, session): place + 1 for space, session, place in found if place is not None}
-
-    def _added(
-        self,
-        connection: Connection,
-        tenant: Tenant,
-        names: dict[int, str],
-        ids: list[tuple[str, bool]],
-        fresh: list[JsonObject],
-    ) -> list[Added]:
-        found: dict[str, Callable[[], Memory]] = {
-            row["id"]: partial(memory_of, _AsRow(row, names[row["space"]])) for row in fresh
-        }
-        if old := [identity for identity, _ in ids if identity not in found]:
-            versions = select(*READ).select_from(JOINED).where(_with_ids(tenant, old))
-            rows = connection.execute(versions.order_by(m.c.version))
-            found.update((row.id, partial(memory_of, row)) for row in rows)
-        return [Added(new, found[identity]) for identity, new in ids]
 
     def _was_written(self) -> None:
         for tell in self.written:
@@ -402,14 +219,14 @@ class MemoryStore:
             rows = [edited(old, changed, source, now)]
             serials = [old.serial]
             if changed.keys() - {"content"} and not old.searchable:
-                of_it = and_(_parts_of(tenant, [memory_id]), m.c.replaced_at.is_(None))
+                of_it = and_(parts_of(tenant, [memory_id]), m.c.replaced_at.is_(None))
                 pieces = connection.execute(select(*READ).select_from(JOINED).where(of_it)).all()
                 rows += [edited(piece, changed, source, now) for piece in pieces]
                 serials += [piece.serial for piece in pieces]
             held = update(m).where(m.c.serial.in_(serials))
             connection.execute(held.values(replaced_at=now))
             erase_vectors(connection, self.vectors, serials)
-            self._write(connection, rows)
+            self._intake(connection, tenant).write(rows)
             return memory_of(_newest(connection, tenant, memory_id))
 
         written = await self.database.write(transaction)
@@ -423,7 +240,7 @@ class MemoryStore:
             if expected_version is not None:
                 for memory_id in memory_ids:
                     _expect(_newest(connection, tenant, memory_id, lock=True), expected_version)
-            return self._erase(connection, tenant, _with_ids(tenant, memory_ids)).memories
+            return self._erase(connection, tenant, with_ids(tenant, memory_ids)).memories
 
         return await self._scrubbed(transaction)
 
@@ -433,7 +250,7 @@ class MemoryStore:
         def transaction(connection: Connection) -> int:
             condition = self._condition(connection, tenant, everything)
             ids = select(m.c.id).select_from(JOINED).where(condition)
-            return self._erase(connection, tenant, _with_ids(tenant, ids)).memories
+            return self._erase(connection, tenant, with_ids(tenant, ids)).memories
 
         return await self._scrubbed(transaction)
 
@@ -481,9 +298,9 @@ class MemoryStore:
         versions = vectors = uses = 0
         for start in range(0, len(ids), ERASED_AT_ONCE):
             some = ids[start : start + ERASED_AT_ONCE]
-            parts = connection.execute(select(m.c.id).where(_parts_of(tenant, some)).distinct())
+            parts = connection.execute(select(m.c.id).where(parts_of(tenant, some)).distinct())
             some += parts.scalars()
-            theirs = _with_ids(tenant, some)
+            theirs = with_ids(tenant, some)
             rows = connection.execute(select(m.c.serial, m.c.space, m.c.words).where(theirs)).all()
             self.words.remove(connection, [(r.serial, r.space, r.words) for r in rows if r.words])
             vectors += erase_vectors(connection, self.vectors, [row.serial for row in rows])
@@ -522,7 +339,7 @@ class MemoryStore:
             if fence is not None:
                 fence(connection)
             # Held: whoever deletes one meanwhile finds its use, and deletes that too.
-            held = select(m.c.id).where(_with_ids(tenant, [use.memory_id for use in uses]))
+            held = select(m.c.id).where(with_ids(tenant, [use.memory_id for use in uses]))
             held = held.order_by(m.c.serial).with_for_update(read=True, key_share=True)
             there = set(connection.execute(held).scalars())
             noted = [{"tenant": tenant, **dict(use)} for use in uses if use.memory_id in there]
@@ -623,54 +440,6 @@ def _after(cursor: str, pieces: bool) -> ColumnElement[bool]:
         return or_(m.c.part > int(last), and_(m.c.part == int(last), older))
     same = or_(m.c.id < last, and_(m.c.id == last, older))
     return or_(m.c.created_at < at, and_(m.c.created_at == at, same))
-
-
-def insert_new(connection: Connection, into: Table, rows: Sequence[JsonObject]) -> None:
-    """Insert those that break no uniqueness; the others are there already."""
-    make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    if rows:
-        connection.execute(make(into).on_conflict_do_nothing(), list(rows))
-
-
-_LOCK = text(
-    "SELECT pg_advisory_xact_lock(place) FROM (SELECT DISTINCT hashtextextended(given, 7) AS place "
-    "FROM unnest(CAST(:places AS text[])) AS given ORDER BY 1) AS ordered"
-)
-"""In one order, so that two batches cannot hold each other up."""
-_LAST = (
-    "SELECT {0}, {1}, (SELECT max(position) FROM memories WHERE space = {0} AND session_id = {1}) "
-)
-_LAST_PLACES = {
-    "sqlite": text(
-        _LAST.format("json_extract(value, '$[0]')", "json_extract(value, '$[1]')")
-        + "FROM json_each(:homes)"
-    ),
-    "postgresql": text(
-        _LAST.format("CAST(value ->> 0 AS integer)", "(value ->> 1)")
-        + "FROM json_array_elements(CAST(:homes AS json))"
-    ),
-}
-"""Of each conversation in ``homes``, pairs of namespace and session, its last position."""
-
-
-class _AsRow:
-    """A row that was just written, as if it had been read."""
-
-    def __init__(self, row: JsonObject, namespace: str) -> None:
-        self._row = row
-        self.namespace = namespace
-
-    def __getattr__(self, name: str) -> Any:
-        return self._row[name]
-
-
-def _with_ids(tenant: Tenant, ids: Sequence[str] | Select[Any]) -> ColumnElement[bool]:
-    """An id is its tenant's own: another may have the same."""
-    return and_(m.c.tenant == tenant, m.c.id.in_(ids))
-
-
-def _parts_of(tenant: Tenant, ids: Sequence[str]) -> ColumnElement[bool]:
-    return and_(m.c.tenant == tenant, m.c.parent_id.in_(ids))
 
 
 def _newest(
