@@ -113,6 +113,9 @@ class NewMemory(MemoryDraft):
     """When it was learnt, for an import; None is now."""
     position: int | None = None
     """Its place in its session, for an import; None is after the last."""
+    spares: frozenset[Literal["others", "people"]] = frozenset()
+    """Whose memory under the key keeps its place, so that this one is kept without a key: what is
+    about another subject, what no run wrote."""
 
 
 class Memory(Frozen):

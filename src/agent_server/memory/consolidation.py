@@ -18,10 +18,8 @@ from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.errors import NotFound
 from agent_server.domain.ids import Tenant, derived_id
 from agent_server.domain.memories import (
-    DEFAULT_NAMESPACE,
     Memory,
     MemoryChange,
-    MemoryFilter,
     MemoryQuery,
     MemorySource,
     NewMemory,
@@ -133,8 +131,6 @@ async def apply(
             if key is None:
                 await _reword(store, tenant, old, fact, run_id, source, fence)
                 continue
-        elif key is not None and await _taken(store, tenant, key, subject):
-            key = None
         new.append(
             NewMemory(
                 id=memory_id,
@@ -145,6 +141,7 @@ async def apply(
                 metadata=metadata,
                 occurred_at=_moment(fact.happened),
                 source=source,
+                spares=frozenset({"others", "people"}),
             )
         )
     return new
@@ -160,17 +157,6 @@ async def _known(
         return await store.get(tenant, fact.memory_id or "")
     except NotFound:
         return None
-
-
-async def _taken(store: Memories, tenant: Tenant, key: str, subject: str | None) -> bool:
-    """Whether the key names what a person wrote down, or what is about somebody else."""
-    page = await store.page(
-        tenant, MemoryFilter(key=key, namespace=DEFAULT_NAMESPACE), limit=1, cursor=None
-    )
-    return any(
-        memory.source.run_id is None or memory.subject not in (None, subject)
-        for memory in page.data
-    )
 
 
 async def _note(

@@ -6,7 +6,7 @@ caller's transaction, and refuses to begin one.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -74,7 +74,10 @@ class Intake:
                 ids.append((row["id"], False))
                 continue
             place = (row["space"], row["key"])
-            if row["key"] is not None and (holder := named.get(place)) is not None:
+            holder = named.get(place) if row["key"] is not None else None
+            if holder is not None and _spared(holder, row, ready.spares.get(n, frozenset())):
+                row["key"] = holder = None
+            if holder is not None:
                 if holder["content"] == row["content"] and holder["metadata"] == row["metadata"]:
                     ids.append((holder["id"], False))
                     continue
@@ -180,7 +183,8 @@ class Intake:
             return {}
         found = self._connection.execute(
             select(
-                m.c.serial, m.c.space, m.c.key, m.c.id, m.c.content, m.c.metadata, m.c.updated_at
+                *(m.c[name] for name in ("serial", "space", "key", "id", "subject", "run_id")),
+                *(m.c[name] for name in ("content", "metadata", "updated_at")),
             ).where(tuple_(m.c.space, m.c.key).in_(sorted(places)), m.c.replaced_at.is_(None))
         )
         return {(row.space, row.key): dict(row._mapping) for row in found}
@@ -231,6 +235,13 @@ class Intake:
             rows = self._connection.execute(versions.order_by(m.c.version))
             found.update((row.id, partial(memory_of, row)) for row in rows)
         return [Added(new, found[identity]) for identity, new in ids]
+
+
+def _spared(holder: JsonObject, row: JsonObject, spares: Collection[str]) -> bool:
+    """Whether ``holder`` keeps its key although ``row`` came with it."""
+    return ("others" in spares and holder["subject"] not in (None, row["subject"])) or (
+        "people" in spares and holder["run_id"] is None
+    )
 
 
 def with_ids(tenant: Tenant, ids: Sequence[str] | Select[Any]) -> ColumnElement[bool]:

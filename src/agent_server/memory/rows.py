@@ -3,7 +3,7 @@
 Leans on the tables and on ``memory.words``. Refuses to run a transaction: ``memory.store`` does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
@@ -61,6 +61,8 @@ class PreparedMemories:
     """The ids that were not made here: they may be there already."""
     dated: frozenset[int] = frozenset()
     """The places of those that were learnt when the caller says, and not now."""
+    spares: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    """By place, whose key each leaves alone: ``NewMemory.spares``."""
 
 
 def sizes(connection: Connection) -> tuple[int, tuple[int, str]]:
@@ -83,6 +85,7 @@ def prepare(memories: Sequence[NewMemory]) -> PreparedMemories:
         [new.namespace for new in memories],
         [new.id for new in memories if new.id is not None],
         frozenset(n for n, new in enumerate(memories) if new.created_at is not None),
+        {n: new.spares for n, new in enumerate(memories) if new.spares},
     )
 
 

@@ -118,6 +118,7 @@ async def remember(
         subject=ctx.run.request.subject,
         importance=importance,
         source=source_of(place),
+        spares=frozenset({"others"}),  # Until now nobody else had the key.
     )
     prepared = desk.store.prepare([memory])
     place.run.journal.along(

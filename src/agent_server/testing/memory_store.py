@@ -212,6 +212,26 @@ class MemoryStoreContract:
         with pytest.raises(Conflict):
             await store.edit(ONE, old.memory.id, MemoryChange(content="x"), source=MemorySource())
 
+    async def test_whoever_is_spared_keeps_its_key_and_the_other_is_kept_without_one(
+        self, store: Memories
+    ) -> None:
+        run = MemorySource(run_id="run_1")
+        others, both = frozenset({"others"}), frozenset({"others", "people"})
+        ada = fact("green", key="colour", subject="ada", source=run)
+        [hers] = await store.add(ONE, [ada])
+        bob = ada.model_copy(update={"id": "mem_bob", "subject": "bob", "spares": others})
+        for new in (True, False):  # Repeated it finds its own.
+            [his] = await store.add(ONE, [bob])
+            assert (his.new, his.memory.id, his.memory.key) == (new, "mem_bob", None)
+        assert (await store.get(ONE, hers.memory.id)).replaced_at is None
+        hers_now = ada.model_copy(update={"content": "red", "spares": both})
+        [later] = await store.add(ONE, [hers_now])
+        assert later.memory.supersedes == hers.memory.id
+        [written] = await store.add(ONE, [fact("blue", key="colour")])
+        [spared] = await store.add(ONE, [hers_now.model_copy(update={"content": "grey"})])
+        assert (spared.memory.key, spared.memory.supersedes) == (None, None)
+        assert (await store.get(ONE, written.memory.id)).replaced_at is None
+
     async def test_the_same_under_the_same_key_or_id_is_written_once(self, store: Memories) -> None:
         [first] = await store.add(
             ONE,
