@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import io
+import signal
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,12 @@ def test_what_is_read_apart_is_what_is_read_here() -> None:
             except InvalidDocument as error:
                 outcomes.append((error.detail, error.hint))
         assert outcomes[0] == outcomes[1]
+
+
+def test_a_reader_whose_server_was_killed_ends_by_itself() -> None:
+    command = [sys.executable, "-m", "agent_server.memory.apart", PDF, str(1024 * MIB), "1"]
+    left = subprocess.run(command, input=slow_pdf(pages=500, words=20_000), capture_output=True)
+    assert left.returncode in (-signal.SIGXCPU, -signal.SIGKILL), left
 
 
 def test_the_process_that_reads_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -47,7 +48,8 @@ class Apart:
     def read(self, data: bytes, media_type: str, deadline: float) -> list[Block]:
         """What the reader of the kind makes of ``data``. Blocking. Raises ``InvalidDocument``, also
         for what takes too long or too much."""
-        command = [sys.executable, "-m", __name__, media_type, str(self._memory_bytes)]
+        limits = [str(self._memory_bytes), str(ceil(self._seconds) + 1)]
+        command = [sys.executable, "-m", __name__, media_type, *limits]
         # Of the environment it gets what it needs to begin, and no secret.
         path = os.pathsep.join(str(Path(part).absolute()) for part in sys.path if part)
         kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
@@ -87,13 +89,17 @@ def _block(told: dict[str, Any]) -> Block:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Read the document on standard input, and write its blocks or what is wrong as JSON."""
-    media_type, memory_bytes = arguments[0], int(arguments[1])
+    """Read the document on standard input, and write its blocks or what is wrong as JSON.
+
+    The limit of CPU seconds is for the case that whoever waits for it was killed.
+    """
+    media_type, memory_bytes, cpu_s = arguments[0], int(arguments[1]), int(arguments[2])
     try:
         reader = extensions(DOCUMENT_READERS)[media_type]
         data = sys.stdin.buffer.read()
         if resource is not None:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
         answer: dict[str, Any] = {"blocks": _blocks(reader.loaded(data))}
     except MemoryError:
         return NO_MEMORY
