@@ -5,6 +5,7 @@ serve on beside this one, and write NULL: what they continue meanwhile is not fo
 """
 
 import json
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,19 +17,29 @@ depends_on = None
 
 
 def upgrade() -> None:
+    connection = op.get_bind()
+    # Before the table is taken: on PostgreSQL nobody comes to it from then on till the end.
+    found = list(_continuing(connection))
     op.add_column("runs", sa.Column("continues", sa.Text))
     given = sa.text("continues IS NOT NULL")
     op.create_index(
         "ix_runs_continues", "runs", ["continues"], sqlite_where=given, postgresql_where=given
     )
-    connection = op.get_bind()
-    some = "SELECT id, request FROM runs WHERE request LIKE '%\"previous\"%' AND id > :last "
+    if found:
+        connection.execute(sa.text("UPDATE runs SET continues = :of WHERE id = :run"), found)
+
+
+def _continuing(connection: sa.Connection) -> Iterator[dict[str, str]]:
+    some = sa.text(
+        "SELECT id, CASE WHEN request LIKE '%\"previous\"%' THEN request END AS request FROM runs"
+        " WHERE id > :last ORDER BY id LIMIT 2000"
+    )
     last = ""
-    while rows := connection.execute(sa.text(some + "ORDER BY id LIMIT 500"), {"last": last}).all():
+    while rows := connection.execute(some, {"last": last}).all():
         last = rows[-1].id
-        found = [{"run": row.id, "of": of} for row in rows if (of := _continued(row.request))]
-        if found:
-            connection.execute(sa.text("UPDATE runs SET continues = :of WHERE id = :run"), found)
+        for row in rows:
+            if row.request is not None and (of := _continued(row.request)) is not None:
+                yield {"run": row.id, "of": of}
 
 
 def _continued(request: str) -> str | None:
