@@ -32,7 +32,7 @@ from tests.support.until import until
 
 
 @asynccontextmanager
-async def at_the_revision_before(url: str) -> AsyncIterator[Database]:
+async def at_the_revision_before(url: str, to: str = "-1") -> AsyncIterator[Database]:
     database = database_at(url)
     await database.open()
 
@@ -41,7 +41,7 @@ async def at_the_revision_before(url: str) -> AsyncIterator[Database]:
         script = ScriptDirectory.from_config(config)
         config.attributes["connection"] = connection
         with EnvironmentContext(
-            config, script, fn=lambda revision, _: script._downgrade_revs("-1", revision)
+            config, script, fn=lambda revision, _: script._downgrade_revs(to, revision)
         ):
             script.run_env()
 
@@ -164,7 +164,7 @@ async def test_what_runs_continue_is_filled_in_from_their_requests(
     await database.open()
     await database.write(upgrade)
     await database.close()
-    async with at_the_revision_before(url) as older:
+    async with at_the_revision_before(url, "0016") as older:
         for run, given in asked.items():
             row = {"id": run, "tenant": "t", "kind": "agent", "status": "succeeded", "name": "a"}
             row |= {"request": given, "principal": "p", "last_seq": 0, "created_at": utcnow()}

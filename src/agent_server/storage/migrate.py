@@ -18,7 +18,7 @@ from agent_server.storage.tables import metadata
 
 log = structlog.get_logger(__name__)
 
-HEAD: Final = "0017"
+HEAD: Final = "0018"
 """The revision of ``tables``: the newest file in ``migrations/``."""
 LOCK_S = 2
 """How long a migration waits for a table that somebody holds: whoever comes to the table meanwhile

@@ -165,6 +165,12 @@ runs = Table(
         postgresql_where=text("continues IS NOT NULL"),
     ),
     Index(
+        "ix_runs_forked_from",
+        "forked_from",
+        sqlite_where=text("forked_from IS NOT NULL"),
+        postgresql_where=text("forked_from IS NOT NULL"),
+    ),
+    Index(
         "ix_runs_whole",
         "ended_at",
         sqlite_where=text("NOT trimmed"),
