@@ -312,12 +312,15 @@ def test_what_is_no_message_of_the_users_is_not_said(
 def test_a_conversation_a_goal_and_too_many_at_once_are_refused(
     api: Api, client: openai.OpenAI, models: ModelThread
 ) -> None:
-    models.script(rule("price|first", {"text": "3.", "latency_s": 60}))
+    models.script(rule("price|first", {"text": "3.", "held": True}))
     kept = client.conversations.create()
     with connected(api) as socket:
         for number, body in enumerate(({"conversation": kept.id}, {"model": "goal"}, {})):
             ask(socket, input="price", stream_id=str(number), **body)
+            asked = len(models.calls)
             first = begun(socket)
+            if not body:  # What is said before the model is asked is heard at once.
+                models.wait(lambda server, asked=asked: len(server.calls) > asked)
             for _ in range(1 if body else 17):
                 steer(socket, first)
             failed = until(socket, "response.steer.failed")[-1]
