@@ -113,6 +113,34 @@ async def test_a_repeated_call_answers_the_memory_that_was_there_before_the_firs
             assert (batch["new"], batch["data"][0]["id"]) == (new, first["id"])
 
 
+async def test_the_same_words_under_a_key_are_written_again_where_more_is_said_of_them(
+    url: str, tmp_path: Path
+) -> None:
+    body = FACT | {"key": "colour", "expires_at": "2999-01-01T00:00:00Z", "importance": 0.5}
+    changes: list[dict[str, Any]] = [
+        {"expires_at": "2999-06-01T00:00:00Z"},
+        {"expires_at": None},
+        {"subject": "ada"},
+        {"author": "ada"},
+        {"importance": 1.0},
+        {"occurred_at": "2026-01-01T00:00:00Z"},
+        {"session_id": "s"},
+        {"kind": "context"},
+    ]
+    async with home(url, tmp_path) as server:
+        held = await server.call("POST", "/memories", body, status=201)
+        for change in changes:
+            body |= change
+            new = await server.call("POST", "/memories", body, status=201)
+            assert (new["supersedes"], new | change) == (held["id"], new)
+            assert (await server.call("POST", "/memories", body, status=201))["id"] == new["id"]
+            held = new
+        less = {name: body[name] for name in ("kind", "content", "key")}
+        assert (await server.call("POST", "/memories", less, status=201))["id"] == held["id"]
+        erased = (await server.call("DELETE", "/subjects/ada"))["erased"]
+        assert erased["memories"] == 6 and await search(server, "colour") == []
+
+
 async def test_two_writers_on_one_key_leave_one_that_holds_and_the_other_in_its_past(
     url: str, tmp_path: Path
 ) -> None:

@@ -78,7 +78,7 @@ class Intake:
             if holder is not None and _spared(holder, row, ready.spares.get(n, frozenset())):
                 row["key"] = holder = None
             if holder is not None:
-                if holder["content"] == row["content"] and holder["metadata"] == row["metadata"]:
+                if _says_nothing_new(row, holder):
                     ids.append((holder["id"], False))
                     continue
                 if n in ready.dated and row["updated_at"] < holder["updated_at"]:
@@ -183,8 +183,8 @@ class Intake:
             return {}
         found = self._connection.execute(
             select(
-                *(m.c[name] for name in ("serial", "space", "key", "id", "subject", "run_id")),
-                *(m.c[name] for name in ("content", "metadata", "updated_at")),
+                *(m.c[name] for name in ("serial", "space", "key", "id", "run_id", "updated_at")),
+                *(m.c[name] for name in (*_ALWAYS_SAID, *_SAID_IF_GIVEN)),
             ).where(tuple_(m.c.space, m.c.key).in_(sorted(places)), m.c.replaced_at.is_(None))
         )
         return {(row.space, row.key): dict(row._mapping) for row in found}
@@ -242,6 +242,17 @@ def _spared(holder: JsonObject, row: JsonObject, spares: Collection[str]) -> boo
     return ("others" in spares and holder["subject"] not in (None, row["subject"])) or (
         "people" in spares and holder["run_id"] is None
     )
+
+
+_ALWAYS_SAID = ("kind", "content", "metadata", "expires_at")
+_SAID_IF_GIVEN = ("subject", "author", "session_id", "importance", "occurred_at")
+
+
+def _says_nothing_new(row: JsonObject, holder: JsonObject) -> bool:
+    """Whether ``holder`` says all that ``row`` does, and need not make room for it. That ``row`` is
+    kept for ever is said, too: ``holder`` may expire."""
+    said = [*_ALWAYS_SAID, *(name for name in _SAID_IF_GIVEN if row[name] is not None)]
+    return all(row[name] == holder[name] for name in said)
 
 
 def with_ids(tenant: Tenant, ids: Sequence[str] | Select[Any]) -> ColumnElement[bool]:
