@@ -26,7 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.ids import Tenant
-from agent_server.domain.memories import Memory
+from agent_server.domain.memories import ALWAYS_SAID, SAID_IF_GIVEN, Memory, says_nothing_new
 from agent_server.memory.ports import Added
 from agent_server.memory.rows import JOINED, READ, PreparedMemories, insert_rows, memory_of
 from agent_server.memory.text_index import TextIndex
@@ -78,7 +78,7 @@ class Intake:
             if holder is not None and _spared(holder, row, ready.spares.get(n, frozenset())):
                 row["key"] = holder = None
             if holder is not None:
-                if _says_nothing_new(row, holder):
+                if says_nothing_new(row, holder):
                     ids.append((holder["id"], False))
                     continue
                 if n in ready.dated and row["updated_at"] < holder["updated_at"]:
@@ -184,7 +184,7 @@ class Intake:
         found = self._connection.execute(
             select(
                 *(m.c[name] for name in ("serial", "space", "key", "id", "run_id", "updated_at")),
-                *(m.c[name] for name in (*_ALWAYS_SAID, *_SAID_IF_GIVEN)),
+                *(m.c[name] for name in (*ALWAYS_SAID, *SAID_IF_GIVEN)),
             ).where(tuple_(m.c.space, m.c.key).in_(sorted(places)), m.c.replaced_at.is_(None))
         )
         return {(row.space, row.key): dict(row._mapping) for row in found}
@@ -242,17 +242,6 @@ def _spared(holder: JsonObject, row: JsonObject, spares: Collection[str]) -> boo
     return ("others" in spares and holder["subject"] not in (None, row["subject"])) or (
         "people" in spares and holder["run_id"] is None
     )
-
-
-_ALWAYS_SAID = ("kind", "content", "metadata", "expires_at")
-_SAID_IF_GIVEN = ("subject", "author", "session_id", "importance", "occurred_at")
-
-
-def _says_nothing_new(row: JsonObject, holder: JsonObject) -> bool:
-    """Whether ``holder`` says all that ``row`` does, and need not make room for it. That ``row`` is
-    kept for ever is said, too: ``holder`` may expire."""
-    said = [*_ALWAYS_SAID, *(name for name in _SAID_IF_GIVEN if row[name] is not None)]
-    return all(row[name] == holder[name] for name in said)
 
 
 def with_ids(tenant: Tenant, ids: Sequence[str] | Select[Any]) -> ColumnElement[bool]:
