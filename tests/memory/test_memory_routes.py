@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections import Counter
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,28 @@ async def test_a_limit_of_a_kind_is_none_or_more(url: str, tmp_path: Path) -> No
         asked = {"query": "colour", "limits": {"knowledge": -1}}
         refused = await server.call("POST", "/memories/search", asked, status=422)
         assert refused["errors"][0]["path"] == "limits.knowledge"
+
+
+async def test_what_there_is_enough_of_takes_no_place_of_other_kinds(
+    url: str, tmp_path: Path
+) -> None:
+    texts = {"message": "Ada, it is {}", "outcome": "It was Ada at {}"}
+    many = [
+        {"kind": kind, "content": text.format(n)} for kind, text in texts.items() for n in range(90)
+    ]
+    fact = FACT | {"content": "Ada lives by the sea, with an old dog and more books than shelves."}
+    async with home(url, tmp_path) as server:
+        await server.call("POST", "/memories", {"memories": [*many, fact]}, status=201)
+        for limits, told in (
+            ({"message": 0, "outcome": 0}, {"knowledge": 1}),
+            ({"message": 2, "outcome": 3}, {"message": 2, "outcome": 3, "knowledge": 1}),
+            ({"message": 2, "knowledge": 0}, {"message": 2, "outcome": 8}),
+        ):
+            found = await search(server, "Ada", limits=limits)
+            assert Counter(one["memory"]["kind"] for one in found) == told
+            assert [one["score"] for one in found] == sorted(f["score"] for f in found)[::-1]
+        only = await search(server, "Ada", limits={"message": 2}, kinds=["message"])
+        assert len(only) == 2
 
 
 async def pages(server: Home, **filters: Any) -> list[Any]:
