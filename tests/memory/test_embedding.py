@@ -51,6 +51,8 @@ class Senses:
             await self.hung.wait()
         if any("poison" in text for text in texts):
             raise ConfigurationError("refused")
+        if any("void" in text for text in texts):
+            raise Unavailable("a vector without a direction")
         self.asked += texts
         return [self._one(text) for text in texts]
 
@@ -159,9 +161,12 @@ async def test_an_embedder_that_hangs_holds_up_one_query_and_not_each(
         assert await world.found("my feline", limit=1) == ["a kitten"]
 
 
-async def test_a_text_that_the_embedder_refuses_holds_up_no_other(store: MemoryStore) -> None:
+@pytest.mark.parametrize("odd", ["poison", "void"])
+async def test_a_text_that_the_embedder_refuses_or_fails_at_holds_up_no_other(
+    store: MemoryStore, odd: str
+) -> None:
     async with Embedded(store, Senses()) as world:
-        await store.add(ONE, [fact("poison"), fact("a kitten"), fact("an auto")])
+        await store.add(ONE, [fact(odd), fact("a kitten"), fact("an auto")])
 
         async def two_done() -> bool:
             return (await store.stats(ONE)).vectors == 2
@@ -169,7 +174,42 @@ async def test_a_text_that_the_embedder_refuses_holds_up_no_other(store: MemoryS
         await until(two_done)
         assert (await store.stats(ONE)).waiting == 1
         assert (await world.found("feline"))[0] == "a kitten"
-        assert await world.found("poison") == ["poison"]
+        assert await world.found(odd) == [odd]
+
+
+async def test_after_a_failure_that_nobody_foresaw_it_goes_on_and_a_person_is_told(
+    store: MemoryStore,
+) -> None:
+    embedder = Senses()
+    embed, broken = embedder.embed, True
+
+    async def fail(texts: Sequence[str]) -> list[bytes]:
+        if broken:
+            raise RuntimeError("no such operator")
+        return await embed(texts)
+
+    embedder.embed = fail  # type: ignore[method-assign]  # as a library may
+    async with Embedded(store, embedder) as world:
+        await store.add(ONE, [fact("a kitten")])
+
+        async def told(trouble: str | None) -> bool:
+            return (await store.stats(ONE)).trouble == trouble
+
+        await until(lambda: told("RuntimeError: no such operator"))
+        broken = False
+        await world.settled()
+        await until(lambda: told(None))
+
+
+async def test_two_turns_at_one_place_of_a_conversation_hold_up_no_vector(
+    store: MemoryStore,
+) -> None:
+    """As after the import of two conversations of one name."""
+    turns = [("a kitten", 0), ("an auto", 0), ("some brew", 1)]
+    async with Embedded(store, Senses()) as world:
+        await store.add(ONE, [fact(text, session_id="s", position=place) for text, place in turns])
+        await world.settled()
+        assert (await store.stats(ONE)).vectors == len(turns)
 
 
 async def test_an_embedder_that_refuses_everything_is_not_asked_for_each_memory(

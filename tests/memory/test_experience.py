@@ -229,7 +229,56 @@ async def test_a_consolidation_adds_merges_supersedes_and_marks_contradictions(
         assert (await server.client.runs.list(workflow=NAME, limit=50)).data.__len__() == 1
 
 
-async def _by_agent(server: Home, content: str, key: str) -> None:
+async def test_what_a_person_wrote_stays_theirs_when_a_run_has_confirmed_it(
+    url: str, tmp_path: Path
+) -> None:
+    facts: list[Json] = [
+        {"content": "Ada was born in the year 1991.", "relation": "same", "of": "1991"},
+        {"content": "Ada was born in 1990.", "relation": "newer", "of": "1991"},
+        {"content": " ", "relation": "new"},
+        {"content": "Rex is a dog.", "relation": "new", "key": ""},
+    ]
+    async with home(url, tmp_path, rule=consolidates(facts), memory_consolidation=True) as server:
+        person: Json = {
+            "kind": "knowledge",
+            "content": "Ada was born in 1991.",
+            "key": "ada/birth",
+            "metadata": {"confirmed_by": "Bob"},
+        }
+        written = await server.call("POST", "/memories", person, status=201)
+        run = await server.run(SAID, subject="ada")
+        assert (await consolidated(server, run["id"]))["status"] == "succeeded"
+        held = await server.call("GET", f"/memories/{written['id']}")
+        assert held["metadata"]["confirmed_by"] == ["Bob", run["id"]]
+        assert held["metadata"]["contradicted_by"] and held["replaced_at"] is None
+        assert held["source"] == written["source"], "a note is no writing of it"
+        (dog,) = (await server.call("GET", "/memories", q="dog", kind="knowledge"))["data"]
+        assert dog["key"] is None
+        await server.call("DELETE", "/subjects/ada")
+        left = (await server.call("GET", "/memories"))["data"]
+        assert [memory["id"] for memory in left] == [written["id"]]
+
+
+async def test_a_newer_fact_takes_the_place_of_the_older_one_in_whatever_namespace(
+    url: str, tmp_path: Path
+) -> None:
+    facts = [{**FACTS[3], "of": "likes green"}, {**FACTS[4], "of": "no car"}]
+    async with home(url, tmp_path, rule=consolidates(facts), memory_consolidation=True) as server:
+        await _by_agent(server, "Ada likes green.", "colour", namespace="ada")
+        await _by_agent(server, "Ada has no car.", "car", namespace="ada")
+        await _by_agent(server, "The door is grey.", "colour")
+        run = await server.run(SAID)
+        assert (await consolidated(server, run["id"]))["status"] == "succeeded"
+        held = (await server.call("GET", "/memories", kind="knowledge"))["data"]
+        assert {(memory["namespace"], memory["content"]) for memory in held} == {
+            ("ada", "Ada likes blue."),
+            ("ada", "Ada has no car."),
+            ("ada", "Ada has a car."),
+            ("default", "The door is grey."),
+        }
+
+
+async def _by_agent(server: Home, content: str, key: str, **more: str) -> None:
     workflow = {
         "name": "n",
         "nodes": [
@@ -237,7 +286,7 @@ async def _by_agent(server: Home, content: str, key: str) -> None:
                 "id": "k",
                 "type": "tool",
                 "tool": "remember",
-                "arguments": {"content": content, "key": key},
+                "arguments": {"content": content, "key": key, **more},
             }
         ],
     }

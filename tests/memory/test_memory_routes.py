@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections import Counter
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,34 @@ async def test_a_repeated_call_answers_the_memory_that_was_there_before_the_firs
         for new in (1, 0):
             batch = await server.call("POST", "/memories", many, status=201)
             assert (batch["new"], batch["data"][0]["id"]) == (new, first["id"])
+
+
+async def test_the_same_words_under_a_key_are_written_again_where_more_is_said_of_them(
+    url: str, tmp_path: Path
+) -> None:
+    body = FACT | {"key": "colour", "expires_at": "2999-01-01T00:00:00Z", "importance": 0.5}
+    changes: list[dict[str, Any]] = [
+        {"expires_at": "2999-06-01T00:00:00Z"},
+        {"expires_at": None},
+        {"subject": "ada"},
+        {"author": "ada"},
+        {"importance": 1.0},
+        {"occurred_at": "2026-01-01T00:00:00Z"},
+        {"session_id": "s"},
+        {"kind": "context"},
+    ]
+    async with home(url, tmp_path) as server:
+        held = await server.call("POST", "/memories", body, status=201)
+        for change in changes:
+            body |= change
+            new = await server.call("POST", "/memories", body, status=201)
+            assert (new["supersedes"], new | change) == (held["id"], new)
+            assert (await server.call("POST", "/memories", body, status=201))["id"] == new["id"]
+            held = new
+        less = {name: body[name] for name in ("kind", "content", "key")}
+        assert (await server.call("POST", "/memories", less, status=201))["id"] == held["id"]
+        erased = (await server.call("DELETE", "/subjects/ada"))["erased"]
+        assert erased["memories"] == 6 and await search(server, "colour") == []
 
 
 async def test_two_writers_on_one_key_leave_one_that_holds_and_the_other_in_its_past(
@@ -231,6 +260,28 @@ async def test_a_limit_of_a_kind_is_none_or_more(url: str, tmp_path: Path) -> No
         asked = {"query": "colour", "limits": {"knowledge": -1}}
         refused = await server.call("POST", "/memories/search", asked, status=422)
         assert refused["errors"][0]["path"] == "limits.knowledge"
+
+
+async def test_what_there_is_enough_of_takes_no_place_of_other_kinds(
+    url: str, tmp_path: Path
+) -> None:
+    texts = {"message": "Ada, it is {}", "outcome": "It was Ada at {}"}
+    many = [
+        {"kind": kind, "content": text.format(n)} for kind, text in texts.items() for n in range(90)
+    ]
+    fact = FACT | {"content": "Ada lives by the sea, with an old dog and more books than shelves."}
+    async with home(url, tmp_path) as server:
+        await server.call("POST", "/memories", {"memories": [*many, fact]}, status=201)
+        for limits, told in (
+            ({"message": 0, "outcome": 0}, {"knowledge": 1}),
+            ({"message": 2, "outcome": 3}, {"message": 2, "outcome": 3, "knowledge": 1}),
+            ({"message": 2, "knowledge": 0}, {"message": 2, "outcome": 8}),
+        ):
+            found = await search(server, "Ada", limits=limits)
+            assert Counter(one["memory"]["kind"] for one in found) == told
+            assert [one["score"] for one in found] == sorted(f["score"] for f in found)[::-1]
+        only = await search(server, "Ada", limits={"message": 2}, kinds=["message"])
+        assert len(only) == 2
 
 
 async def pages(server: Home, **filters: Any) -> list[Any]:

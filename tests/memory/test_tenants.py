@@ -86,9 +86,9 @@ async def test_a_memory_that_is_deleted_while_it_is_sought_is_left_out(store: Me
     """On PostgreSQL each statement of a search sees what was committed before it."""
 
     class Late(Recall):
-        def _answer(self, connection, query, rows, ranked):  # type: ignore[no-untyped-def]  # as there
+        def _answer(self, connection, kept, ranked):  # type: ignore[no-untyped-def]  # as there
             connection.execute(delete(memories).where(memories.c.id == gone))
-            return super()._answer(connection, query, rows, ranked)
+            return super()._answer(connection, kept, ranked)
 
     added = await store.add(ONE, [fact("an apple"), fact("another apple")])
     gone = added[0].memory.id

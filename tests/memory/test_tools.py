@@ -57,6 +57,25 @@ async def test_what_an_agent_remembers_says_who_wrote_it_and_is_told_in_an_event
         assert event["memory_ids"] == [memory["id"]]
 
 
+async def test_what_is_remembered_once_more_is_named_by_the_memory_there_is(
+    url: str, tmp_path: Path
+) -> None:
+    def forget_it(items: list[Any]) -> Any:
+        (output,) = outputs_of(items).values()
+        return "forget", {"memory_id": output.split("'")[3]}
+
+    async with home(url, tmp_path, rule=script(REMEMBER)) as server:
+        await server.run("I like green")
+        (memory,) = await stored(server, kind="knowledge")
+        again = await server.run("I like green")
+        assert memory["id"] in given(server)[0]
+        assert await server.events(again["id"], "memory.written") == []
+        assert await stored(server, kind="knowledge") == [memory]
+        server.model.rule = script(REMEMBER, forget_it)
+        await server.run("I like green. Forget it.")
+        assert await stored(server, kind="knowledge") == []
+
+
 async def test_recall_shows_its_source_and_scores_and_marks_all_of_it_as_data(
     url: str, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ Deleting erases every version.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AwareDatetime, Field, JsonValue, field_validator, model_validator
@@ -145,6 +146,17 @@ class Memory(Frozen):
     """When an edit or a newer memory took its place."""
     supersedes: str | None = None
     superseded_by: str | None = None
+
+
+ALWAYS_SAID = ("kind", "content", "metadata", "expires_at")
+SAID_IF_GIVEN = ("subject", "author", "session_id", "importance", "occurred_at")
+
+
+def says_nothing_new(new: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
+    """Whether a memory says all that a ``new`` one under its key does, and need not make room for
+    it. That the new one is kept for ever is said, too: the other may expire."""
+    said = [*ALWAYS_SAID, *(name for name in SAID_IF_GIVEN if new[name] is not None)]
+    return all(new[name] == held[name] for name in said)
 
 
 class MemoryChange(Frozen):

@@ -18,6 +18,7 @@ from agent_server.domain.base import Frozen, JsonObject
 from agent_server.domain.errors import NotFound
 from agent_server.domain.ids import Tenant, derived_id
 from agent_server.domain.memories import (
+    DEFAULT_NAMESPACE,
     Memory,
     MemoryChange,
     MemoryQuery,
@@ -108,7 +109,7 @@ async def apply(
     seen: set[str] = set()
     for index, fact in enumerate(facts[:MAX_FACTS]):
         words = " ".join(re.findall(r"\w+", fact.content.lower()))
-        if words in seen:
+        if words in seen or not fact.content.strip():
             continue
         seen.add(words)
         old = await _known(store, tenant, fact, known)
@@ -117,14 +118,14 @@ async def apply(
             relation = "contradicts"
         if relation == "same":
             assert old is not None
-            await _note(store, tenant, old, "confirmed_by", run_id, source, fence)
+            await _note(store, tenant, old, "confirmed_by", run_id, fence)
             continue
         memory_id = derived_id("mem", source.run_id or run_id, f"{source.step_id}/{index}")
         metadata: JsonObject = {"from_run": run_id}
-        key = fact.key
+        key = fact.key or None
         if old is not None and relation == "contradicts":
             metadata["contradicts"] = [old.id]
-            await _note(store, tenant, old, "contradicted_by", memory_id, source, fence)
+            await _note(store, tenant, old, "contradicted_by", memory_id, fence)
             key = None  # Under the same key it would take the other's place.
         elif old is not None:
             key = old.key
@@ -137,6 +138,7 @@ async def apply(
                 kind="knowledge",
                 content=fact.content,
                 key=key,
+                namespace=old.namespace if old is not None else DEFAULT_NAMESPACE,
                 subject=subject,
                 metadata=metadata,
                 occurred_at=_moment(fact.happened),
@@ -165,14 +167,16 @@ async def _note(
     memory: Memory,
     name: str,
     value: str,
-    source: MemorySource,
     fence: Fence,
 ) -> None:
-    noted = list(memory.metadata.get(name) or ())
+    """Add to a list in its metadata. It stays the writing of whoever wrote it: else a person's
+    would be replaced by the next run, or be erased with this one."""
+    held = memory.metadata.get(name) or []
+    noted = held if isinstance(held, list) else [held]  # A person may have one of that name, too.
     if value in noted or memory.superseded_by is not None:
         return
-    metadata = {**memory.metadata, name: [*noted[-19:], value]}
-    await store.edit(tenant, memory.id, MemoryChange(metadata=metadata), source=source, fence=fence)
+    change = MemoryChange(metadata={**memory.metadata, name: [*noted[-19:], value]})
+    await store.edit(tenant, memory.id, change, source=memory.source, fence=fence)
 
 
 async def _reword(

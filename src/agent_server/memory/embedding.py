@@ -154,6 +154,10 @@ class Embedding:
                 self.trouble = _told(error)
                 log.warning("memory.embedder_down", error=error.detail, again_in_s=pause)
                 wait, pause = pause, min(pause * 2, LONGEST_PAUSE_S)
+            except Exception as error:  # Not to stop for ever, with nobody told why.
+                self.trouble = f"{type(error).__name__}: {error}"
+                log.exception("memory.embedding_failed", again_in_s=pause)
+                wait, pause = pause, min(pause * 2, LONGEST_PAUSE_S)
             with anyio.move_on_after(wait):
                 await self._wake.wait()
 
@@ -254,8 +258,9 @@ class Embedding:
             .order_by(m.c.serial)
             .limit(self.embedder.batch)
         )  # fmt: skip
-        rows: Sequence[Any] = connection.execute(asked).all()
-        return [(row, _text(row)) for row in rows]
+        # Two may have one place in a conversation, as after an import: any of them came before.
+        rows: dict[int, Any] = {row.serial: row for row in connection.execute(asked)}
+        return [(row, _text(row)) for row in rows.values()]
 
     def _vector(self) -> ColumnElement[Any]:
         """Of the row of ``m`` at hand, NULL if it has none. Each is looked up by its key: as a join
@@ -267,7 +272,7 @@ class Embedding:
         texts = [text for _, text in rows]
         try:
             vectors = await self.embedder.embed(texts)
-        except ConfigurationError as error:
+        except (ConfigurationError, Unavailable) as error:
             await self.embedder.embed([PROBE])  # Raises, too, if it is not about these texts.
             if len(rows) == 1:  # One text that it does not take harms no other.
                 self._refused_texts.append(error.detail)

@@ -26,7 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from agent_server.domain.base import JsonObject
 from agent_server.domain.ids import Tenant
-from agent_server.domain.memories import Memory
+from agent_server.domain.memories import ALWAYS_SAID, SAID_IF_GIVEN, Memory, says_nothing_new
 from agent_server.memory.ports import Added
 from agent_server.memory.rows import JOINED, READ, PreparedMemories, insert_rows, memory_of
 from agent_server.memory.text_index import TextIndex
@@ -78,7 +78,7 @@ class Intake:
             if holder is not None and _spared(holder, row, ready.spares.get(n, frozenset())):
                 row["key"] = holder = None
             if holder is not None:
-                if holder["content"] == row["content"] and holder["metadata"] == row["metadata"]:
+                if says_nothing_new(row, holder):
                     ids.append((holder["id"], False))
                     continue
                 if n in ready.dated and row["updated_at"] < holder["updated_at"]:
@@ -183,8 +183,8 @@ class Intake:
             return {}
         found = self._connection.execute(
             select(
-                *(m.c[name] for name in ("serial", "space", "key", "id", "subject", "run_id")),
-                *(m.c[name] for name in ("content", "metadata", "updated_at")),
+                *(m.c[name] for name in ("serial", "space", "key", "id", "run_id", "updated_at")),
+                *(m.c[name] for name in (*ALWAYS_SAID, *SAID_IF_GIVEN)),
             ).where(tuple_(m.c.space, m.c.key).in_(sorted(places)), m.c.replaced_at.is_(None))
         )
         return {(row.space, row.key): dict(row._mapping) for row in found}

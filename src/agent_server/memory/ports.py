@@ -38,8 +38,8 @@ class MemoryPage:
 
 
 class Added:
-    """One memory after a write; ``new`` is False when it was there already: the same id, or the
-    same content under the same key."""
+    """One memory after a write; ``new`` is False when it was there already: the same id, or one
+    under the same key that says all that this one does, and expires when this one would."""
 
     def __init__(self, new: bool, read: Callable[[], Memory]) -> None:
         self.new = new

@@ -40,7 +40,7 @@ from sqlalchemy import (
 from agent_server.domain.base import JsonObject, utcnow
 from agent_server.domain.errors import InvalidRequest, Unavailable
 from agent_server.domain.ids import Tenant
-from agent_server.domain.memories import Found, MemoryKind, MemoryQuery
+from agent_server.domain.memories import KINDS, Found, MemoryKind, MemoryQuery
 from agent_server.memory.moments import Period, asks_for_latest, periods_in
 from agent_server.memory.ranking import (
     Candidates,
@@ -196,16 +196,20 @@ class Recall:
             words = self._rarest(connection, spaces, words)
         periods = periods_in(query.query[:MAX_QUERY_CHARS], now)
         facets = [self._has_value(spaces, key, value) for key, value in query.filter.items()]
-        asked = _Asked(
-            self._store, words, periods if words else [], vectors,
-            found_by(connection.dialect.name, query, now, *facets),
-            _Most(
-                max(TEXT_CANDIDATES, query.limit), max(VECTOR_CANDIDATES, 2 * query.limit),
-                min(max(ROOTS, 2 * query.limit), MOST_ROOTS) if query.mode != "vector" else 0,
-            ),
-            bool(query.filter),
-        )  # fmt: skip
-        rows, counts = asked.rows(connection, spaces, statistics, narrows(query))
+
+        def candidates(query: MemoryQuery) -> tuple[list[Sequence[Any]], dict[str, int]]:
+            asked = _Asked(
+                self._store, words, periods if words else [], vectors,
+                found_by(connection.dialect.name, query, now, *facets),
+                _Most(
+                    max(TEXT_CANDIDATES, query.limit), max(VECTOR_CANDIDATES, 2 * query.limit),
+                    min(max(ROOTS, 2 * query.limit), MOST_ROOTS) if query.mode != "vector" else 0,
+                ),
+                bool(query.filter),
+            )  # fmt: skip
+            return asked.rows(connection, spaces, statistics, narrows(query))
+
+        rows, counts = candidates(query)
         rare = {word: rarity(count, statistics.rows) for word, count in counts.items() if count}
         recency = query.recency
         if not recency and asks_for_latest(query.query):
@@ -219,32 +223,22 @@ class Recall:
             importance=query.importance,
         )
         weights = self._weights if query.mode != "vector" else VECTORS_ALONE
-        ranked = rank(sought, _candidates(rows, list(rare)), weights)
-        return self._answer(connection, query, rows, ranked)
+        kinds = frozenset(query.kinds or KINDS)
+        while True:
+            ranked = rank(sought, _candidates(rows, list(rare)), weights)
+            kept, full = _kept(query, rows, ranked)
+            if len(kept) >= query.limit or kinds.isdisjoint(full) or not kinds - full:
+                return self._answer(connection, kept, ranked)
+            # Of these kinds there are enough, and they took the places of others.
+            kinds -= full
+            others = tuple(kind for kind in KINDS if kind in kinds)
+            more, _ = candidates(query.model_copy(update={"kinds": others}))
+            there = {row[AT_SERIAL] for row in rows}
+            rows += [row for row in more if row[AT_SERIAL] not in there]
 
     def _answer(
-        self,
-        connection: Connection,
-        query: MemoryQuery,
-        rows: Sequence[Sequence[Any]],
-        ranked: Ranked,
+        self, connection: Connection, kept: Sequence[tuple[int, int]], ranked: Ranked
     ) -> list[Found]:
-        """The first ``limit`` without two of the same wording, and no more of a kind than asked."""
-        kept: list[tuple[int, int]] = []
-        seen: set[tuple[str, str | None]] = set()
-        kinds: Counter[str] = Counter()
-        for i in ranked.order:
-            if len(kept) >= query.limit:
-                break
-            row = _Read._make(rows[i])
-            if ranked.totals[i] <= 0 and row.cosine is None:
-                continue
-            wording = (row.words, row.author)
-            if wording in seen or kinds[row.kind] >= query.limits.get(row.kind, query.limit):
-                continue
-            seen.add(wording)
-            kinds[row.kind] += 1
-            kept.append((i, row.serial))
         found = memories_of(connection, [serial for _, serial in kept])
         return [
             Found(
@@ -514,6 +508,33 @@ def _ready(*shape: Any) -> Ready:
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+def _kept(
+    query: MemoryQuery, rows: Sequence[Sequence[Any]], ranked: Ranked
+) -> tuple[list[tuple[int, int]], set[MemoryKind]]:
+    """The first ``limit`` without two of the same wording, and no more of a kind than asked: their
+    places and serials. And the kinds of which there were more."""
+    kept: list[tuple[int, int]] = []
+    full: set[MemoryKind] = set()
+    seen: set[tuple[str, str | None]] = set()
+    kinds: Counter[str] = Counter()
+    for i in ranked.order:
+        if len(kept) >= query.limit:
+            break
+        row = _Read._make(rows[i])
+        if ranked.totals[i] <= 0 and row.cosine is None:
+            continue
+        wording = (row.words, row.author)
+        if wording in seen:
+            continue
+        if kinds[row.kind] >= query.limits.get(row.kind, query.limit):
+            full.add(row.kind)
+            continue
+        seen.add(wording)
+        kinds[row.kind] += 1
+        kept.append((i, row.serial))
+    return kept, full
 
 
 def _keep(known: dict[K, V], key: K, value: V) -> None:

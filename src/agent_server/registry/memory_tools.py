@@ -6,6 +6,7 @@ a model cannot name those. Refuses to hand on what was remembered as anything bu
 memory comes quoted, with who wrote it, under a note that says so.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from agents import FunctionTool, RunContextWrapper, function_tool
@@ -23,6 +24,7 @@ from agent_server.domain.memories import (
     MemoryQuery,
     MemorySource,
     NewMemory,
+    says_nothing_new,
 )
 from agent_server.execution.ports import TaskContext
 from agent_server.inference.durable_run import PLACE, Place
@@ -101,10 +103,11 @@ async def remember(
             hint=f"Keep what matters of it in at most {MAX_CONTENT:,}.",
         )
     ctx, step = place.run.ctx, place.scope.prefix
+    held: Sequence[Memory] = ()
     if key:
         there = MemoryFilter(key=key, namespace=namespace)
-        held = await desk.store.page(ctx.run.tenant, there, limit=1, cursor=None)
-        if any(memory.subject not in (None, ctx.run.request.subject) for memory in held.data):
+        held = (await desk.store.page(ctx.run.tenant, there, limit=1, cursor=None)).data
+        if any(memory.subject not in (None, ctx.run.request.subject) for memory in held):
             raise ToolError(
                 f"The key {key!r} names what is known about another person.",
                 hint="Choose one that says whom it is about, such as 'ada/favourite colour'.",
@@ -120,6 +123,9 @@ async def remember(
         source=source_of(place),
         spares=frozenset({"others"}),  # Until now nobody else had the key.
     )
+    for known in held:
+        if says_nothing_new(dict(memory), dict(known)):
+            return {"remembered": known.id}
     prepared = desk.store.prepare([memory])
     place.run.journal.along(
         step,
