@@ -15,7 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.cli.memory_import import _import_memories, _json, _memory, _write_lines, files_in
+from agent_server.cli.memory_import import (
+    FORMAT,
+    _import_memories,
+    _json,
+    _memory,
+    _write_lines,
+    _write_readable,
+    files_in,
+)
+from agent_server.domain.errors import InvalidRequest
 from agent_server.domain.ids import Tenant, new_id
 from agent_server.domain.memories import KINDS, MemoryChange, MemoryFilter, MemorySource
 from agent_server.domain.memory_api import MemoryInput
@@ -176,6 +185,40 @@ async def test_one_memory_that_the_server_refuses_keeps_out_no_other(
         assert "5 memories imported, 0 there already, 2 failed" in told
         kept = (await server.call("GET", "/memories"))["data"]
         assert {one["content"] for one in kept} == {one["content"] for one in fine}
+
+
+async def test_a_line_that_is_half_an_export_is_named_and_keeps_out_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, source = f"sqlite:///{tmp_path}/data/server.db", tmp_path / "half.jsonl"
+    fine = {"kind": "knowledge", "content": "fine"}
+    halves: list[dict[str, Any]] = [
+        {"content": "of no kind", "version": 1},
+        fine | {"version": 2, "source": "a wiki"},
+        fine | {"version": 2, "metadata": ["a"]},
+    ]
+    source.write_text("\n".join(json.dumps(line) for line in [*halves, fine]))
+    readable = tmp_path / "half.json"
+    readable.write_text(json.dumps({"format": FORMAT, "memories": 5}))
+    async with home(url, tmp_path) as server:
+        assert not await _import_memories(server.client, source, {}, 200)
+        told = capsys.readouterr().err
+        assert all(f"half.jsonl:{number}: " in told for number in (1, 2, 3)), told
+        assert "1 memories imported, 0 there already, 3 failed" in told
+        with pytest.raises(InvalidRequest, match="not an export"):
+            await _import_memories(server.client, readable, {}, 200)
+
+
+async def test_a_readable_file_has_a_content_that_is_empty(tmp_path: Path) -> None:
+    url, readable = f"sqlite:///{tmp_path}/data/server.db", tmp_path / "all.json"
+    async with home(url, tmp_path) as server:
+        body = {"kind": "context", "content": {}}
+        written = await server.call("POST", "/memories", body, status=201)
+        with readable.open("w") as out:
+            assert await _write_readable(server.client.memories.export(), out) == 1
+        await server.call("DELETE", f"/memories/{written['id']}")
+        assert await _import_memories(server.client, readable, {}, 200)
+        assert (await server.call("GET", f"/memories/{written['id']}"))["content"] == {}
 
 
 @pytest.mark.parametrize("media_type", ["text/html", "application/pdf"])

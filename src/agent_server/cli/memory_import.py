@@ -204,13 +204,14 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
     except ValueError as error:  # UnicodeDecodeError is one.
         wrong = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "not JSON"
         raise InvalidRequest(f"{str(source)!r} is {wrong}: {error}.") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    memories = data.get("memories", []) if isinstance(data, dict) else None
+    if not isinstance(memories, list) or data.get("format") != FORMAT:
         raise InvalidRequest(
             f"{str(source)!r} is not an export of memories.",
             hint=f'It must be an object with "format": "{FORMAT}" and "memories": […]. To import it '
             "as a document, name it .txt.",
         )
-    for number, memory in enumerate(data.get("memories") or (), start=1):
+    for number, memory in enumerate(memories, start=1):
         yield number, json.dumps(memory, sort_keys=True)
 
 
@@ -221,14 +222,16 @@ def _memory(line: str, given: dict[str, Any], seen: Counter[str]) -> MemoryInput
         raise ValueError("is not a JSON object")
     if not _encodable(json.dumps(fields, ensure_ascii=False)):
         raise ValueError("holds half a character (a lone surrogate), which cannot be sent")
-    if "version" in fields:  # An export, which says more than can be written.
+    details = [fields.get(name) or {} for name in ("source", "metadata")]
+    if "version" in fields and all(isinstance(one, dict) for one in details):
+        # An export, which says more than can be written.
         source = {name: value for name, value in (fields.get("source") or {}).items() if value}
         # What was imported before keeps the source that it had at first.
         metadata = {"exported_source": source, **(fields.get("metadata") or {})}
         fields = {name: fields[name] for name in _KEPT if fields.get(name) is not None}
         fields["metadata"] = metadata
         # The text of a document with its headings, whatever it was read from.
-        fields |= {"media_type": _media_type(metadata)} if fields["kind"] == "document" else {}
+        fields |= {"media_type": _media_type(metadata)} if fields.get("kind") == "document" else {}
     if "id" not in fields:
         seen[line] += 1
         digest = sha256(line.encode("utf-8", "surrogatepass")).hexdigest()
@@ -296,7 +299,8 @@ async def _write_readable(found: AsyncIterator[Any], out: TextIO) -> int:
     out.write(json.dumps(head, indent=2)[:-2] + ',\n  "memories": [')
     count = 0
     async for memory in found:
-        fields = {k: v for k, v in memory.model_dump(mode="json").items() if v not in (None, {})}
+        said = memory.model_dump(mode="json").items()
+        fields = {k: v for k, v in said if k == "content" or v not in (None, {})}
         text = _json(fields, indent=2).replace("\n", "\n    ")
         out.write(f"{',' if count else ''}\n    {text}")
         count += 1
