@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
@@ -328,6 +329,42 @@ async def test_the_pieces_of_a_document_are_listed_in_their_order_and_found_by_t
         wrong = {"cursor": listed["next_cursor"], "part_of": whole["id"]}
         refused = await server.call("GET", "/memories", status=422, **wrong)
         assert refused["code"] == "invalid_cursor"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ["2026-01-01T00:00:00+00:00", "mem_\x00 1"],
+        ["2026-01-01T00:00:00+00:00", "mem_\ud800 1"],
+        ["2026-01-01T00:00:00+00:00", "mem_a " + "9" * 40],
+        ["0001-01-01T00:00:00+14:00", "mem_a 1"],
+        ["2026-01-01T00:00:00", "mem_a 1"],
+        ["2026-01-01T00:00:00+00:00", 1],
+        {"at": "2026-01-01T00:00:00+00:00"},
+    ],
+)
+async def test_a_cursor_that_no_page_gave_is_refused(url: str, tmp_path: Path, place: Any) -> None:
+    cursor = base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+    async with home(url, tmp_path) as server:
+        for path in ("/memories", "/sessions", "/runs"):
+            if path != "/memories" and "9" * 40 in str(place):
+                continue  # There it is an id as good as any.
+            refused = await server.call("GET", path, status=422, cursor=cursor)
+            assert refused["code"] == "invalid_cursor"
+
+
+@pytest.mark.parametrize("content", ["", "  \n", None])
+async def test_a_memory_is_neither_written_nor_made_blank(
+    url: str, tmp_path: Path, content: Any
+) -> None:
+    async with home(url, tmp_path) as server:
+        body = {"kind": "knowledge", "content": content}
+        await server.call("POST", "/memories", body, status=422)
+        body["content"] = {}
+        made = await server.call("POST", "/memories", body, status=201)
+        path = f"/memories/{made['id']}"
+        await server.call("PATCH", path, {"content": content}, status=422)
+        assert (await server.call("PATCH", path, {"content": []}))["content"] == []
 
 
 async def test_a_pdf_is_sent_in_base64_and_what_is_none_is_refused(

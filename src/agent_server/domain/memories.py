@@ -47,6 +47,11 @@ class MemorySource(Frozen):
     principal: str | None = None
 
 
+def _refuse_blank(content: JsonValue) -> None:
+    if content is None or (isinstance(content, str) and not content.strip()):
+        raise ValueError("content must not be empty")
+
+
 class MemoryDraft(Frozen):
     """One memory as a caller writes it: the body of ``POST /api/v1/memories``."""
 
@@ -83,8 +88,7 @@ class MemoryDraft(Frozen):
 
     @model_validator(mode="after")
     def _not_empty(self) -> MemoryDraft:
-        if self.content is None or (isinstance(self.content, str) and not self.content.strip()):
-            raise ValueError("content must not be empty")
+        _refuse_blank(self.content)
         return self
 
 
@@ -176,12 +180,8 @@ class MemoryChange(Frozen):
     def _says_something(self) -> MemoryChange:
         if not self.model_fields_set:
             raise ValueError("name at least one field to change")
-        if (
-            "content" in self.model_fields_set
-            and not self.content
-            and self.content not in (0, False)
-        ):
-            raise ValueError("content must not be empty")
+        if "content" in self.model_fields_set:
+            _refuse_blank(self.content)
         if "metadata" in self.model_fields_set and self.metadata is None:
             raise ValueError("metadata must be an object; {} empties it")
         return self

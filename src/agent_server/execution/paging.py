@@ -4,10 +4,9 @@ Leans on nothing but the standard library. Refuses to know what is listed.
 """
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Generic, TypeVar
 
 from agent_server.domain.errors import InvalidCursor
@@ -35,9 +34,10 @@ def decode_cursor(cursor: str) -> tuple[datetime, str]:
         padded = cursor + "=" * (-len(cursor) % 4)
         at, identity = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
         moment = datetime.fromisoformat(at)
-        if moment.tzinfo is None or not isinstance(identity, str):
+        if moment.tzinfo is None or not isinstance(identity, str) or not identity.isprintable():
             raise ValueError("not a cursor of this server")
-    except (ValueError, TypeError, binascii.Error, UnicodeError) as error:
+        moment = moment.astimezone(timezone.utc)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise unknown_cursor(cursor) from error
     return moment, identity
 

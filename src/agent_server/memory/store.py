@@ -433,7 +433,8 @@ def _after(cursor: str, pieces: bool) -> ColumnElement[bool]:
     at, identity = decode_cursor(cursor)
     last, _, version = identity.partition(" ")
     # Earlier servers named no version, and went on with the next memory.
-    if not (version or "0").isdecimal() or (pieces and not last.isdecimal()):
+    numbers = [version or "0", *([last] if pieces else [])]
+    if not all(number.isdecimal() and len(number) < 10 for number in numbers):
         raise unknown_cursor(cursor)
     older = m.c.version < int(version or 0)
     if pieces:

@@ -72,7 +72,8 @@ def made_from(connection: Connection, tenant: str, run_ids: Iterable[str], key: 
             made = select(runs.c.id).where(runs.c.tenant == tenant, column.in_(part))
             found |= set(connection.execute(made).scalars())
         k = idempotency_keys.c
-        begun = (k.tenant == tenant, k.key.in_([f"{key}{run_id}" for run_id in part]))
+        keys = k.key.in_([f"{key}{run_id}" for run_id in part])
+        begun = (k.tenant == tenant, keys, k.run_id != "")  # It is empty where no run was begun.
         found |= set(connection.execute(select(k.run_id).where(*begun)).scalars())
     return found
 
