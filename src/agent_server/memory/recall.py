@@ -135,6 +135,8 @@ class _Read(NamedTuple):
     """1 if it is among the best by text. Of a row whose serial is -n: how many have word n."""
 
 
+_Wording = tuple[str, str | None]
+"""A memory's words, and its author."""
 AT_SERIAL, AT_SPACE = _Read._fields.index("serial"), _Read._fields.index("space")
 """Hundreds are read for each query: most stay as the driver gives them."""
 
@@ -197,17 +199,21 @@ class Recall:
         periods = periods_in(query.query[:MAX_QUERY_CHARS], now)
         facets = [self._has_value(spaces, key, value) for key, value in query.filter.items()]
 
-        def candidates(query: MemoryQuery) -> tuple[list[Sequence[Any]], dict[str, int]]:
+        most = _Most(
+            max(TEXT_CANDIDATES, query.limit), max(VECTOR_CANDIDATES, 2 * query.limit),
+            min(max(ROOTS, 2 * query.limit), MOST_ROOTS) if query.mode != "vector" else 0,
+        )  # fmt: skip
+
+        def candidates(
+            query: MemoryQuery, *known: ColumnElement[bool]
+        ) -> tuple[list[Sequence[Any]], dict[str, int]]:
             asked = _Asked(
                 self._store, words, periods if words else [], vectors,
-                found_by(connection.dialect.name, query, now, *facets),
-                _Most(
-                    max(TEXT_CANDIDATES, query.limit), max(VECTOR_CANDIDATES, 2 * query.limit),
-                    min(max(ROOTS, 2 * query.limit), MOST_ROOTS) if query.mode != "vector" else 0,
-                ),
-                bool(query.filter),
+                found_by(connection.dialect.name, query, now, *facets, *known),
+                most,
+                bool(query.filter or known),
             )  # fmt: skip
-            return asked.rows(connection, spaces, statistics, narrows(query))
+            return asked.rows(connection, spaces, statistics, bool(known) or narrows(query))
 
         rows, counts = candidates(query)
         rare = {word: rarity(count, statistics.rows) for word, count in counts.items() if count}
@@ -224,17 +230,22 @@ class Recall:
         )
         weights = self._weights if query.mode != "vector" else VECTORS_ALONE
         kinds = frozenset(query.kinds or KINDS)
+        repeated: set[_Wording] = set()
+        more = rows
         while True:
             ranked = rank(sought, _candidates(rows, list(rare)), weights)
-            kept, full = _kept(query, rows, ranked)
-            if len(kept) >= query.limit or kinds.isdisjoint(full) or not kinds - full:
+            kept, full, repeats = _kept(query, rows, ranked)
+            crowded = not kinds.isdisjoint(full) or (most.reached(more) and repeats - repeated)
+            if len(kept) >= query.limit or not kinds - full or not crowded:
                 return self._answer(connection, kept, ranked)
-            # Of these kinds there are enough, and they took the places of others.
+            # Of these kinds, and of these wordings, there are enough: they took others' places.
             kinds -= full
+            repeated |= repeats
             others = tuple(kind for kind in KINDS if kind in kinds)
-            more, _ = candidates(query.model_copy(update={"kinds": others}))
+            known = [_not_worded(wording) for wording in repeated]
+            more, _ = candidates(query.model_copy(update={"kinds": others}), *known)
             there = {row[AT_SERIAL] for row in rows}
-            rows += [row for row in more if row[AT_SERIAL] not in there]
+            rows = [*rows, *(row for row in more if row[AT_SERIAL] not in there)]
 
     def _answer(
         self, connection: Connection, kept: Sequence[tuple[int, int]], ranked: Ranked
@@ -307,6 +318,13 @@ class _Most(NamedTuple):
     roots: int
     """So many of the best of each kind have their neighbours looked at."""
 
+    def reached(self, read: Sequence[Sequence[Any]]) -> bool:
+        """Whether more may have been found than are in ``read``."""
+        rows = [_Read._make(row) for row in read]
+        return sum(row.by_text for row in rows) >= self.by_text or (
+            sum(row.cosine is not None for row in rows) >= self.by_vector
+        )
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -336,11 +354,7 @@ class _Asked:
         beside = [_Read._make(row) for row in read if row[AT_SPACE] is None]
         counts = {self.words[-row.serial - 1]: row.by_text for row in beside if row.serial < 0}
         if not narrow and len(counts) < len(beside):
-            rows = [_Read._make(row) for row in read if row[AT_SERIAL] > 0]
-            full = sum(row.by_text for row in rows) >= self.most.by_text or (
-                sum(row.cosine is not None for row in rows) >= self.most.by_vector
-            )
-            if full:
+            if self.most.reached([row for row in read if row[AT_SERIAL] > 0]):
                 return self.rows(connection, spaces, statistics, True)
         return found, counts
 
@@ -512,12 +526,13 @@ V = TypeVar("V")
 
 def _kept(
     query: MemoryQuery, rows: Sequence[Sequence[Any]], ranked: Ranked
-) -> tuple[list[tuple[int, int]], set[MemoryKind]]:
+) -> tuple[list[tuple[int, int]], set[MemoryKind], set[_Wording]]:
     """The first ``limit`` without two of the same wording, and no more of a kind than asked: their
-    places and serials. And the kinds of which there were more."""
+    places and serials. And the kinds and the wordings of which there were more."""
     kept: list[tuple[int, int]] = []
     full: set[MemoryKind] = set()
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[_Wording] = set()
+    repeats: set[_Wording] = set()
     kinds: Counter[str] = Counter()
     for i in ranked.order:
         if len(kept) >= query.limit:
@@ -527,6 +542,7 @@ def _kept(
             continue
         wording = (row.words, row.author)
         if wording in seen:
+            repeats.add(wording)
             continue
         if kinds[row.kind] >= query.limits.get(row.kind, query.limit):
             full.add(row.kind)
@@ -534,7 +550,12 @@ def _kept(
         seen.add(wording)
         kinds[row.kind] += 1
         kept.append((i, row.serial))
-    return kept, full
+    return kept, full, repeats
+
+
+def _not_worded(wording: _Wording) -> ColumnElement[bool]:
+    words, author = wording
+    return or_(m.c.words != words, m.c.author.is_distinct_from(author))
 
 
 def _keep(known: dict[K, V], key: K, value: V) -> None:

@@ -212,6 +212,17 @@ class MemoryStoreContract:
         with pytest.raises(Conflict):
             await store.edit(ONE, old.memory.id, MemoryChange(content="x"), source=MemorySource())
 
+    async def test_what_was_said_again_and_again_takes_the_place_of_nothing_else(
+        self, store: Memories
+    ) -> None:
+        again = [fact("The kiln is hot", author=name) for name in ("ada", "bob") for _ in range(90)]
+        others = [fact(f"The kiln was hot on day {n} of the long first firing") for n in range(12)]
+        for part in (again[:90], again[90:], others):
+            await store.add(ONE, part)
+        found = await _search(store, "kiln hot", limit=10)
+        assert len({(one.content, one.author) for one in found}) == len(found) == 10
+        assert {one.author for one in found} >= {"ada", "bob"}
+
     async def test_whoever_is_spared_keeps_its_key_and_the_other_is_kept_without_one(
         self, store: Memories
     ) -> None:
