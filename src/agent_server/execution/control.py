@@ -214,9 +214,7 @@ class Control:
 
 def _open_run(connection: Connection, tenant: Tenant, run_id: str) -> Any:
     """The run, which has not ended."""
-    row = store.run_row(connection, tenant, run_id)
-    if row is None:
-        raise NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")
+    row = store.known_run_row(connection, tenant, run_id)
     if RunStatus(row.status).ended:
         raise RunEnded(
             f"The run {run_id!r} has already ended: {row.status}.",

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from agent_server.domain.base import utcnow
 from agent_server.domain.errors import (
@@ -63,7 +63,7 @@ class Halts:
 
         def transaction(connection: Connection) -> Told:
             root = store.locked_task(connection, run_id, "")
-            _open(store.run_row(connection, tenant, run_id), run_id)
+            _open(store.known_run_row(connection, tenant, run_id))
             if root is None or root.halt == store.PAUSE:
                 return []
             store.pause_tasks(connection, run_id, path)
@@ -91,7 +91,7 @@ class Halts:
 
         def transaction(connection: Connection) -> Told:
             root = store.locked_task(connection, run_id, "")
-            row = _open(store.run_row(connection, tenant, run_id), run_id)
+            row = _open(store.known_run_row(connection, tenant, run_id))
             freed = store.unpause_tasks(connection, run_id, path)
             if not freed:
                 if path or not store.awaits(connection, run_id, signal_awaited(REVIEWED)):
@@ -137,7 +137,7 @@ class Halts:
 
         def transaction(connection: Connection) -> Told:
             store.locked_task(connection, run_id, "")
-            row = _open(store.run_row(connection, tenant, run_id), run_id)
+            row = _open(store.known_run_row(connection, tenant, run_id))
             made = store.last_event(connection, tenant, run_id, ("plan.created", "plan.revised"))
             if made is None or not store.awaits(connection, run_id, signal_awaited(REVIEWED)):
                 raise Conflict(
@@ -174,7 +174,7 @@ class Halts:
         def transaction(connection: Connection) -> Told:
             now = utcnow()
             row = store.locked_task(connection, run_id, path)
-            _open(store.run_row(connection, tenant, run_id), run_id)
+            _open(store.known_run_row(connection, tenant, run_id))
             if row is None or row.status not in store.LIVE:
                 found = "gone" if row is None else row.status
                 raise Conflict(f"The task {task!r} has already ended: {found}.")
@@ -244,12 +244,10 @@ class Halts:
         self._roster.offer()
 
 
-def _open(row: Any, run_id: str) -> Any:
+def _open(row: Row[Any]) -> Row[Any]:
     """The run's row, which has not ended."""
-    if row is None:
-        raise NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")
     if RunStatus(row.status).ended:
-        raise RunEnded(f"The run {run_id!r} has already ended: {row.status}.")
+        raise RunEnded(f"The run {row.id!r} has already ended: {row.status}.")
     return row
 
 

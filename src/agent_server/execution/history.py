@@ -21,7 +21,6 @@ from agent_server.domain.errors import (
     FieldError,
     IdempotencyMismatch,
     InvalidRequest,
-    NotFound,
 )
 from agent_server.domain.history import (
     Comparison,
@@ -192,22 +191,17 @@ class History:
         )
 
     async def _whole(self, tenant: Tenant, run_id: str) -> Whole:
-        def fetch(connection: Connection) -> Whole | None:
-            row = store.run_row(connection, tenant, run_id)
-            found = None if row is None else store.whole(connection, row)
+        def fetch(connection: Connection) -> Whole:
+            found = store.whole(connection, store.known_run_row(connection, tenant, run_id))
             # Looked at behind the rest, which may have gone meanwhile.
-            row = store.run_row(connection, tenant, run_id)
-            if row is not None and row.trimmed:
+            if store.known_run_row(connection, tenant, run_id).trimmed:
                 raise Conflict(
                     f"The events and steps of the run {run_id!r} were deleted: it is too old.",
                     hint="AGENT_SERVER_RETENTION_DETAIL_DAYS says how long they are kept.",
                 )
-            return None if row is None else found
+            return found
 
-        found = await self._runs.database.read(fetch)
-        if found is None:
-            raise NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")
-        return found
+        return await self._runs.database.read(fetch)
 
     def _origin(
         self,

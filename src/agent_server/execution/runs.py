@@ -114,9 +114,9 @@ class Follow:
     async def __aenter__(self) -> "Follow":
         if self._new:
             return self
-        row = await self._runs.database.read(lambda c: store.run_row(c, self._tenant, self._run_id))
-        if row is None:
-            raise _no_run(self._run_id)
+        row = await self._runs.database.read(
+            lambda c: store.known_run_row(c, self._tenant, self._run_id)
+        )
         # Nobody can have seen more than there is.
         self._last = min(self._last, row.last_seq)
         self._over = RunStatus(row.status).ended
@@ -292,8 +292,7 @@ class Runs:
             if takes or new.lane is not None:
                 store.hold_off(connection, tenant)  # Else an erasure may miss what this one takes.
             for taken in takes:
-                if store.run_row(connection, tenant, taken) is None:
-                    raise _no_run(taken)
+                store.known_run_row(connection, tenant, taken)
             if given is not None:
                 given(connection)
             start, busy = direct, False
@@ -394,16 +393,12 @@ class Runs:
 
     async def get(self, tenant: Tenant, run_id: str) -> Run:
         """The run; raises ``NotFound``, for another tenant's too."""
-        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
-        if row is None:
-            raise _no_run(run_id)
+        row = await self.database.read(lambda c: store.known_run_row(c, tenant, run_id))
         return store.run_of(row)
 
     async def submitted(self, tenant: Tenant, run_id: str) -> tuple[Run, RunRequest]:
         """The run, and what was asked for; raises ``NotFound``."""
-        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
-        if row is None:
-            raise _no_run(run_id)
+        row = await self.database.read(lambda c: store.known_run_row(c, tenant, run_id))
         return store.run_of(row), RunRequest.model_validate(row.request)
 
     async def conversation(self, tenant: Tenant, run_id: str) -> "Items":
@@ -422,9 +417,7 @@ class Runs:
         before its end."""
 
         def transaction(connection: Connection) -> set[str]:
-            row = store.run_row(connection, tenant, run_id)
-            if row is None:
-                raise _no_run(run_id)
+            row = store.known_run_row(connection, tenant, run_id)
             if not RunStatus(row.status).ended:
                 raise Conflict(
                     f"The run {run_id!r} has not ended: {row.status}.", hint="Cancel it first."
@@ -504,9 +497,7 @@ class Runs:
         """What is said of the run's end; nothing where whoever carries it out ends it."""
         # The root first and locked: until the end of this, the run cannot end otherwise.
         root = store.root_status(connection, run_id)
-        row = store.run_row(connection, tenant, run_id)
-        if row is None:
-            raise _no_run(run_id)
+        row = store.known_run_row(connection, tenant, run_id)
         if RunStatus(row.status).ended:
             raise RunEnded(
                 f"The run {run_id!r} has already ended: {row.status}.",
@@ -547,9 +538,7 @@ class Runs:
 
     async def request(self, tenant: Tenant, run_id: str) -> RunRequest:
         """What the run was submitted with, a workflow's definition included."""
-        row = await self.database.read(lambda c: store.run_row(c, tenant, run_id))
-        if row is None:
-            raise _no_run(run_id)
+        row = await self.database.read(lambda c: store.known_run_row(c, tenant, run_id))
         return RunRequest.model_validate(row.request)
 
     async def plan(self, tenant: Tenant, run_id: str) -> PlanState:
@@ -604,7 +593,3 @@ class Runs:
             for row in rows
         ]
         return Page(data, next_cursor)
-
-
-def _no_run(run_id: str) -> NotFound:
-    return NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")

@@ -198,7 +198,6 @@ class Recall:
             words = self._rarest(connection, spaces, words)
         periods = periods_in(query.query[:MAX_QUERY_CHARS], now)
         facets = [self._has_value(spaces, key, value) for key, value in query.filter.items()]
-
         most = _Most(
             max(TEXT_CANDIDATES, query.limit), max(VECTOR_CANDIDATES, 2 * query.limit),
             min(max(ROOTS, 2 * query.limit), MOST_ROOTS) if query.mode != "vector" else 0,
@@ -235,8 +234,8 @@ class Recall:
         while True:
             ranked = rank(sought, _candidates(rows, list(rare)), weights)
             kept, full, repeats = _kept(query, rows, ranked)
-            crowded = not kinds.isdisjoint(full) or (most.reached(more) and repeats - repeated)
-            if len(kept) >= query.limit or not kinds - full or not crowded:
+            crowded = kinds & full or repeats - repeated
+            if len(kept) >= query.limit or not (crowded and kinds - full and most.reached(more)):
                 return self._answer(connection, kept, ranked)
             # Of these kinds, and of these wordings, there are enough: they took others' places.
             kinds -= full

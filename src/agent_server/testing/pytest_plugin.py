@@ -34,6 +34,7 @@ class RunItem(pytest.Item):
     """The replay of one recorded run."""
 
     def runtest(self) -> None:
+        # Here, since pytest loads this file in every project that has the package.
         import anyio
 
         from agent_server.settings import load_settings

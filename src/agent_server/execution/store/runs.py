@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, tuple_, update
 
+from agent_server.domain.errors import NotFound
 from agent_server.domain.runs import Run, RunRequest, RunStatus, WaitingFor
 from agent_server.execution.ports import LostLease
 from agent_server.execution.store.columns import ENDED, error_of, usage_of
@@ -32,6 +33,14 @@ _ENGINE_RUN = select(runs).where(runs.c.id == bindparam("run"))
 
 def run_row(connection: Connection, tenant: str, run_id: str) -> Row[Any] | None:
     return connection.execute(_RUN, {"run": run_id, "tenant": tenant}).one_or_none()
+
+
+def known_run_row(connection: Connection, tenant: str, run_id: str) -> Row[Any]:
+    """The run's row; raises ``NotFound``, for another tenant's too."""
+    row = run_row(connection, tenant, run_id)
+    if row is None:
+        raise NotFound(f"There is no run {run_id!r}.", hint="GET /api/v1/runs lists them.")
+    return row
 
 
 def engine_run_row(connection: Connection, run_id: str) -> Row[Any]:
