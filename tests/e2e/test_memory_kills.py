@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,17 @@ def test_an_import_that_is_killed_is_finished_by_a_second_one_without_a_double(
     assert 0 < before < LINES and before % 25 == 0
     again = house.run("memory", "import", str(source), "--batch", "100", "--server", api.url)
     assert again.exit_code() == 0, again.output
-    assert f"{LINES - before} memories imported, {before} there already, 0 fail" in again.output
+    told = re.search(r"(\d+) memories imported, (\d+) there already, 0 failed", again.output)
+    assert told, again.output
+    new, there = int(told[1]), int(told[2])
+    assert new + there == LINES
+    # What a killed command had sent last may have been written after the look.
+    assert there in ({before, before + 25} if victim == "command" else {before})
     found = everything(api, session_id="s")
     assert len(found) == LINES
     assert sorted(memory["position"] for memory in found) == list(range(LINES))
-    told = [memory["content"] for memory in sorted(found, key=lambda m: m["position"])]
-    assert told == [f"line {n % 700}" for n in range(LINES)]
+    texts = [memory["content"] for memory in sorted(found, key=lambda m: m["position"])]
+    assert texts == [f"line {n % 700}" for n in range(LINES)]
     api.http.close()
 
 

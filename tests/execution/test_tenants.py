@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Connection, select, update
 
 from agent_server.domain.base import utcnow
+from agent_server.domain.errors import NotFound
 from agent_server.domain.ids import DEFAULT_TENANT, Tenant
 from agent_server.execution import store
 from agent_server.execution.store.conversations import conversation
@@ -20,12 +21,22 @@ from agent_server.storage.tables import runs, steps, tasks
 from tests.memory.kit import home
 
 US, THEM = DEFAULT_TENANT, Tenant("them")
+
+
+def _known(connection: Connection, tenant: Tenant, run: str) -> Any:
+    try:
+        return store.known_run_row(connection, tenant, run)
+    except NotFound:
+        return None
+
+
 READERS: dict[str, Callable[[Connection, Tenant, str], Any]] = {
     "approval_row": lambda c, t, run: store.approval_row(c, "appr_1", t),
     "conversation": lambda c, t, run: conversation(c, t, run),
     "event_rows": lambda c, t, run: store.event_rows(c, t, run, 0, 9),
     "events_of": lambda c, t, run: store.events_of(c, t, run, ("run.created",)),
     "files_named": lambda c, t, run: store.files_named(c, t, [run]),
+    "known_run_row": _known,
     "last_event": lambda c, t, run: store.last_event(c, t, run, ("run.created",)),
     "list_approval_rows": lambda c, t, run: store.list_approval_rows(
         c, t, status=None, run_id=run, subject=None, now=utcnow(), before=None, limit=9
